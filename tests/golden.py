@@ -1,0 +1,213 @@
+"""Numbers produced by the authors' code, and a ledger of which of them were really compared.
+
+``load("swav/sinkhorn.npz")`` opens ``tests/golden/swav/sinkhorn.npz``. A test takes its inputs with ``given`` and hands
+its own results to ``agree`` (within the tolerance pinned below), ``exact`` or ``agree_fraction``. When the whole suite has
+run, ``tests/conftest.py`` fails it if an array of a copied file was never touched, or a file was read and never compared.
+
+Tolerances stand here once, from the README that came with the numbers, and cannot be passed by a test.
+``tests/golden/PINNED`` holds a digest of every file and of its tolerance: neither can be changed unnoticed.
+``python tests/golden.py pin`` adds the lines of newly copied files; it refuses to change an existing line.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent / "golden"
+PINNED = ROOT / "PINNED"
+
+# file pattern -> {array pattern: (rtol, atol)}; the first array pattern that fits wins. (0, 0) means equal.
+# "scaled": atol is a fraction of the largest absolute value of the golden array.
+TOLERANCES: dict[str, dict[str, Any]] = {
+    "swav/sinkhorn*.npz": {"*": (0, 2e-5)},
+    "swav/swav_loss.npz": {"*queue*": (0, 1e-6), "*": (0, 2e-5)},
+    "swav/lr_schedule.npz": {"*": (0, 1e-12)},
+    "swav/larc.npz": {"*": (0, 1e-5)},
+    "swav/deepclusterv2_kmeans*.npz": {"*assign*": (0, 0), "*": (0, 1e-5)},
+    "swav/deepclusterv2_epoch.npz": {"loss": (0, 2e-5), "*": (0, 1e-6)},
+    "swav/unmix_bbox.npz": {"*": (0, 0)},
+    "swav/unmix_swav.npz": {"*mixed*": (0, 1e-6), "*queue*": (0, 1e-6), "*total*": (0, 1e-4), "*": (0, 3e-5)},
+    "swav/unmix_moco.npz": {"*mixed*": (0, 1e-6), "*": (0, 3e-5)},
+    "swav/eval_linear.npz": {"linear_lr*": (0, 1e-9), "*": (0, 1e-4)},
+    "swav/resnet_forward.npz": {"*trainmode*": ("scaled", 1e-3), "*emb*": (0, 1e-5), "*scores*": (0, 2e-5), "*": ("scaled", 2e-5)},
+    "pic/pic_loss.npz": {"*": (1e-4, 1e-6)},
+    "pic/instdisc_loss.npz": {"*": (1e-4, 1e-6)},
+    "pic/moco_world*.npz": {"*ptr*": (0, 0), "*": (1e-4, 1e-6)},
+    "pic/simclr_world*.npz": {"*": (1e-4, 1e-6)},
+    "pic/lars.npz": {"*": (1e-5, 1e-8)},
+    "pic/lr_schedules.npz": {"*": (1e-9, 0)},
+    "pic/sliding_window.npz": {"*": (0, 0)},
+    "pic/forwards.npz": {"*": ("scaled", 2e-4)},
+    "sela/sinkhorn_*.npz": {"*err": (1e-3, 0), "*": (1e-6, 1e-12)},
+    "sela/schedules.npz": {"*times*": (1e-12, 0), "*lr*": (1e-9, 0), "*": (0, 0)},
+    "sela/cluster_scores.npz": {"*": (0, 1e-9)},
+    "sela/forwards.npz": {"*lp_*": ("scaled", 1e-3), "*": ("scaled", 2e-4)},
+    "sela/knn.npz": {"*": (0, 0)},
+    "deepercluster/sobel.npz": {"*": (0, 1e-5)},
+    "deepercluster/sobel2rgb.npz": {"*": (0, 1e-4)},
+    "deepercluster/vgg16_*.npz": {"*": (1e-3, 1e-3)},
+    "deepercluster/alexnet_sobel.npz": {"*": (1e-3, 1e-3)},
+    "deepercluster/deepcluster_vgg16_conv_sobel_pad1.npz": {"*": (1e-3, 1e-3)},
+    "deepercluster/pca_whiten.npz": {"*": (0, 1e-4)},
+    "deepercluster/kmeans.npz": {"*label*": (0, 0), "*": (0, 1e-5)},
+    "deepercluster/hierarchical.npz": {"*label*": (0, 0), "*": (0, 1e-5)},
+    "deepercluster/lr_schedules.npz": {"*": (0, 1e-12)},
+    "deepercluster/kfold.npz": {"*": (0, 0)},
+    "deepercluster/voc_map.npz": {"*": (0, 1e-6)},
+    "deepercluster/voc_labels.npz": {"*": (0, 0)},
+    "deepercluster/voc_train_steps.npz": {"*": (0, 1e-4)},
+    "deepercluster/reglog_conv13.npz": {"*": (0, 1e-4)},
+    "deepercluster/rotations.npz": {"*": (0, 0)},
+    "deepercluster/uniform_samplers.npz": {"*": (0, 0)},
+    "deepercluster/train_epoch.npz": {"*": (0, 1e-5)},
+    "deepercluster/deepcluster_pic.npz": {"*": (0, 1e-5)},
+    "deepercluster/deepcluster_kmeans_objective.npz": {"*": (0, 0)},
+    "deepercluster/rotnet_*.npz": {"*": (1e-3, 1e-3)},
+    "*.json": {"*": (0, 0)},
+}
+
+given: dict[str, set[str]] = defaultdict(set)
+compared: dict[str, set[str]] = defaultdict(set)
+
+
+def tolerances(file: str) -> dict[str, Any]:
+    for pattern, table in TOLERANCES.items():
+        if fnmatch.fnmatch(file, pattern):
+            return table
+    raise KeyError(f"{file}: no tolerance in tests/golden.py; take it from the README of its family")
+
+
+def numpy_of(value: Any) -> np.ndarray:
+    """A tensor (any device, any precision), array, list or number as a numpy array."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) in ("torch.bfloat16", "torch.float16") else value
+        return value.numpy()
+    return np.asarray(value)
+
+
+class Golden:
+    """One golden ``.npz``: inputs by ``given``, outputs by ``agree``, ``exact``, ``agree_fraction`` or ``checked``."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.table = tolerances(file)
+        with np.load(ROOT / file) as data:
+            self.arrays = {name: data[name] for name in data.files}
+        raw = self.arrays.pop("meta", None)
+        self.meta = None if raw is None else json.loads(str(raw))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.arrays)
+
+    def given(self, name: str) -> np.ndarray:
+        """An input of the computation (or a number that says how it was made)."""
+        given[self.file].add(name)
+        return self.arrays[name]
+
+    def agree(self, name: str, actual: Any, part: Any = ()) -> None:
+        """``actual`` equals the golden array (or its slice ``part``) within the pinned tolerance."""
+        compared[self.file].add(name)
+        expected, actual = self.arrays[name][part], numpy_of(actual)
+        assert expected.shape == actual.shape, f"{self.file}:{name}: shape {actual.shape}, expected {expected.shape}"
+        rtol, atol = next(tol for pattern, tol in self.table.items() if fnmatch.fnmatch(name, pattern))
+        if rtol == "scaled":
+            rtol, atol = 0.0, atol * float(np.abs(expected).max())
+        np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=f"{self.file}:{name}")
+
+    def exact(self, name: str, actual: Any, part: Any = ()) -> None:
+        """``actual`` equals the golden array to the last bit: labels, indices, counts."""
+        compared[self.file].add(name)
+        np.testing.assert_array_equal(numpy_of(actual), self.arrays[name][part], err_msg=f"{self.file}:{name}")
+
+    def agree_fraction(self, name: str, actual: Any, fraction: float) -> None:
+        """At least ``fraction`` of the entries are equal; only where the README allows near-ties."""
+        compared[self.file].add(name)
+        expected, actual = self.arrays[name], numpy_of(actual)
+        assert expected.shape == actual.shape, f"{self.file}:{name}: shape {actual.shape}, expected {expected.shape}"
+        share = float((expected == actual).mean())
+        assert share >= fraction, f"{self.file}:{name}: only {share:.4f} equal, {fraction} wanted"
+
+    def checked(self, name: str, reason: str) -> np.ndarray:
+        """An array of which only a property can be tested (signs, ties, random draws); the caller asserts it."""
+        assert reason
+        compared[self.file].add(name)
+        return self.arrays[name]
+
+
+def load(file: str) -> Golden:
+    return Golden(file)
+
+
+def load_json(file: str) -> Any:
+    """A golden ``.json``; reading it counts as comparing it, entry by entry is the test's duty."""
+    compared[file].add("*")
+    return json.loads((ROOT / file).read_text())
+
+
+def files() -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.suffix in (".npz", ".json"))
+
+
+def ledger() -> dict[str, dict[str, list[str]]]:
+    """What this process has read so far, in a form that crosses process borders."""
+    return {"given": {f: sorted(n) for f, n in given.items()}, "compared": {f: sorted(n) for f, n in compared.items()}}
+
+
+def merge(other: dict[str, dict[str, list[str]]]) -> None:
+    for mine, theirs in ((given, other["given"]), (compared, other["compared"])):
+        for file, names in theirs.items():
+            mine[file].update(names)
+
+
+def complaints() -> list[str]:
+    """Golden numbers that a run of the whole suite left untouched."""
+    found = []
+    for file in files():
+        if not compared[file]:
+            found.append(f"tests/golden/{file}: copied, and no test compares it")
+        elif file.endswith(".npz"):
+            with np.load(ROOT / file) as data:
+                names = set(data.files) - {"meta"}
+            for name in sorted(names - given[file] - compared[file]):
+                found.append(f"tests/golden/{file}: array {name} is neither read nor compared")
+    return found
+
+
+def pins() -> dict[str, str]:
+    """Digest of each golden file together with its tolerance."""
+    out = {}
+    for file in files():
+        digest = hashlib.sha256((ROOT / file).read_bytes())
+        digest.update(json.dumps(tolerances(file), sort_keys=True).encode())
+        out[file] = digest.hexdigest()
+    return out
+
+
+def pinned() -> dict[str, str]:
+    if not PINNED.exists():
+        return {}
+    return {file: digest for digest, file in (line.split() for line in PINNED.read_text().splitlines())}
+
+
+def pin() -> None:
+    old, new = pinned(), pins()
+    changed = [file for file in old if new.get(file) != old[file]]
+    if changed:
+        sys.exit(f"error: {', '.join(changed)}: the file or its tolerance differs from tests/golden/PINNED; restore it")
+    PINNED.write_text("".join(f"{new[file]}  {file}\n" for file in sorted(new)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["pin"]:
+        sys.exit("usage: python tests/golden.py pin")
+    pin()

@@ -1,0 +1,93 @@
+"""The rules of the house that a machine can hold us to: which room may import which, and what golden numbers are pinned."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from pathlib import Path
+
+import golden
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("zoo", "engine", "reproduce", "evaluations", "results")
+MAY_IMPORT = {
+    "zoo": set(),
+    "engine": set(),
+    "reproduce": {"zoo", "engine"},
+    "evaluations": {"zoo", "engine", "results.record"},
+    "results": {"zoo"},
+}
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """Every module that a file names in an import, lazy ones inside functions too; relative ones as ``.``."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                found.append((node.lineno, "."))
+            else:
+                found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def trespasses(room: str, path: Path) -> list[str]:
+    found = []
+    for line, name in imports(path):
+        top = name.split(".")[0]
+        if top not in ROOMS:
+            continue
+        if room == "zoo":
+            found.append(f"{path}:{line}: zoo imports itself relatively, not as {name!r}")
+        elif top == room:
+            if path.parts[-2:] == ("results", "record.py"):
+                found.append(f"{path}:{line}: results/record.py is a leaf and imports nothing of the project")
+        elif not any(name == ok or name.startswith(ok + ".") for ok in MAY_IMPORT[room]):
+            found.append(f"{path}:{line}: {room} may not import {name}")
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down_only(room):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files, f"{room}/ holds no Python file"
+    assert not [t for f in files for t in trespasses(room, f)]
+
+
+def test_an_import_that_goes_up_is_noticed(tmp_path):
+    file = tmp_path / "zoo" / "bad.py"
+    file.parent.mkdir()
+    file.write_text("def late():\n    from engine.maths import sinkhorn\n")
+    assert trespasses("zoo", file) and not trespasses("reproduce", file)
+    leaf = tmp_path / "results" / "record.py"
+    leaf.parent.mkdir()
+    leaf.write_text("import results.store\n")
+    assert trespasses("results", leaf)
+
+
+def test_golden_files_and_tolerances_are_the_pinned_ones():
+    assert golden.pins() == golden.pinned(), "run `python tests/golden.py pin` after copying a new golden file"
+
+
+def test_a_changed_tolerance_or_number_breaks_its_pin(tmp_path, monkeypatch):
+    file = golden.files()[0]
+    before = golden.pins()[file]
+    monkeypatch.setattr(golden, "TOLERANCES", {"*": {"*": (1.0, 1.0)}})
+    assert golden.pins()[file] != before
+    monkeypatch.undo()
+    shutil.copytree(golden.ROOT, tmp_path / "golden")
+    monkeypatch.setattr(golden, "ROOT", tmp_path / "golden")
+    (tmp_path / "golden" / file).write_bytes(b"other")
+    assert golden.pins()[file] != before
+
+
+def test_an_untouched_golden_array_is_a_complaint(monkeypatch):
+    file = next(f for f in golden.files() if f.endswith(".npz"))
+    monkeypatch.setattr(golden, "compared", golden.defaultdict(set))
+    monkeypatch.setattr(golden, "given", golden.defaultdict(set))
+    assert any(file in c for c in golden.complaints())
+    golden.compared[file].add("no such array")
+    assert any(file in c and "neither" in c for c in golden.complaints())
