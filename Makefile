@@ -1,0 +1,68 @@
+# Thin targets over `python -m zoo | reproduce | evaluations | results`. `make help` explains each.
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.installed
+NEEDED_GB := 9
+# One thread per process: on a busy machine two threads in one process run slower than one.
+JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n > 4 ? 4 : n )))
+DATASET ?= digits
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint reproduce evaluate tables tables-check figures site download test-faults
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv from pyproject.toml (once; again when pyproject.toml changes)
+
+$(READY): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' found; install Python 3.10 or newer, or say make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.10 or newer is needed: make PYTHON=/path/to/python" >&2; exit 2; }
+	@if [ ! -x $(PY) ]; then \
+	  mkdir -p $(VENV); free=$$(df -Pk $(VENV) | awk 'NR==2{print int($$4/1048576)}'); \
+	  if [ "$$free" -lt $(NEEDED_GB) ]; then echo "error: $$free GB free here, about $(NEEDED_GB) GB are needed for $(VENV) (torch alone takes 6); free some, or say make VENV=/other/disk/venv" >&2; rmdir $(VENV); exit 2; fi; \
+	  $(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 2; }; fi
+	@echo "installing into $(VENV) (once; some minutes, about 8 GB)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]' || { echo "error: the installation stopped; mend what pip says above and run the same command again" >&2; exit 2; }
+	@touch $@
+
+demo: $(READY) ## pre-train, evaluate and tabulate on real images (DATASET=digits|fashion_mnist)
+	$(PY) -m benchmarks.demo $(DATASET) $(ARGS)
+
+test: $(READY) ## the whole test suite, golden numbers and table check included
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup tests
+	$(PY) -m results tables --check
+
+lint: $(READY) ## ruff, and mypy on the public surface
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy zoo engine reproduce evaluations results hubconf.py
+
+reproduce: $(READY) ## pre-train MODEL=id (ARGS="path=value … --plan")
+	@test -n "$(MODEL)" || { echo "error: make reproduce MODEL=<id>; ids: $(PY) -m zoo list" >&2; exit 2; }
+	$(PY) -m reproduce $(MODEL) $(ARGS)
+
+evaluate: $(READY) ## judge MODEL=id|run folder|file, on every protocol or PROTOCOL=id (ARGS="--plan")
+	@test -n "$(MODEL)" || { echo "error: make evaluate MODEL=<id, run folder or file> [PROTOCOL=<id>]" >&2; exit 2; }
+	$(PY) -m evaluations $(if $(PROTOCOL),run $(PROTOCOL),suite) $(MODEL) $(ARGS)
+
+tables: $(READY) ## regenerate results/tables/*.md and the marked blocks of README.md
+	$(PY) -m results tables
+
+tables-check: $(READY) ## fail when a table differs from the records
+	$(PY) -m results tables --check
+
+figures: $(READY) ## regenerate results/figures/
+	$(PY) -m results figures
+
+site: $(READY) ## one static page of every table
+	$(PY) -m results site
+
+download: $(READY) ## fetch released weights (PATTERN="swav_*"; everything with PATTERN="*")
+	@test -n "$(PATTERN)" || { echo "error: make download PATTERN='swav_*'" >&2; exit 2; }
+	$(PY) -m zoo fetch '$(PATTERN)' --all
+
+test-faults: $(READY) ## kill and restart real runs, the slow proofs (several minutes)
+	$(PY) -m pytest tests -m slow
