@@ -1,0 +1,160 @@
+"""ResNets of every width: the authors' keys, their features, and the contract of every backbone."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from golden import load, load_json
+from torch import nn
+
+from zoo.backbones import build
+from zoo.errors import UserError
+
+WIDTHS = {
+    "resnet50": "resnet50_swav",
+    "resnet50w2": "resnet50w2_swav",
+    "resnet50w4": "resnet50w4_swav",
+    "resnet50w5": "resnet50w5_backbone_only",
+}
+
+
+def formula(key: str, shape: tuple[int, ...], salt: str) -> torch.Tensor:
+    """The weight of one state-dict key, as the golden README writes it."""
+    rs = np.random.RandomState(zlib.crc32((salt + key).encode("utf-8")))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    if key.endswith("running_mean"):
+        value = 0.1 * rs.standard_normal(shape)
+    elif key.endswith("running_var"):
+        value = 0.5 + rs.random_sample(shape)
+    elif len(shape) == 4:
+        value = rs.standard_normal(shape) * np.sqrt(2 / (shape[1] * shape[2] * shape[3]))
+    elif len(shape) == 2:
+        value = rs.standard_normal(shape) / np.sqrt(shape[1])
+    elif key.endswith("weight"):
+        value = 0.5 + 0.5 * rs.random_sample(shape)
+    else:
+        value = 0.1 * rs.standard_normal(shape)
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+def fill(module: nn.Module, salt: str, prefix: str = "") -> nn.Module:
+    module.load_state_dict({k: formula(prefix + k, tuple(v.shape), salt) for k, v in module.state_dict().items()})
+    return module
+
+
+def swav_head(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 128))
+
+
+@torch.no_grad()
+def test_resnet50_gives_the_authors_features_embeddings_and_scores():
+    g = load("swav/resnet_forward.npz")
+    salt, stream = g.meta["salt"], np.random.RandomState(g.meta["input_seed"])
+
+    def draw(*shape):
+        return torch.from_numpy(stream.standard_normal(shape).astype(np.float32))
+
+    x = draw(2, 3, 64, 64)
+    crops = [draw(2, 3, 64, 64) for _ in range(2)] + [draw(2, 3, 40, 40) for _ in range(3)]
+    odd, wide_input = draw(1, 3, 51, 37), draw(1, 3, 48, 48)
+    net = fill(build("resnet50"), salt).eval()
+    head = fill(swav_head(2048, 2048), salt, "projection_head.").eval()
+    prototypes = fill(nn.Linear(128, 3000, bias=False), salt, "prototypes.")
+    heads = [fill(nn.Linear(128, 16, bias=False), salt, f"prototypes.prototypes{i}.") for i in range(3)]
+
+    def embed(features):
+        return nn.functional.normalize(head(features), dim=1)
+
+    features = net(x)
+    g.agree("rn50_feat", features)
+    g.agree("rn50_emb", embed(features))
+    g.agree("rn50_scores_first64", prototypes(embed(features))[:, :64])
+    deep = net.forward_layers(x, ["res5"])["res5"]
+    g.exact("rn50_fmap_shape", deep.shape)
+    g.agree("rn50_fmap_chan0_8", deep[:, :8])
+    several = embed(torch.cat([net(torch.cat(crops[:2])), net(torch.cat(crops[2:]))]))
+    g.agree("rn50_multicrop_emb", several)
+    g.agree("rn50_multicrop_scores_first32", prototypes(several)[:, :32])
+    g.agree("rn50_odd_feat", net(odd))
+    g.agree("rn50_3heads_scores_first16", torch.stack([h(embed(features)) for h in heads]))
+    g.agree("rn50_trainmode_feat", net.train()(x))
+    wide = fill(build("resnet50w2"), salt).eval()
+    features = wide(wide_input)
+    g.agree("w2_feat", features)
+    wide_head = fill(swav_head(4096, 8192), salt, "projection_head.").eval()
+    g.agree("w2_emb", nn.functional.normalize(wide_head(features), dim=1))
+
+
+@pytest.mark.parametrize("name, variant", WIDTHS.items())
+def test_every_width_has_the_released_keys_shapes_and_parameter_count(name, variant):
+    expected = load_json("swav/state_dict_shapes.json")[variant]
+    with torch.device("meta"):
+        net = build(name)
+    ours = {k: list(v.shape) for k, v in net.state_dict().items()}
+    heads = ("projection_head", "prototypes")
+    assert ours == {k: s for k, s in expected["keys"].items() if not k.startswith(heads)} and len(ours) == 318
+    assert sum(p.numel() for p in net.parameters()) == expected["backbone_params"]
+    assert net.dim == net.dims["res5"] == expected["keys"]["layer4.2.bn3.weight"][0]
+
+
+def test_keys_are_torchvisions_without_the_classifier():
+    from torchvision.models import resnet18, resnet50
+
+    with torch.device("meta"):
+        for name, theirs in (("resnet18", resnet18()), ("resnet50", resnet50())):
+            ours = {k: v.shape for k, v in build(name).state_dict().items()}
+            assert ours == {k: v.shape for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, dim", [("resnet50w4", 8192), ("resnet50w5", 10240)])
+@torch.no_grad()
+def test_the_widest_networks_run_on_a_cpu(name, dim):
+    out = build(name).eval()(torch.zeros(1, 3, 64, 64))
+    assert out.shape == (1, dim) and out.isfinite().all()
+
+
+def test_layers_come_in_one_pass_that_stops_at_the_deepest_asked_for():
+    net = build({"name": "tiny_resnet", "width": 8, "blocks": [1, 1, 1], "stem_stride": 2, "in_channels": 1}).eval()
+    assert net.layers == ("res1", "res2", "res3", "res4") and net.dim == net.dims["res4"] == 32
+    calls: list[str] = []
+    for i in (1, 2, 3):
+        getattr(net, f"layer{i}").register_forward_hook(lambda *_, i=i: calls.append(f"layer{i}"))
+    maps = net.forward_layers(torch.rand(2, 1, 28, 28), ["res3", "res1"])
+    assert list(maps) == ["res3", "res1"] and calls == ["layer1", "layer2"]
+    assert maps["res1"].shape == (2, 8, 14, 14) and maps["res3"].shape == (2, 16, 7, 7)
+    assert all((m >= 0).all() for m in maps.values())
+    assert net.forward_layers(torch.rand(2, 1, 28, 28), []) == {}
+
+
+def test_pixels_flatten_the_image_and_have_no_parameters():
+    net = build({"name": "pixels", "options": {"dim": 64}})
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(net(x), x.flatten(1)) and not list(net.parameters()) and net.dim == 64
+    with pytest.raises(UserError, match="784 values; set backbone.options.dim"):
+        net(torch.rand(1, 1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("resnet5", "did you mean 'resnet50'"),
+        ({"name": "tiny_resnet", "widht": 8}, "did you mean 'width'"),
+        ({"name": "tiny_resnet", "width": 0}, "width=0"),
+        ({"name": "tiny_resnet", "blocks": []}, r"blocks=\[\]"),
+        ({"name": "tiny_resnet", "stem_stride": "2"}, "stem_stride='2'"),
+        ({"width": 8}, "has no name"),
+    ],
+)
+def test_a_wrong_name_or_option_is_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        build(spec)
+
+
+def test_an_unknown_layer_is_named_with_the_known_ones():
+    with pytest.raises(UserError, match="no layer 'res9'.*res1, res2"):
+        build("tiny_resnet").forward_layers(torch.zeros(1, 1, 8, 8), ["res9"])

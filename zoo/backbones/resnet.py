@@ -1,0 +1,144 @@
+"""Residual networks with torchvision's parameter names: ImageNet depths, SwAV's widths, variants of PIC, small images.
+
+Stride sits on the 3x3 convolution (v1.5). Convolutions start Kaiming-normal (fan out), batch norms at 1 and 0.
+SwAV multiplies the stem and every stage by its width, inner widths too; it pads by 1 and convolves with padding 2 where
+torchvision pads by 3, which is the same function. SeLa's pre-activation network stands in ``preact.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .common import Backbone
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 if padding is None else padding, bias=False)
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int, downsample: nn.Module | None):
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, planes, 3, stride), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = conv(planes, planes, 3), nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int, downsample: nn.Module | None):
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, planes, 1), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = conv(planes, planes, 3, stride), nn.BatchNorm2d(planes)
+        self.conv3, self.bn3 = conv(planes, 4 * planes, 1), nn.BatchNorm2d(4 * planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def downsample(inputs: int, outputs: int, stride: int, average: bool) -> nn.Sequential:
+    """The shortcut of a block that changes width or resolution; ``average`` pools first (ResNet-D)."""
+    if average:
+        pool = nn.AvgPool2d(stride, stride)
+        return nn.Sequential(pool, conv(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class ResNet(Backbone):
+    """Layers ``res1`` (stem, before the max-pool) and ``res2``, ``res3``, ...: one per entry of ``blocks``.
+
+    width           channels of the first stage's 3x3 convolutions and, if ``stem_width`` is not given, of the stem
+    stem_*          7x7, stride 2 and a max-pool by default; 3x3, stride 1 and none for images of 8 to 32 pixels
+    deep_stem       three 3x3 convolutions in place of the 7x7;  average_shortcut  pool before the 1x1 of a shortcut
+    zero_last_gamma start every residual branch at zero
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        bottleneck: bool = True,
+        width: int = 64,
+        in_channels: int = 3,
+        stem_width: int | None = None,
+        stem_kernel: int = 7,
+        stem_stride: int = 2,
+        stem_padding: int | None = None,
+        max_pool: bool = True,
+        deep_stem: bool = False,
+        average_shortcut: bool = False,
+        zero_last_gamma: bool = False,
+    ):
+        super().__init__()
+        check_sizes(blocks=blocks, width=width, in_channels=in_channels, stem_width=stem_width or width)
+        block: type[BasicBlock | Bottleneck] = Bottleneck if bottleneck else BasicBlock
+        channels = stem_width or width
+        if deep_stem:
+            half = channels // 2
+            self.conv1: nn.Module = nn.Sequential(
+                conv(in_channels, half, 3, stem_stride), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+                conv(half, half, 3), nn.BatchNorm2d(half), nn.ReLU(inplace=True), conv(half, channels, 3),
+            )  # fmt: skip
+        else:
+            self.conv1 = conv(in_channels, channels, stem_kernel, stem_stride, stem_padding)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if max_pool else nn.Identity()
+        self.in_channels, self.dims = in_channels, {"res1": channels}
+        for i, depth in enumerate(blocks):
+            planes, stage = width * 2**i, []
+            for j in range(depth):
+                stride, outputs = (2 if i and not j else 1), planes * block.expansion
+                changes = stride != 1 or channels != outputs
+                shortcut = downsample(channels, outputs, stride, average_shortcut) if changes else None
+                stage.append(block(channels, planes, stride, shortcut))
+                channels = outputs
+            setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
+            self.dims[f"res{i + 2}"] = channels
+        self.layers, self.dim = tuple(self.dims), channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_last_gamma and isinstance(module, (BasicBlock, Bottleneck)):
+                nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
+
+    def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.relu(self.bn1(self.conv1(x)))
+        yield "res1", x
+        x = self.maxpool(x)
+        for i, name in enumerate(self.layers[1:], 1):
+            x = getattr(self, f"layer{i}")(x)
+            yield name, x
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Every value is a positive whole number, or a list of such."""
+    for name, value in sizes.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
+            raise UserError(f"backbone option {name}={value!r}: positive whole numbers are expected")
+
+
+def tiny_resnet(
+    width: int = 16, blocks: Sequence[int] = (1, 1, 1), stem_stride: int = 1, in_channels: int = 1
+) -> ResNet:
+    """Basic blocks for images of 8 to 32 pixels: 3x3 stem, no max-pool, ``width`` channels doubling per stage."""
+    check_sizes(stem_stride=stem_stride)
+    return ResNet(blocks, False, width, in_channels, stem_kernel=3, stem_stride=stem_stride, max_pool=False)
