@@ -1,0 +1,86 @@
+"""Balanced soft assignments of one batch: SwAV's Sinkhorn-Knopp.
+
+Paper     https://arxiv.org/abs/2006.09882, eq. 3-5
+Differs   The authors' code normalises the whole B x K matrix six times. Here two vectors are scaled instead and the matrix is read
+          once per iteration, block by block while it lies in the cache: the same numbers at half the cost.
+          Their code overflows when score / epsilon exceeds 88; here the largest entry of every row and every column is 1 before
+          the first iteration, which the iterations cancel exactly. A prototype far from every sample therefore still gets its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import world as w
+
+BLOCK_CELLS = 1 << 17  # cells of a block: half a megabyte of float32, so that its second reading hits the cache
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, hard: bool = False, world: w.World = "dist"
+) -> Tensor:
+    """Assignments (B, K) float32 whose rows sum to 1 and whose columns are used about equally often.
+
+    scores      (B, K) similarity of this rank's samples with the prototypes, any float type; for SwAV cosines in [-1, 1].
+    epsilon     > 0; smaller is sharper.
+    iterations  >= 1; each normalises prototypes over the samples of all ranks, then each sample. The last step is a sample's.
+    hard        one-hot rows at the largest soft assignment.
+    world       see engine.maths.world. Ranks may hold different numbers of rows.
+    Raises ValueError for a wrong argument or scores that are not finite.
+    """
+    if epsilon <= 0:
+        raise ValueError(f"sinkhorn: epsilon must be positive, not {epsilon}")
+    if iterations < 1:
+        raise ValueError(f"sinkhorn: iterations must be at least 1, not {iterations}")
+    if scores.ndim != 2:
+        raise ValueError(f"sinkhorn: scores must be (samples, prototypes), not {tuple(scores.shape)}")
+    kernel = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    per_block = max(BLOCK_CELLS // max(scores.shape[1], 1), 16)
+    parts = kernel.split(per_block)
+    with torch.autocast(scores.device.type, enabled=False):
+        masses, columns = _centre_(parts, scores.detach().split(per_block), epsilon, world)
+        total = torch.zeros_like(columns)
+        for part, mass in zip(parts, masses, strict=True):
+            total += mass @ part.sub_(columns).mul_(1 / epsilon).exp_()
+        for _ in range(iterations - 1):
+            share = _even(w.sum_(total, world))  # prototypes: equal mass each
+            total = torch.zeros_like(share)
+            for part in parts:
+                total += _inverse(part @ share) @ part  # samples: mass 1 each
+        share = _even(w.sum_(total, world))
+        for part in parts:
+            part *= share
+            part *= _inverse(part.sum(1, keepdim=True))
+        return F.one_hot(kernel.argmax(1), kernel.shape[1]).to(kernel) if hard else kernel
+
+
+def _centre_(
+    parts: Sequence[Tensor], blocks: Sequence[Tensor], epsilon: float, world: w.World
+) -> tuple[list[Tensor], Tensor]:
+    """Write blocks minus their row maxima into ``parts``. Returns each sample's starting mass and the (K,) column maxima left."""
+    rows = []
+    found = torch.full((parts[0].shape[1] + 1,), -torch.inf, device=parts[0].device)
+    for part, block in zip(parts, blocks, strict=True):
+        rows.append(block.amax(1).float())
+        torch.sub(block, rows[-1][:, None], out=part)
+        if len(part):
+            found = torch.maximum(found, torch.cat([part.amax(0), rows[-1].max().reshape(1)]))
+    if found.isnan().any() or found[-1] == torch.inf:
+        raise ValueError("sinkhorn: scores are not finite; a NaN here usually means that features were not normalised")
+    w.max_(found, world)
+    # exp(-80) is the least mass: still a normal float32
+    return [((row_max - found[-1]) / epsilon).clamp_(min=-80).exp_() for row_max in rows], found[:-1]
+
+
+def _even(total: Tensor) -> Tensor:
+    share = _inverse(total)
+    return share / share.mean()  # a common factor cancels in the next step; without this it would grow from step to step
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return x.clamp_(min=torch.finfo(x.dtype).tiny).reciprocal_()
