@@ -1,0 +1,66 @@
+"""One file per method, found by the method's name: nothing to register.
+
+`mocov1` and `mocov2` have no file of their own, so the name without its version is tried: `moco.py`.
+"""
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from reproduce.method import Method
+from zoo.errors import UserError
+
+
+def names() -> list[str]:
+    """Files of methods that exist, sorted."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+def find(method: str) -> type[Method]:
+    """The class that implements `method`. Unknown: a UserError with a suggestion."""
+    stem = next((s for s in (method, re.sub(r"v\d+$", "", method)) if s in names()), None)
+    if stem is None:
+        close = get_close_matches(method, names(), 1)
+        raise UserError(f"no method '{method}' in reproduce/methods" + (f"; did you mean '{close[0]}'?" if close else ""))
+    module = importlib.import_module(f"reproduce.methods.{stem}")
+    found = [c for _, c in inspect.getmembers(module, inspect.isclass)
+             if issubclass(c, Method) and c.__module__ == module.__name__]
+    if len(found) != 1:
+        raise UserError(f"reproduce/methods/{stem}.py must define exactly one Method, it defines {len(found)}")
+    return found[0]
+
+
+def build(recipe: Any, backbone: nn.Module, *, instances: int | None = None, classes: int | None = None) -> Method:
+    """The method of a recipe (anything with `.method` and `.params`, or a mapping with these keys).
+
+    instances, classes: facts about the data, handed on to methods that ask for them in `needs`.
+    """
+    name, params = (recipe["method"], recipe["params"]) if isinstance(recipe, Mapping) else (recipe.method, recipe.params)
+    cls = find(name)
+    facts: dict[str, Any] = {}
+    for fact, wanted, value in (("instances", cls.needs.instances, instances), ("classes", cls.needs.classes, classes)):
+        if wanted and value is None:
+            raise UserError(f"method {name} needs the number of {fact}, which the data set does not say")
+        if wanted:
+            facts[fact] = value
+    known = parameters(cls)
+    for key in params:
+        if key not in known:
+            close = get_close_matches(key, list(known), 1)
+            raise UserError(f"method {name} has no parameter '{key}'; " +
+                            (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}"))
+    return cls(backbone, **facts, **params)
+
+
+def parameters(cls: type[Method]) -> dict[str, Any]:
+    """Name -> default of the constructor's settings: what the method's YAML must list under params."""
+    facts = {"instances", "classes"}
+    return {p.name: p.default for p in inspect.signature(cls.__init__).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in facts}

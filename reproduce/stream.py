@@ -1,0 +1,211 @@
+"""From a data set to batches: who is in step b, what its views are, and which part of it is this process's.
+
+The global batch of step b is order[b*B:(b+1)*B], where the order of an epoch is a permutation drawn from (seed, epoch), or
+what the method's sampler says; the images left over at the end of an epoch are dropped. Process r of R takes rows
+[r*B/R, (r+1)*B/R). Small sets that live in memory are rendered a batch at a time; everything else one image at a time in a
+DataLoader, whose workers send uint8 pixels.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from engine import rng
+from engine.batch import Batch
+from reproduce import views
+from reproduce.views import Augment
+from zoo.errors import UserError
+
+EXTRACT_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method's hooks may use: `n` images, the run's `seed`, the stream, and features through `extract`."""
+
+    method: Any
+    stream: Stream
+    epoch: int = 0
+
+    @property
+    def n(self) -> int:
+        return len(self.stream.source)
+
+    @property
+    def seed(self) -> int:
+        return self.stream.seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.stream.steps_per_epoch
+
+    def extract(self, view: int | None = None) -> tuple[np.ndarray, Tensor]:
+        """(index, features) of this process's part of the data; see Stream.extract."""
+        return self.stream.extract(self.method, view, epoch=self.epoch)
+
+
+class Stream:
+    """Batches of a source for one process.
+
+    source   zoo.data Source: len, image(i), labels, array
+    batch    images in the global batch; the number of processes must divide it
+    epochs, images   the budget: exactly one of the two (images counts images, not views)
+    method   asked for its sampler and whether it wants labels; None for neither
+    """
+
+    def __init__(self, source: Any, augment: Augment, *, batch: int, seed: int = 0, epochs: int | None = None,
+                 images: int | None = None, rank: int = 0, world: int = 1, workers: int = 0, method: Any = None) -> None:
+        if batch % world:
+            raise UserError(f"batch={batch} cannot be shared equally by {world} processes; "
+                            f"choose batch={max(1, round(batch / world)) * world} or another number of processes")
+        if (epochs is None) == (images is None):
+            raise UserError("schedule needs exactly one of epochs and images, "
+                            f"it has epochs={epochs} and images={images}")
+        self.source, self.augment, self.batch, self.seed = source, augment, batch, seed
+        self.rank, self.world, self.workers, self.method = rank, world, workers, method
+        drawn = method.epoch_size(len(source)) if method is not None else len(source)
+        self.steps_per_epoch = drawn // batch
+        if epochs is not None:
+            self.total_steps = epochs * self.steps_per_epoch
+        else:
+            self.total_steps = round(images / batch) if images else 0
+        if self.steps_per_epoch == 0 and (epochs or images):
+            raise UserError(f"batch={batch} is larger than the {drawn} images of an epoch; choose batch={drawn} or smaller")
+        self._array = source.array
+        self._loader: DataLoader | None = None
+
+    # -- training ----------------------------------------------------------------------------------------------------
+    def order(self, epoch: int) -> np.ndarray:
+        """(steps_per_epoch * batch,) int64: the images of the epoch, over all processes."""
+        n = len(self.source)
+        order = None
+        if self.method is not None:
+            order = self.method.sampler(n, epoch, self.context(self.method, epoch))
+        if order is None:
+            order = rng.permutation(self.seed, "order", epoch, n)
+        return np.asarray(order, dtype=np.int64)[:self.steps_per_epoch * self.batch]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This process's batches of an epoch, from step `start` on."""
+        share = self.batch // self.world
+        parts = self.order(epoch).reshape(-1, self.world, share)[start:, self.rank]
+        for index, rendered in zip(parts, self._render(parts, epoch), strict=True):
+            finished = [views.finish(view, self.augment, self.seed, epoch, index, v) for v, view in enumerate(rendered)]
+            yield Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
+
+    def _labels(self, index: np.ndarray) -> Tensor | None:
+        if self.method is None or not self.method.needs.labels:
+            return None                                          # a method without labels cannot see them by accident
+        labels = self.source.labels
+        if labels is None or (labels[index] < 0).any():
+            raise UserError("this method learns from labels, and the data set has images without one")
+        return torch.from_numpy(labels[index].astype(np.int64))
+
+    def _render(self, parts: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
+        """The views of each part, before noise and normalisation."""
+        if self._array is None:
+            yield from self._load(parts, epoch)
+            return
+        for index in parts:
+            images = torch.from_numpy(self._array[index])
+            yield [views.render_batch(images, self._params(epoch, index, v, *images.shape[1:3]), crop, self.augment)
+                   for v, crop in enumerate(self.augment.crops)]
+
+    def _params(self, epoch: int, index: np.ndarray, view: int, height: Any, width: Any) -> views.Params:
+        return views.sample(self.augment, self.seed, epoch, index, view, height, width)
+
+    def _load(self, parts: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
+        if self._loader is None:
+            self._plan = _Plan()
+            self._loader = DataLoader(_Views(self.source, self.augment, self.seed), batch_sampler=self._plan,
+                                      num_workers=self.workers, collate_fn=_as_it_is,
+                                      persistent_workers=self.workers > 0)
+        self._plan.steps = [[(epoch, int(i)) for i in part] for part in parts]
+        yield from self._loader
+
+    # -- features of the whole set -----------------------------------------------------------------------------------
+    def context(self, method: Any, epoch: int = 0) -> Context:
+        return Context(method, self, epoch)
+
+    @torch.no_grad()
+    def extract(self, method: Any, view: int | None = None, *, epoch: int = 0) -> tuple[np.ndarray, Tensor]:
+        """This process's share of the data set and its features: (n_r,) int64 in rising order, (n_r, D) float32 on the CPU.
+
+        view: None for the whole image without chance (its central square); a number for that augmented view of the epoch.
+        The method is put in evaluation mode meanwhile.
+        """
+        index = np.array_split(np.arange(len(self.source), dtype=np.int64), self.world)[self.rank]
+        training, method_device = method.training, next(method.parameters(), torch.empty(0)).device
+        method.eval()
+        try:
+            parts = [method.features(images.to(method_device)).float().cpu() for images in self._plain(index, view, epoch)]
+        finally:
+            method.train(training)
+        return index, torch.cat(parts)
+
+    def _plain(self, index: np.ndarray, view: int | None, epoch: int) -> Iterator[Tensor]:
+        """Normalised images of `index`, a chunk at a time."""
+        augment, crop = (self.augment, self.augment.crops[view]) if view is not None else \
+            views.plain(self.augment, self.augment.crops[0].size)
+        number = view or 0
+        for start in range(0, len(index), EXTRACT_CHUNK):
+            part = index[start:start + EXTRACT_CHUNK]
+            if self._array is not None:
+                images = torch.from_numpy(self._array[part])
+                sizes = [np.full(len(part), side) for side in images.shape[1:3]]
+                params = self._params(epoch, part, number, *sizes) if view is not None else \
+                    views.whole(*sizes, augment.pad)
+                rendered = views.render_batch(images, params, crop, augment)
+            else:
+                rendered = torch.stack([self._one(augment, crop, int(i), view, epoch) for i in part])
+            yield views.finish(rendered, augment, self.seed, epoch, part, number)
+
+    def _one(self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int) -> Tensor:
+        image = self.source.image(i)
+        params = views.whole([image.height], [image.width], augment.pad) if view is None else \
+            self._params(epoch, np.array([i]), view, image.height, image.width)
+        return views.render_image(image, params, crop, augment)
+
+
+class _Views(Dataset):
+    """All views of a list of (epoch, i), stacked: uint8 (B, C, S, S) per view."""
+
+    def __init__(self, source: Any, augment: Augment, seed: int) -> None:
+        self.source, self.augment, self.seed = source, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[Tensor]:
+        images = [self.source.image(i) for _, i in items]
+        index = np.array([i for _, i in items], dtype=np.int64)
+        heights, widths = np.array([im.height for im in images]), np.array([im.width for im in images])
+        stacked = []
+        for v, crop in enumerate(self.augment.crops):
+            params = views.sample(self.augment, self.seed, items[0][0], index, v, heights, widths)
+            stacked.append(torch.stack([views.render_image(im, params, crop, self.augment, row)
+                                        for row, im in enumerate(images)]))
+        return stacked
+
+
+class _Plan:
+    """A batch sampler whose list of steps is replaced every epoch, so that workers live on."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def _as_it_is(stacked: list[Tensor]) -> list[Tensor]:
+    return stacked
