@@ -1,0 +1,1 @@
+"""How to run: the loop, checkpoints, optimisers, distribution, randomness. Knows no method and no protocol."""

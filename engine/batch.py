@@ -1,0 +1,39 @@
+"""What a step is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """This process's part of a global batch.
+
+    index   (B,) int64 positions in the data set
+    views   one (B, C, H, W) tensor per crop, large crops first; row b of every view shows image index[b]
+    labels  (B,) int64 or None; methods that learn without labels never look
+    epoch   the epoch that these views were drawn for
+    """
+
+    index: Tensor
+    views: list[Tensor] = field(default_factory=list)
+    labels: Tensor | None = None
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
+        """The same batch on `device`; 4-d views in channels-last memory order if asked."""
+        layout = torch.channels_last if channels_last else torch.preserve_format
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True, memory_format=layout if t.ndim == 4 else torch.preserve_format)
+
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(
+            self, index=self.index.to(device, non_blocking=True), views=[move(v) for v in self.views], labels=labels
+        )

@@ -1,0 +1,315 @@
+"""Plain torch.distributed: one process without a group, or many under torchrun or Slurm, behind the same few names.
+
+Every helper works without a process group, where the world is one process and communication is the identity.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import UserError
+
+_OPERATIONS = {"sum": td.ReduceOp.SUM, "max": td.ReduceOp.MAX, "min": td.ReduceOp.MIN}
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is: rank of size, its place on this machine, its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init(device: str | None = None) -> World:
+    """Join the processes that torchrun or srun started, or be the only one. `device`: "auto", "cpu", "cuda", "cuda:1".
+
+    gloo carries CPU tensors and NCCL those of GPUs. Raises UserError when the environment or the device makes no sense.
+    """
+    rank, size, local_rank = _place(os.environ)
+    where = _device(device or "auto", local_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if size > 1 and not td.is_initialized():
+        _set_address(os.environ)
+        backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+        # Long: clustering millions of features on one process keeps the others waiting.
+        td.init_process_group(backend, rank=rank, world_size=size, timeout=datetime.timedelta(hours=2))
+    return World(rank, size, local_rank, where)
+
+
+def finish() -> None:
+    """Leave the process group, if there is one."""
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def _place(env: Any) -> tuple[int, int, int]:
+    try:
+        if "WORLD_SIZE" in env:
+            size = int(env["WORLD_SIZE"])
+            rank = int(env["RANK"]) if size > 1 else 0
+            return rank, size, int(env.get("LOCAL_RANK", 0))
+        # Only a job *step* (srun) has one process per task; in a plain batch script SLURM_NTASKS alone means nothing.
+        if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_LOCALID", 0))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the environment describes no complete set of processes ({error}); start several with "
+            "`torchrun --nproc_per_node=N -m ...` or `srun`, or unset WORLD_SIZE for one"
+        ) from None
+    return 0, 1, 0
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name}: not a device that torch knows; use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise UserError(f"device={name}: process {local_rank} of this machine finds {count} GPUs; use device=cpu")
+        return torch.device("cuda", index)
+    return device
+
+
+def _set_address(env: Any) -> None:
+    if "MASTER_ADDR" in env:
+        return
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise UserError("several processes, but MASTER_ADDR is not set; start them with torchrun or srun")
+    env["MASTER_ADDR"] = first_host(nodes)
+    env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
+
+
+def first_host(nodelist: str) -> str:
+    """The first name in Slurm's notation: 'gpu[03-07,12],x1' -> 'gpu03'."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?", nodelist)
+    if match is None:
+        raise UserError(f"SLURM_JOB_NODELIST={nodelist!r} names no host; set MASTER_ADDR")
+    return match.group(1) + (match.group(2) or "")
+
+
+def world_size() -> int:
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def rank() -> int:
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        td.barrier()
+
+
+def all_reduce_(t: Tensor, op: str = "sum", group: Any = None) -> Tensor:
+    """`t` becomes the sum, max or min over processes, in place; returned for convenience. No gradient."""
+    if world_size() > 1:
+        td.all_reduce(t, op=_OPERATIONS[op], group=group)
+    return t
+
+
+def broadcast_(t: Tensor, source: int = 0) -> Tensor:
+    """`t` becomes the tensor of process `source`, in place; returned for convenience."""
+    if world_size() > 1:
+        td.broadcast(t, src=source)
+    return t
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """The value of process `source`: a small Python object."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def all_gather(t: Tensor, group: Any = None) -> Tensor:
+    """(B, ...) on each of R processes -> (R*B, ...), in rank order. Equal shapes everywhere; no gradient."""
+    if world_size() == 1:
+        return t
+    parts = [torch.empty_like(t, memory_format=torch.contiguous_format) for _ in range(td.get_world_size(group))]
+    td.all_gather(parts, t.contiguous(), group=group)
+    return torch.cat(parts)
+
+
+def all_gather_rows(t: Tensor) -> Tensor:
+    """As all_gather, for a first dimension that differs between processes."""
+    if world_size() == 1:
+        return t
+    counts = all_gather(torch.tensor([len(t)], device=t.device))
+    longest = int(counts.max())
+    padded = torch.cat([t, t.new_zeros(longest - len(t), *t.shape[1:])])
+    parts = all_gather(padded).split(longest)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        ctx.rows = len(t)
+        return all_gather(t)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        first = rank() * ctx.rows
+        return all_reduce_(grad.contiguous().clone())[first : first + ctx.rows]
+
+
+def all_gather_grad(t: Tensor) -> Tensor:
+    """As all_gather, differentiable: a row's gradient is the sum of what all processes send back.
+
+    With losses that are per-process means and gradients averaged over processes, this gives the gradient of the mean
+    over processes, the same as one process with the whole batch.
+    """
+    return _Gather.apply(t) if world_size() > 1 else t
+
+
+class _NormalizeTogether(torch.autograd.Function):
+    """y = (x - mean) * rstd * weight + bias, where mean and rstd came from the x of all processes of `group`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, count: Tensor, group: Any
+    ):
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        ctx.save_for_backward(x, weight, mean, rstd, count)
+        ctx.group, ctx.shape = group, shape
+        scale = rstd * weight
+        return (x.float() * scale.view(shape) + (bias - mean * scale).view(shape)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        x, weight, mean, rstd, count = ctx.saved_tensors
+        shape, dims = ctx.shape, [0, *range(2, x.ndim)]
+        grad32 = grad.float()
+        normal = (x.float() - mean.view(shape)) * rstd.view(shape)
+        sums = torch.stack([grad32.sum(dims), (grad32 * normal).sum(dims)])
+        local = sums.clone()
+        all_reduce_(sums, group=ctx.group)
+        sums = sums / count
+        inner = grad32 - sums[0].view(shape) - normal * sums[1].view(shape)
+        return (inner * (rstd * weight).view(shape)).to(x.dtype), local[1], local[0], None, None, None, None
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch normalisation over the batches of all processes (or of `group`), for 2-d to 5-d input on any device.
+
+    torch's own refuses the CPU. Statistics are gathered as (mean, sum of squared deviations, count) and combined as
+    Chan et al. do, in float32, so unequal local batches are right and nothing cancels. In evaluation mode, and in one
+    process, this is ordinary batch normalisation.
+    """
+
+    group: Any = None
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch normalisation needs (B, C) or more dimensions, got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        use_batch = self.training or self.running_mean is None
+        if not use_batch or world_size() == 1 or (self.group is not None and td.get_world_size(self.group) == 1):
+            return super().forward(input)
+        self._check_input_dim(input)
+        mean, variance, count = self._statistics(input.detach())
+        if self.training and self.track_running_stats:
+            self._update(mean, variance, count)
+        weight = self.weight if self.weight is not None else torch.ones_like(mean)
+        bias = self.bias if self.bias is not None else torch.zeros_like(mean)
+        return _NormalizeTogether.apply(
+            input, weight, bias, mean, (variance + self.eps).rsqrt(), count, self.group
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        variance, mean = torch.var_mean(x.float(), dim=[0, *range(2, x.ndim)], correction=0)
+        count = x.numel() // channels
+        mine = torch.cat([mean, variance * count, mean.new_tensor([count])])
+        parts = all_gather(mine[None], self.group)
+        means, deviations, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        return mean, (deviations + counts * (means - mean) ** 2).sum(0) / total, total
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        weight = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
+
+
+def convert_sync_bn(module: nn.Module, group_size: int | None = None) -> nn.Module:
+    """Every BatchNorm inside becomes a SyncBatchNorm holding the same parameters and buffers; the names stay.
+
+    group_size  processes that share statistics (SwAV's scripts: 8); None or 0: all. It must divide the world.
+    Returns the module (a new one when `module` itself is a BatchNorm). One process: returned as it is.
+    """
+    size = world_size()
+    if size == 1:
+        return module
+    group = None
+    if group_size and group_size != size:
+        if size % group_size:
+            raise UserError(f"sync_bn_group={group_size} does not divide the {size} processes")
+        groups = [td.new_group(list(range(i, i + group_size))) for i in range(0, size, group_size)]
+        group = groups[rank() // group_size]
+    return _convert(module, group)
+
+
+def _convert(module: nn.Module, group: Any) -> nn.Module:
+    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
+        new = SyncBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )  # fmt: skip
+        new.weight, new.bias = module.weight, module.bias
+        new.running_mean, new.running_var = module.running_mean, module.running_var
+        new.num_batches_tracked = module.num_batches_tracked
+        new.train(module.training)
+        new.group = group
+        return new
+    for name, child in module.named_children():
+        converted = _convert(child, group)
+        if converted is not child:
+            module.add_module(name, converted)
+    return module
+
+
+@torch.no_grad()
+def broadcast_batchnorm_(module: nn.Module) -> None:
+    """Process 0's running statistics for everyone: without synchronised batch norm each process gathers its own."""
+    if world_size() == 1:
+        return
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            for buffer in layer.buffers(recurse=False):
+                td.broadcast(buffer, src=0)

@@ -1,0 +1,63 @@
+"""How to run, as opposed to what: nothing here changes a result, so nothing here is part of a recipe's hash."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a command, given as `name=value` beside a recipe's settings."""
+
+    data: str | None = None  # folder of the data set; beats SELFZOO_DATA and the usual places
+    out: str = "runs"  # folder of run folders
+    device: str = "auto"  # auto, cpu, cuda, cuda:0
+    workers: int = 0  # processes that decode images, per training process
+    threads: int = 0  # CPU threads of torch; 0: as torch decides
+    resume: bool = True  # go on from the checkpoint; false: start again and delete what is there
+    log_interval: int = 10  # steps between lines of log.jsonl
+    checkpoint_interval: int = 500  # steps between checkpoints
+    stop_after: int = 0  # stop, with a checkpoint, when this many steps are done; 0: run to the end
+    tensorboard: bool = True  # write TensorBoard events where tensorboard is installed
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            allowed = get_args(hints[field.name]) or (hints[field.name],)
+            if type(value) not in allowed:
+                names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+                raise UserError(f"{field.name}={value}: must be {names}")
+        for name, least in {
+            "workers": 0,
+            "threads": 0,
+            "stop_after": 0,
+            "log_interval": 1,
+            "checkpoint_interval": 1,
+        }.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def split(cls, overrides: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
+        """The options among the overrides, and the rest, which are settings of a recipe or a protocol."""
+        known = cls.names()
+        for name in overrides:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if name not in known and close:
+                raise UserError(f"unknown option {name!r}; did you mean {close[0]!r}?")
+        options = {name: value for name, value in overrides.items() if name in known}
+        # A path or a device may look like a number to YAML: data=2012, device=0.
+        for name in ("data", "out", "device"):
+            if type(options.get(name)) in (int, float):
+                options[name] = str(options[name])
+        return cls(**options), {name: value for name, value in overrides.items() if name not in known}
