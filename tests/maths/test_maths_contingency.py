@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from golden import load
+from sklearn import metrics
+
+from engine.maths import contingency as c
+
+
+def pair(n, classes, clusters, seed, noise=0.4):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, classes, n)
+    return true, np.where(rng.random(n) < noise, rng.integers(0, clusters, n), true % clusters)
+
+
+DEGENERATE = {
+    "one group on both sides": ([3, 3, 3], [7, 7, 7]),
+    "one sample": ([0], [5]),
+    "one cluster": ([0, 1, 2, 2], [1, 1, 1, 1]),
+    "one class": ([4, 4, 4], [0, 1, 1]),
+    "all clusters are singletons": ([0, 0, 1, 1], [0, 1, 2, 3]),
+    "both sides are singletons": ([0, 1, 2, 3], [3, 2, 1, 0]),
+    "a perfect permutation": ([0, 0, 1, 1, 2, 2], [9, 9, -4, -4, 100000, 100000]),
+    "independent": ([0, 0, 1, 1], [0, 1, 0, 1]),
+}
+CASES = {
+    **DEGENERATE,
+    "few clusters": pair(900, 12, 5, 0),
+    "many clusters": pair(900, 5, 200, 1),
+    "more clusters than samples": pair(30, 4, 1000, 2, noise=1.0),
+    "unbalanced": (np.repeat([0, 1, 2], [900, 90, 10]), pair(1000, 3, 3, 4, noise=1.0)[1]),
+    "wide laws": pair(60000, 3, 2, 5, noise=0.9),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_scikit_learn(name):
+    true, predicted = CASES[name]
+    table = c.contingency(true, predicted)
+    for average in c.AVERAGES:
+        expected = metrics.normalized_mutual_info_score(true, predicted, average_method=average)
+        assert c.nmi(table, average) == pytest.approx(expected, abs=1e-9)
+        expected = metrics.adjusted_mutual_info_score(true, predicted, average_method=average)
+        assert c.ami(table, average) == pytest.approx(expected, abs=1e-9)
+    assert c.ari(table) == pytest.approx(metrics.adjusted_rand_score(true, predicted), abs=1e-12)
+
+
+def test_scores_agree_with_the_golden_ones():
+    g = load("sela/cluster_scores.npz")
+    names = [str(name) for name in g.given("score_names")]
+    for case in sorted({name.rsplit("_", 1)[0] for name in g.names if name.endswith("_true")}):
+        table = c.contingency(g.given(f"{case}_true"), g.given(f"{case}_pred"))
+        clusters, classes = g.given(f"{case}_K_C")
+        assert len(table.cluster_sizes) <= clusters and len(table.class_sizes) <= classes
+        ours = {
+            **{f"nmi_{average}": c.nmi(table, average) for average in c.AVERAGES},
+            **{f"ami_{average}": c.ami(table, average) for average in c.AVERAGES},
+            "ari": c.ari(table),
+            "hungarian_acc": c.hungarian(table)[0],
+            "majority_acc": c.purity(table),
+        }
+        g.agree(f"{case}_scores", [ours[name] for name in names])
+
+
+def test_sparse_counting_equals_dense(monkeypatch):
+    true, predicted = pair(500, 9, 40, 3)
+    dense = c.contingency(true, predicted)
+    monkeypatch.setattr(c, "DENSE_CELLS", 10)
+    sparse = c.contingency(true, predicted)
+    assert np.array_equal(dense.dense(), sparse.dense())
+    assert np.array_equal(dense.dense(), metrics.cluster.contingency_matrix(true, predicted))
+
+
+def test_chunks_of_the_expected_information_do_not_matter(monkeypatch):
+    table = c.contingency(*pair(900, 30, 50, 6))
+    whole = c.ami(table)
+    monkeypatch.setattr(c, "CHUNK_TERMS", 7)
+    assert c.ami(table) == pytest.approx(whole, abs=1e-14)
+
+
+def test_hungarian_map_reaches_the_accuracy_it_claims():
+    true, predicted = pair(400, 6, 9, 8)
+    accuracy, mapping = c.hungarian(c.contingency(true, predicted))
+    to_class = {cluster: cls for cls, cluster in mapping}
+    assert accuracy == pytest.approx(np.mean([to_class.get(p, -1) == t for t, p in zip(true, predicted, strict=True)]))
+
+
+def test_tensors_and_lists_are_labels_too():
+    both = [c.scores(c.contingency(kind([0, 0, 1, 2]), kind([1, 1, 0, 0]))) for kind in (list, torch.tensor, np.array)]
+    assert both[0] == both[1] == both[2]
+    assert set(both[0]) == {"nmi", "anmi", "ari", "hungarian", "purity"}
+
+
+@pytest.mark.parametrize("true, predicted, word", [([0, 1], [0], "2 true"), ([[0]], [[0]], "one-dimensional"), ([0.5], [0], "integers")])
+def test_labels_that_cannot_be_counted_are_refused(true, predicted, word):
+    with pytest.raises(ValueError, match=word):
+        c.contingency(true, predicted)
