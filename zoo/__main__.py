@@ -1,0 +1,71 @@
+"""python -m zoo: list, show and validate the registry; fetch, verify, export and data live in modules of their own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .errors import guard
+
+# Commands that other modules add, imported only when asked for, so that `list` stays quick.
+ELSEWHERE = {
+    "fetch": (".fetch", "download released files and check them"),
+    "verify": (".fetch", "a health table of the released files"),
+    "export": (".export", "write a model in another project's format"),
+    "data": (".data.commands", "check, make, pack and prepare data sets"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    own = commands.add_parser("list", help="all models, or those that match a pattern such as 'swav*'")
+    own.add_argument("pattern", nargs="?", default="*", help="shell pattern for ids and aliases, or the name of a method")
+    own.set_defaults(func=_list)
+    own = commands.add_parser("show", help="the card of one model")
+    own.add_argument("id")
+    own.set_defaults(func=_show)
+    own = commands.add_parser("validate", help="check every entry, recipe and profile")
+    own.add_argument("--no-networks", action="store_true", help="skip what needs torch: parameter counts and widths")
+    own.set_defaults(func=_validate)
+    module = ELSEWHERE.get(words[0], ("", ""))[0] if words else ""
+    if module:
+        import_module(module, __package__).register(commands)
+    else:
+        for name, (_, text) in ELSEWHERE.items():
+            commands.add_parser(name, help=text)
+    options = parser.parse_args(words)
+    return int(options.func(options) or 0)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from .card import listing
+    from .registry import registry
+
+    print(listing(registry(), options.pattern))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from .card import card
+    from .registry import registry
+
+    print(card(registry().entry(options.id)))
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from .registry import registry
+    from .validate import validate
+
+    report = validate(registry(), networks=not options.no_networks)
+    print(report)
+    return 0 if report.ok else 2
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

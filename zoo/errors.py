@@ -1,0 +1,42 @@
+"""The one kind of error that a user is meant to read, and the wrapper that prints it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something that the user can put right: the message names the value, the place and the next step."""
+
+    user_error = True
+
+
+def suggest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """'; did you mean X?' for the closest known word, or an empty string."""
+    close = get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def guard(main: Callable[[], int | None]) -> int:
+    """Run ``main`` and return its exit status: 2 after a user's error, 130 after Ctrl-C, 141 when the reader has gone.
+
+    Errors of other packages count as the user's when their class has a true ``user_error``; anything else is a bug
+    and keeps its traceback.
+    """
+    try:
+        return int(main() or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `zoo list | head`: leave quietly, and keep the interpreter from flushing into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if not getattr(type(error), "user_error", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2

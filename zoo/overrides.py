@@ -1,0 +1,78 @@
+"""``path=value`` words of a command line, and how they change a tree of settings."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from .errors import UserError, suggest
+from .yamlfile import loads
+
+
+def parse(words: Iterable[str]) -> dict[str, Any]:
+    """``["optimizer.lr=1e-4"]`` -> ``{"optimizer.lr": 0.0001}``; the right side is YAML.  A path given twice is an error."""
+    found: dict[str, Any] = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        path = path.strip()
+        if not equals or not path or any(not part for part in path.split(".")):
+            raise UserError(f"{word!r} is not of the form path=value, for example optimizer.lr=0.1")
+        if path in found:
+            raise UserError(f"{path} is given twice: {path}={found[path]} and {word}")
+        found[path] = loads(text, f"{path}={text}")
+    return found
+
+
+def apply(tree: Mapping[str, Any], overrides: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any]:
+    """A new tree with each dotted path set.  Every path must exist, save new names directly below a ``free`` path.
+
+    Mappings merge, lists and values replace; a number in a path (``views.crops.0.size``) is a position in a list.
+    Raises UserError with the closest existing path.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
+    for path, value in overrides.items():
+        _set(result, path.split("."), value, path, tree, free)
+    return result
+
+
+def leaves(tree: Any, prefix: str = "") -> list[str]:
+    """Every dotted path of a tree: the mappings, the positions of lists and what they hold."""
+    paths: list[str] = []
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        path = f"{prefix}.{key}" if prefix else str(key)
+        paths += [path, *leaves(value, path)]
+    return paths
+
+
+def _set(node: Any, parts: list[str], value: Any, path: str, tree: Mapping[str, Any], free: Collection[str]) -> None:
+    here: list[str] = []
+    for part in parts[:-1]:
+        key = _key(node, part, here, path, tree)
+        here.append(part)
+        if node[key] is None:
+            done = ".".join(here)
+            raise UserError(f"{path}: {done} is null here; set it as a whole, for example {done}={{{parts[-1]}: …}}")
+        node = node[key]
+    if ".".join(here) in free and isinstance(node, dict):
+        node.setdefault(parts[-1], None)
+    key = _key(node, parts[-1], here, path, tree)
+    if isinstance(value, Mapping) and isinstance(node[key], dict) and "name" not in value:
+        for name, inner in value.items():
+            _set(node[key], [str(name)], inner, f"{path}.{name}", tree, {path} if path in free else ())
+    else:
+        node[key] = copy.deepcopy(value)
+
+
+def _key(node: Any, part: str, here: list[str], path: str, tree: Mapping[str, Any]) -> Any:
+    if isinstance(node, dict) and part in node:
+        return part
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return int(part)
+    where = f" below {'.'.join(here)}" if here else ""
+    if not isinstance(node, (dict, list)):
+        raise UserError(f"{path}: {'.'.join(here)} is a single value ({node!r}) and holds nothing named {part!r}")
+    known = [str(key) for key in node] if isinstance(node, dict) else [str(i) for i in range(len(node))]
+    hint = suggest(path, leaves(tree), 0.6) or suggest(part, known)
+    raise UserError(f"unknown setting {path!r}{hint or f'; known{where}: ' + ', '.join(known)}")
