@@ -254,7 +254,9 @@ class Registry:
 
     def _check(self, kind: Any, values: Any, layers: list[Layer], what: str, inside: tuple[str, ...] = ()) -> Any:
         """``kind(values)``, with pydantic's complaints turned into one UserError that says where and what to do."""
-            if not isinstance(values, dict):
+        from pydantic import ValidationError
+
+        if not isinstance(values, dict):
             raise UserError(f"{self._blame(layers, ()) or what}: expected a mapping of fields, found {describe(values)}")
         try:
             return kind.model_validate(values)
