@@ -1,0 +1,30 @@
+"""Data sets: one contract (Source) over every layout that the methods and protocols read.
+
+from zoo import data
+source = data.open_source("fashion_mnist", "train")     # or "imagenet", root="/data/imagenet"; or a folder's path
+source.image(0), source.label(0), source.name(0), source.fingerprint
+"""
+
+from .images import ImageError
+from .opening import open_source
+from .places import DataMissing
+from .seal import Seal, SealedError, openings, permit, sealed
+from .source import ArraySource, FileSource, Source
+from .specs import DatasetSpec, describe, names
+
+__all__ = [
+    "ArraySource",
+    "DataMissing",
+    "DatasetSpec",
+    "FileSource",
+    "ImageError",
+    "Seal",
+    "SealedError",
+    "Source",
+    "describe",
+    "names",
+    "open_source",
+    "openings",
+    "permit",
+    "sealed",
+]

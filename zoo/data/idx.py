@@ -1,0 +1,66 @@
+"""The IDX format of MNIST and Fashion-MNIST: a magic number, the shape, then bytes; gzip'd or not."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .access import Access
+from .source import ArraySource
+from .specs import DatasetSpec
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def parse(path: Path) -> np.ndarray:
+    """The uint8 array in an IDX file.  Raises UserError for a wrong magic number, another type or a wrong length."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:
+        raise UserError(f"{path}: not an IDX file of bytes (first four bytes: {data[:4].hex(' ') or 'none'})")
+    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+    values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
+    if values.size != math.prod(shape):
+        raise UserError(
+            f"{path}: shape {shape} needs {math.prod(shape)} bytes, the file holds {values.size}: truncated?"
+        )
+    return values.reshape(shape)
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    """Write uint8 ``array`` as an IDX file, compressed when the name ends in .gz (with no time stamp inside)."""
+    data = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def read(spec: DatasetSpec, root: Path, part: str, access: Access) -> ArraySource:
+    """The ``train`` or ``test`` part of an MNIST-like set below ``root`` (also in torchvision's <Name>/raw)."""
+    images, labels = (_find(root, name) for name in FILES[part])
+    pixels, numbers = parse(images), parse(labels)
+    if pixels.ndim != 3 or numbers.ndim != 1 or len(pixels) != len(numbers):
+        raise UserError(f"{images}: {pixels.shape} images do not go with {numbers.shape} labels in {labels.name}")
+    classes = spec.classes if isinstance(spec.classes, list) else [str(k) for k in range(spec.classes or 10)]
+    if len(numbers) and numbers.max() >= len(classes):
+        at = int(numbers.argmax())
+        raise UserError(f"{labels}: label {numbers[at]} of image {at} is out of range for {len(classes)} classes")
+    return ArraySource(pixels, numbers.astype(np.int64), classes, prefix=part)
+
+
+def _find(root: Path, name: str) -> Path:
+    folders = [root, root / "raw", *sorted(root.glob("*/raw"))]
+    for folder in folders:
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.is_file():
+                return path
+    raise UserError(f"{root}: no {name}.gz or {name} in it or in its raw folder")

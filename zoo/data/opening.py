@@ -1,0 +1,135 @@
+"""The front door: a data set by name, found on this machine, cut to a split, checked, and closed while it is sealed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError, suggest
+from . import faults, places, seal
+from .access import Access
+from .source import Source
+from .specs import LISTS, DatasetSpec, SplitRule, describe
+
+READERS = ("digits", "idx", "folders")
+
+
+def open_source(
+    name: str,
+    split: str = "train",
+    root: str | Path | None = None,
+    *,
+    cache: str | None = None,
+    share: tuple[int, int] | None = None,
+    max_bad: int = 0,
+) -> Source:
+    """The images of ``split`` of data set ``name`` (a name in datasets.yaml, or the path of a folder of images).
+
+    root     folder that holds the data; else SELFZOO_DATA/<name>, folders known to the system, a download are tried
+    cache    of packed sets: no, part or full (zoo/data/access.py); default: the variable SELFZOO_CACHE, else no
+    share    (process, processes) for cache=part; default: this process among those of the node
+    max_bad  how many missing or unreadable images may be left out; 0: the first one is an error.  A limit above 0
+             reads every image once (the result is remembered by fingerprint)
+    Raises UserError (unknown name or split, nothing found, incomplete or faulty data), SealedError (zoo.data.sealed).
+    """
+    spec = describe(name)
+    if split not in spec.splits:
+        raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits)}; there are {', '.join(spec.splits)}")
+    if max_bad < 0:
+        raise UserError(f"{name}: max_bad is {max_bad}; it counts images and cannot be negative")
+    seal.permit(spec.name, split)
+    if spec.name == "folder" and name != spec.name:
+        if root is not None:
+            raise UserError(f"{name}: the data set is a path already; leave out data={root}")
+        root = name
+    folder = places.find(spec, root)
+    source = read_part(spec, folder, spec.part(split), Access.of(cache, share), max_bad)
+    chosen = positions(spec, split, source, folder)
+    _refuse_overlap(spec, split, source, folder, chosen)
+    if chosen is not None:
+        source = source.subset(chosen)
+    source.dataset, source.split = spec.name, split
+    return source
+
+
+def read_part(spec: DatasetSpec, folder: Path | None, part: str, access: Access, max_bad: int = 0) -> Source:
+    """One of the reader's own parts, whole and checked."""
+    if spec.reader not in READERS:
+        raise UserError(f"datasets.yaml: {spec.name}: no reader {spec.reader!r}{suggest(spec.reader, READERS)}")
+    module = importlib.import_module(f".{spec.reader}", __package__)
+    source: Source = module.read(spec, folder, part, access)
+    expected = next((rule.count for rule in spec.splits.values() if rule.read == part), None)
+    wanted = spec.class_count
+    if wanted is not None and len(source.classes) not in (0, wanted):
+        raise UserError(
+            f"{folder}: found {len(source.classes)} classes, {spec.name} has {wanted};"
+            " for another set in this layout use data set 'folder'"
+        )
+    return faults.screen(source, f"{spec.name}/{part}", expected, max_bad)
+
+
+def positions(spec: DatasetSpec, split: str, source: Source, folder: Path | None) -> np.ndarray | None:
+    """Positions of ``split`` within the reader's part ``source``; None when the split is the whole part."""
+    rule = spec.splits[split]
+    if rule.of is None:
+        return None
+    everything = np.arange(len(source))
+    outer = everything if (found := positions(spec, rule.of, source, folder)) is None else found
+    if rule.without is not None:
+        inner = positions(spec, rule.without, source, folder)
+        return outer[~np.isin(outer, everything if inner is None else inner)]
+    if rule.per_class is not None:
+        return _per_class(source, outer, rule.per_class)
+    if rule.names is not None:
+        return _by_names(spec, rule, source, folder)
+    if rule.range is not None:
+        listed = np.arange(*rule.range)
+    else:
+        listed = np.loadtxt(LISTS / str(rule.listed), dtype=np.int64, comments="#", ndmin=1)
+    stray = listed[~np.isin(listed, outer)]
+    if len(stray):
+        raise UserError(
+            f"{spec.name}: position {stray[0]} of split {split!r} is not in {rule.of!r} ({len(source)} images)"
+        )
+    return listed
+
+
+def _refuse_overlap(
+    spec: DatasetSpec, split: str, source: Source, folder: Path | None, chosen: np.ndarray | None
+) -> None:
+    """A split that holds images of a sealed split is sealed too."""
+    for other in spec.splits:
+        if other == split or not seal.held(spec.name, other) or spec.part(other) != spec.part(split):
+            continue
+        theirs = positions(spec, other, source, folder)
+        if chosen is None or theirs is None or np.intersect1d(chosen, theirs).size:
+            raise seal.SealedError(f"{spec.name}: split {split!r} holds images of {other!r}, which is sealed")
+
+
+def _per_class(source: Source, outer: np.ndarray, count: int) -> np.ndarray:
+    """``count`` images of every class, those whose names hash lowest: the same choice wherever the names are the same."""
+    labels = source.labels[outer]
+    order = sorted(range(len(outer)), key=lambda j: hashlib.sha256(source.name(int(outer[j])).encode()).digest())
+    chosen: list[int] = []
+    left = dict.fromkeys(range(len(source.classes)), count)
+    for j in order:
+        if left.get(int(labels[j]), 0):
+            left[int(labels[j])] -= 1
+            chosen.append(int(outer[j]))
+    short = [source.classes[k] for k, n in left.items() if n]
+    if short:
+        raise UserError(f"class {short[0]}: fewer than {count} images to choose from ({len(short)} such classes)")
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def _by_names(spec: DatasetSpec, rule: SplitRule, source: Source, folder: Path | None) -> np.ndarray:
+    path = places.published_list(spec, rule, folder)
+    wanted = path.read_text().split()
+    where = {source.name(i).rpartition("/")[2]: i for i in range(len(source))}
+    missing = [n for n in wanted if n not in where]
+    if missing:
+        raise UserError(f"{path}:{wanted.index(missing[0]) + 1}: {missing[0]} is not in {folder} ({len(missing)} such)")
+    return np.array([where[n] for n in wanted], dtype=np.int64)

@@ -1,0 +1,228 @@
+"""The contract of a data set: numbered images, each with a label and a name, and one fingerprint for the whole.
+
+Methods, evaluations and detection see nothing else.  A source is picklable, holds no open file that a ``fork`` could
+share by accident, and gives the same item for the same index in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from .images import decode
+from .namelist import Names
+
+UNLABELLED = -1
+
+
+class Source:
+    """Base of all sources; a subclass gives ``labels``, ``image``, ``name``, ``_digest`` and ``_take``.
+
+    dataset, split  the names under which it was opened (empty for a source made by hand)
+    channels        3: ``image`` gives mode RGB; 1: mode L
+    classes         class names; label k belongs to ``classes[k]``.  Empty when nothing is labelled
+    labels          int64 (N,), -1 where there is no label
+    targets         uint8 (N, C) with 1 present, 0 absent, 255 ignore; None for sources with one label per image
+    """
+
+    dataset = ""
+    split = ""
+    targets: np.ndarray | None = None
+
+    def __init__(self, labels: np.ndarray, classes: Sequence[str], channels: int) -> None:
+        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
+        self.classes = tuple(classes)
+        self.channels = channels
+        wrong = np.flatnonzero((self.labels < UNLABELLED) | (self.labels >= len(self.classes)))
+        if len(wrong):
+            i = int(wrong[0])
+            raise UserError(
+                f"{self.name(i)}: label {self.labels[i]} is out of range for {len(self.classes)} classes"
+                f" ({len(wrong)} such images)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, i: int) -> Image.Image:
+        """Image ``i`` as PIL, mode RGB or L by ``channels``.  Raises ImageError naming the file when it is unreadable."""
+        raise NotImplementedError
+
+    def pixels(self, i: int) -> np.ndarray:
+        """Image ``i`` as uint8 (H, W, 3), or (H, W) when ``channels`` is 1: what workers should hand over."""
+        return np.asarray(self.image(i))
+
+    def label(self, i: int) -> int:
+        """Class index, or -1 for an unlabelled image."""
+        return int(self.labels[self._at(i)])
+
+    def name(self, i: int) -> str:
+        """A name that is unique within the source and the same on every machine."""
+        raise NotImplementedError
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """All images, uint8 (N, H, W) or (N, H, W, 3), when they are held in memory anyway; else None."""
+        return None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits over everything that identifies the items, in order: names, sizes and labels, or the pixels."""
+        digest = hashlib.sha256(f"{self.channels}".encode())
+        self._digest(digest)
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Source:
+        """The items at ``indices``, in that order, as a source of its own.  A mask or an index outside 0..N-1 is an error."""
+        chosen = np.asarray(indices)
+        if chosen.size == 0:
+            chosen = chosen.astype(np.int64)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+            raise UserError(f"subset: expected a list of whole numbers, got shape {chosen.shape} of {chosen.dtype}")
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
+            bad = chosen[(chosen < 0) | (chosen >= len(self))][0]
+            raise UserError(f"subset: index {bad} is outside 0..{len(self) - 1}")
+        part = self._take(chosen.astype(np.int64))
+        part.dataset, part.split = self.dataset, self.split
+        return part
+
+    def _at(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(f"index {i} is outside 0..{len(self) - 1}")
+        return int(i)
+
+    def _digest(self, digest: Any) -> None:
+        raise NotImplementedError
+
+    def _take(self, indices: np.ndarray) -> Source:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        what = f"{self.dataset}/{self.split}" if self.dataset else type(self).__name__
+        return f"<{what}: {len(self):,} images, {len(self.classes)} classes, {self.fingerprint[:10]}>"
+
+
+class ArraySource(Source):
+    """A small set held in memory.  array: uint8 (N, H, W) or (N, H, W, 3); positions: original numbers, for the names."""
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        prefix: str,
+        positions: np.ndarray | None = None,
+    ) -> None:
+        if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) != len(labels):
+            raise ValueError(f"array {array.shape} {array.dtype} with {len(labels)} labels")
+        self._array = np.ascontiguousarray(array)
+        self._prefix = prefix
+        self._positions = np.arange(len(array)) if positions is None else positions
+        super().__init__(labels, classes, channels=1 if array.ndim == 3 else 3)
+
+    @property
+    def array(self) -> np.ndarray:
+        return self._array
+
+    def pixels(self, i: int) -> np.ndarray:
+        return self._array[self._at(i)]
+
+    def image(self, i: int) -> Image.Image:
+        return Image.fromarray(self.pixels(i))
+
+    def name(self, i: int) -> str:
+        return f"{self._prefix}-{self._positions[i]:06d}"
+
+    def _digest(self, digest: Any) -> None:
+        digest.update(f"array {self._array.shape}".encode())
+        digest.update(self._array.data)
+
+    def _take(self, indices: np.ndarray) -> Source:
+        where = self._positions[indices]
+        return ArraySource(self._array[indices], self.labels[indices], self.classes, self._prefix, where)
+
+
+class Store(Protocol):
+    """Where the compressed bytes of numbered files are; every method may be called in any process or thread."""
+
+    def read(self, i: int) -> bytes: ...
+    def where(self, i: int) -> str: ...
+    def take(self, indices: np.ndarray) -> Store: ...
+
+
+class FileSource(Source):
+    """Compressed images in a store (folder, zip, tar shards), decoded when asked for.
+
+    names   unique relative names; sizes: int64 (N,) bytes of each file
+    lenient decode truncated files as far as they go instead of refusing them (YFCC100M is read so)
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        store: Store,
+        channels: int = 3,
+        lenient: bool = False,
+    ) -> None:
+        self.names: Sequence[str] = names if hasattr(names, "take") else Names(names)
+        self.sizes = np.ascontiguousarray(sizes, dtype=np.int64)
+        self.store = store
+        self.lenient = lenient
+        super().__init__(labels, classes, channels)
+
+    def raw(self, i: int) -> bytes:
+        """The compressed file as it is stored."""
+        return self.store.read(self._at(i))
+
+    def image(self, i: int) -> Image.Image:
+        return decode(self.raw(i), self.channels, lambda: self.where(i), self.lenient)
+
+    def where(self, i: int) -> str:
+        """The place of image ``i`` on this machine, for messages."""
+        return self.store.where(self._at(i))
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def _digest(self, digest: Any) -> None:
+        # Layouts share a fingerprint when they hold the same files in the same order: folder, zip and shards.
+        digest.update(b"files")
+        self.names.digest(digest) if isinstance(self.names, Names) else digest.update("\0".join(self.names).encode())
+        digest.update(self.sizes.astype("<i8").tobytes())
+
+    def _take(self, indices: np.ndarray) -> Source:
+        names = self.names.take(indices)  # type: ignore[attr-defined]
+        store, labels = self.store.take(indices), self.labels[indices]
+        return FileSource(names, self.sizes[indices], labels, self.classes, store, self.channels, self.lenient)
+
+
+class FolderStore:
+    """Plain files below one folder."""
+
+    def __init__(self, root: Path, names: Names) -> None:
+        self.root = str(root)
+        self.names = names
+
+    def read(self, i: int) -> bytes:
+        try:
+            with open(self.where(i), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UserError(f"{self.where(i)}: cannot be read: {error.strerror}") from None
+
+    def where(self, i: int) -> str:
+        return f"{self.root}/{self.names[i]}"
+
+    def take(self, indices: np.ndarray) -> FolderStore:
+        return FolderStore(Path(self.root), self.names.take(indices))
