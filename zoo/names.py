@@ -33,7 +33,7 @@ DATASETS = {
 Problem = tuple[str, tuple[Any, ...]]
 
 
-def check(entry: Entry) -> Iterator[Problem]:
+def contradictions(entry: Entry) -> Iterator[Problem]:
     """Sentences about the contradictions between an id and its fields, with the path of the field to blame."""
     rest = entry.id.removeprefix(entry.method)
     if rest == entry.id or not rest.startswith("_"):

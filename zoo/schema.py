@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .merging import normalise_backbone
+
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -37,17 +39,6 @@ class Backbone(Strict):
     def __str__(self) -> str:
         words = [f"{key} {value}" for key, value in self.options.items()]
         return f"{self.name} ({', '.join(words)})" if words else self.name
-
-
-def normalise_backbone(value: Any) -> Any:
-    """``resnet50`` or ``{name, width: 16}`` as ``{name, options: {width: 16}}``; anything else unchanged."""
-    if isinstance(value, str):
-        return {"name": value, "options": {}}
-    if isinstance(value, dict) and "name" in value:
-        loose = {key: item for key, item in value.items() if key not in ("name", "options")}
-        options = value.get("options") or {}
-        return {"name": value["name"], "options": {**options, **loose} if isinstance(options, dict) else options}
-    return value
 
 
 class Input(Strict):
@@ -439,6 +430,7 @@ class Entry(Strict):
     id: str
     method: str
     title: str
+    summary: str
     aliases: list[str]
     paper: Paper | None
     code: Code | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,7 +126,8 @@ def dumps(value: Any) -> str:
 def locate(path: str | Path, keys: Sequence[str | int]) -> tuple[int, int] | None:
     """1-based (line, column) of the deepest part of ``keys`` that the file has; None when not even the first exists."""
     try:
-        node: yaml.Node | None = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        stat = Path(path).stat()
+        node = _nodes(Path(path), stat.st_mtime_ns, stat.st_size)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return None
     mark = None
@@ -139,6 +141,12 @@ def locate(path: str | Path, keys: Sequence[str | int]) -> tuple[int, int] | Non
             break
         mark, node = found[0].start_mark, found[1]
     return (mark.line + 1, mark.column + 1) if mark else None
+
+
+@lru_cache(maxsize=64)
+def _nodes(path: Path, changed: int, size: int) -> yaml.Node | None:
+    node: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    return node
 
 
 def describe(value: Any) -> str:
