@@ -1,0 +1,19 @@
+"""Pixels: no network at all. The reference row that every learned feature has to beat.
+
+Recipe    zoo/methods/pixels.yaml, zero epochs, backbone `pixels`
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from reproduce.method import Method
+from zoo.errors import UserError
+
+
+class Pixels(Method):
+    """The flattened image; nothing to learn."""
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        raise UserError("pixels is a reference row without parameters: schedule.epochs must be 0")

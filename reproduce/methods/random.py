@@ -1,0 +1,19 @@
+"""Random: the backbone as it was initialised. The reference row that training has to beat.
+
+Recipe    zoo/methods/random.yaml, zero epochs
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from reproduce.method import Method
+from zoo.errors import UserError
+
+
+class Random(Method):
+    """A backbone and nothing to learn."""
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        raise UserError("random is the untrained reference row: schedule.epochs must be 0")

@@ -1,0 +1,60 @@
+"""RotNet: by how many quarter turns was this image rotated?
+
+Paper     https://arxiv.org/abs/1803.07728
+Recipe    zoo/methods/rotnet.yaml: the authors' CIFAR-10 and ImageNet settings; rotnet_digits and rotnet_fashion_mnist
+Expect    loss from ln 4 = 1.386 downwards within a hundred steps. On digits it learns its task and little else: 0, 6, 8 and 9
+          look alike when turned
+Deviates  see DEVIATIONS
+"""
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproduce.method import Deviation, Method
+
+DEVIATIONS = (
+    Deviation("rotnet-nominal-lr", "a learning rate of 0.1", "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
+              "the recipe holds the rates that were used"),
+)
+
+
+def rotations(images: Tensor, angles: int = 4) -> Tensor:
+    """(B, C, S, S) -> (angles * B, C, S, S): all images turned by 0, then by 360 / angles degrees counter-clockwise, and so on.
+
+    angles 2 or 4, so that nothing is resampled: torch.rot90 only moves pixels.
+    """
+    return torch.cat([torch.rot90(images, k * 4 // angles, (-2, -1)) for k in range(angles)])
+
+
+def rotation_loss(logits: Tensor) -> Tensor:
+    """Cross entropy of the turn; logits (A * B, A) of images in the order of `rotations`."""
+    batch, angles = len(logits) // logits.shape[1], logits.shape[1]
+    return F.cross_entropy(logits, torch.arange(angles, device=logits.device).repeat_interleave(batch))
+
+
+class RotNet(Method):
+    """Backbone and one linear layer over the turns; every view appears in all of them.
+
+    angles   4 (quarter turns) or 2 (upright or upside down)
+    """
+
+    deviations = DEVIATIONS
+    remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "views.crops.0.scale=[0.7, 1.0]", "views.rotate=0")}
+
+    def __init__(self, backbone: nn.Module, *, angles: int = 4) -> None:
+        super().__init__(backbone)
+        self.head = nn.Linear(backbone.dim, angles)
+        self.angles, self.collapsed_loss = angles, math.log(angles)
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        turned = [rotations(view, self.angles) for view in batch.views]
+        logits = [self.head(self.backbone(view)).float() for view in turned]
+        return torch.stack([rotation_loss(x) for x in logits]).mean(), {}
+
+    def exported(self) -> dict[str, Tensor]:
+        return {**super().exported(), **{f"head.{k}": v.detach().cpu() for k, v in self.head.state_dict().items()}}

@@ -1,0 +1,32 @@
+"""Supervised: the reference row that may look at the labels. What a label-free method would have to beat.
+
+Recipe    zoo/methods/supervised.yaml
+"""
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproduce.method import Method, Needs, embed
+
+
+class Supervised(Method):
+    """Backbone and one linear layer over the classes; every view of an image has its label."""
+
+    needs = Needs(labels=True, classes=True)
+    remedies: ClassVar = {"collapse": ("optimizer.lr=0.01",)}
+
+    def __init__(self, backbone: nn.Module, *, classes: int) -> None:
+        super().__init__(backbone)
+        self.head = nn.Linear(backbone.dim, classes)
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        logits = self.head(embed(self.backbone, batch.views)).float()
+        labels = batch.labels.repeat(len(batch.views))
+        hits = (logits.detach().argmax(1) == labels).float().mean()
+        return F.cross_entropy(logits, labels), {"accuracy": hits}
+
+    def exported(self) -> dict[str, Tensor]:
+        return {**super().exported(), **{f"head.{k}": v.detach().cpu() for k, v in self.head.state_dict().items()}}
