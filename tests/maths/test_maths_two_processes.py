@@ -5,6 +5,7 @@ import torch
 from golden import load
 from two_processes import run
 
+from engine.maths.kmeans import kmeans
 from engine.maths.sinkhorn import sinkhorn
 
 
@@ -12,6 +13,9 @@ def on_rank(rank, inputs):
     out = {}
     for name, (halves, epsilon, iterations) in inputs["sinkhorn"].items():
         out[name] = sinkhorn(halves[rank], epsilon, iterations).numpy()
+    for name, (halves, start, options) in inputs["kmeans"].items():
+        found = kmeans(halves[rank], start, **options)
+        out[name] = [found.labels.numpy(), found.centroids.numpy(), found.sizes.numpy(), found.objective]
     return out
 
 
@@ -24,7 +28,20 @@ def world2():
             "golden": (torch.from_numpy(g.given("scores")), g.meta["epsilon"], g.meta["iterations"]),
             "uneven": ([uneven[:8], uneven[8:]], 0.05, 3),
         },
+        "kmeans": {},
     }
+    g = load("swav/deepclusterv2_kmeans_world2.npz")
+    banks = torch.from_numpy(g.given("emb"))
+    for head in range(len(g.meta["K"])):
+        halves = banks[:, head % 2]
+        start = halves[0][g.given(f"init_idx_{head}")]
+        inputs["kmeans"][f"golden {head}"] = (halves, start, {"iterations": g.meta["iters"], "spherical": True})
+    x = torch.randn(200, 3, generator=torch.manual_seed(1))
+    inputs["x"] = x
+    far = torch.cat([x[:4], torch.full((3, 3), 1e3)])
+    inputs["kmeans"]["split"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 3})
+    inputs["kmeans"]["split at the end"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 0})
+    inputs["kmeans"]["drawn"] = ([x[:70], x[70:]], 6, {"init": "kmeans++", "iterations": 5, "restarts": 2})
     return inputs, run(on_rank, inputs)
 
 
@@ -38,3 +55,27 @@ def test_sinkhorn_of_uneven_ranks_equals_one_process(world2):
     halves, epsilon, iterations = world2[0]["sinkhorn"]["uneven"]
     both = torch.cat([torch.from_numpy(answer["uneven"]) for answer in world2[1]])
     assert torch.allclose(both, sinkhorn(torch.cat(list(halves)), epsilon, iterations), atol=1e-6)
+
+
+def test_deepclusterv2_kmeans_over_two_processes_agrees_with_the_authors(world2):
+    g = load("swav/deepclusterv2_kmeans_world2.npz")
+    index = torch.from_numpy(g.given("index"))
+    for rank, answer in enumerate(world2[1]):
+        labels = torch.full((len(g.meta["K"]), g.meta["size_dataset"]), -100)
+        for head in range(len(g.meta["K"])):
+            for r in range(2):
+                labels[head, index[r]] = torch.from_numpy(world2[1][r][f"golden {head}"][0])
+            g.agree(f"centroids_h{head}", answer[f"golden {head}"][1])
+        g.exact(f"assign_rank{rank}", labels)
+
+
+@pytest.mark.parametrize("name", ["split", "split at the end", "drawn"])
+def test_kmeans_over_two_processes_equals_one(world2, name):
+    _, start, options = world2[0]["kmeans"][name]
+    one = kmeans(world2[0]["x"], start, **options)
+    labels = torch.cat([torch.from_numpy(answer[name][0]) for answer in world2[1]])
+    assert torch.equal(labels, one.labels) and one.empty == 0
+    for answer in world2[1]:
+        assert torch.allclose(torch.from_numpy(answer[name][1]), one.centroids, atol=1e-6)
+        assert torch.equal(torch.from_numpy(answer[name][2]), one.sizes)
+        assert answer[name][3] == pytest.approx(one.objective, rel=1e-6)

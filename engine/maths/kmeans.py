@@ -1,0 +1,248 @@
+"""k-means, Euclidean and spherical, block by block and over processes.
+
+One pass assigns every row to its nearest centroid (E), then moves each centroid to the mean of its rows (M); a last E ends it.
+Sums are kept in float64 and shared between processes, so any sharding of the rows gives the same centroids to rounding.
+Used by   DeepCluster (Euclidean), DeeperCluster (Euclidean, two levels), DeepCluster-v2 (spherical), and to score features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import world as w
+from .rows import Rows, sample
+
+BLOCK_CELLS = 1 << 21  # cells of one block of similarities: 8 MB
+SPLIT = 1e-4  # how far a split moves both halves, relative to their centroid's mean coordinate
+
+Nearest = Callable[[Tensor, Tensor], Tensor]  # (b, D) block, (K, D) centroids -> (b,) int64
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """What k-means found. ``labels`` are of this rank's rows; everything else is the same on every rank."""
+
+    centroids: Tensor  # (K, D) float32
+    labels: Tensor  # (n,) int64, on the CPU
+    sizes: Tensor  # (K,) int64: rows per cluster over all ranks, on the CPU
+    objective: float  # sum over all rows of the squared distance to their centroid
+    history: tuple[float, ...]  # the objective of every pass
+
+    @property
+    def empty(self) -> int:
+        return int((self.sizes == 0).sum())
+
+
+def kmeans(
+    data: Any,
+    start: Tensor | int,
+    *,
+    iterations: int = 10,
+    spherical: bool = False,
+    empty: str = "keep",
+    init: str = "random",
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
+    backend: str = "torch",
+    world: w.World = "dist",
+) -> KMeans:
+    """The best of ``restarts`` runs of ``iterations`` M steps each, every run ended by an E step.
+
+    data       (n, D) rows of this rank: whatever Rows takes. Finite. For spherical k-means of unit length.
+    start      (K, D) first centroids, or K, and then ``init`` draws them: "random" (different rows) or "kmeans++".
+    iterations M steps at most; a run stops earlier when no label changes any more, which changes nothing.
+    spherical  nearest by dot product, centroids scaled to unit length after each M (and not before the first E).
+    empty      "keep": a cluster without rows keeps its centroid (DeepCluster-v2). "split": it takes half of the rows of a
+               cluster drawn in proportion to its size, and both start a small step apart; no cluster ends empty (DeeperCluster).
+    generator  on the CPU, in the same state on every rank; default: seed 0. Draws starts and splits.
+    backend    "torch", or "faiss" for the E step (the same labels but for ties in the last bits; on the GPU if faiss has one).
+    """
+    rows = Rows(data)
+    if empty not in ("keep", "split"):
+        raise ValueError(f'kmeans: empty must be "keep" or "split", not {empty!r}')
+    if init not in STARTS:
+        raise ValueError(f"kmeans: init must be one of {', '.join(STARTS)}, not {init!r}")
+    if iterations < 0 or restarts < 1:
+        raise ValueError(f"kmeans: iterations must be >= 0 and restarts >= 1, not {iterations} and {restarts}")
+    clusters = start if isinstance(start, int) else len(start)
+    total = sum(w.counts(len(rows), world))
+    if clusters < 1 or clusters > total:
+        raise ValueError(f"kmeans: {clusters} clusters of {total} rows: ask for at least 1 and at most as many as rows")
+    generator = generator or torch.Generator().manual_seed(0)
+    nearest = NEAREST[backend](spherical)
+    best = None
+    for _ in range(restarts if isinstance(start, int) else 1):
+        first = STARTS[init](rows, start, generator, spherical, world) if isinstance(start, int) else start
+        found = _run(rows, first.to(rows.device, torch.float32), iterations, spherical, empty, generator, nearest, world)
+        if best is None or found.objective < best.objective:
+            best = found
+    assert best is not None
+    return best
+
+
+def _run(
+    rows: Rows,
+    centroids: Tensor,
+    iterations: int,
+    spherical: bool,
+    empty: str,
+    generator: torch.Generator,
+    nearest: Nearest,
+    world: w.World,
+) -> KMeans:
+    labels = torch.full((len(rows),), -1, dtype=torch.int64)
+    history: list[float] = []
+    for step in range(iterations + 1):
+        before = labels
+        labels, sums, sizes, objective = _pass(rows, centroids, nearest, world, sums=step < iterations)
+        history.append(objective)
+        repair = empty == "split" and bool((sizes == 0).any())
+        changed = w.sum_((labels != before).sum().reshape(1), world)
+        if step == iterations or (not changed and not repair):
+            break
+        means = (sums / sizes.clamp(min=1).to(sums)[:, None]).float()
+        centroids = torch.where(sizes.to(means)[:, None] > 0, means, centroids)
+        if repair:
+            _, centroids, sizes = split(labels, centroids, sizes, generator, world)
+        if spherical:
+            centroids = F.normalize(centroids, dim=1)
+    if repair:
+        labels, centroids, sizes = split(labels, centroids, sizes, generator, world)
+        centroids = F.normalize(centroids, dim=1) if spherical else centroids
+    return KMeans(centroids, labels, sizes, history[-1], tuple(history))
+
+
+def _pass(
+    rows: Rows, centroids: Tensor, nearest: Nearest, world: w.World, sums: bool
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Labels of this rank, and over all ranks: sums (K, D) float64 of the members, sizes (K,), objective."""
+    clusters = len(centroids)
+    labels = torch.empty(len(rows), dtype=torch.int64)
+    total = torch.zeros(centroids.shape if sums else (0, 0), dtype=torch.float64, device=rows.device)
+    objective = torch.zeros(1, dtype=torch.float64, device=rows.device)
+    for low, block in rows.blocks(block_size(clusters)):
+        label = nearest(block, centroids)
+        labels[low : low + len(block)] = label
+        objective += (block - centroids[label]).square().sum(1).double().sum()
+        if sums:
+            total.index_add_(0, label, block.double())
+    objective = w.sum_(objective, world)
+    if not torch.isfinite(objective):
+        raise ValueError("kmeans: rows or centroids are not finite")
+    sizes = w.sum_(torch.bincount(labels, minlength=clusters), world)
+    return labels, w.sum_(total, world), sizes, float(objective)
+
+
+def block_size(clusters: int) -> int:
+    """Rows read at once: a function of K alone, so that any form of the same rows is cut at the same places."""
+    return min(max(BLOCK_CELLS // max(clusters, 1), 256), 16384)
+
+
+def assign(data: Any, centroids: Tensor, *, spherical: bool = False, backend: str = "torch") -> tuple[Tensor, Tensor]:
+    """(n,) int64 nearest centroid and (n,) float32 squared distance of each row of this rank, on the CPU."""
+    rows, nearest = Rows(data), NEAREST[backend](spherical)
+    labels, distances = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
+    for low, block in rows.blocks(block_size(len(centroids))):
+        label = nearest(block, centroids.to(block))
+        labels[low : low + len(block)] = label
+        distances[low : low + len(block)] = (block - centroids.to(block)[label]).square().sum(1)
+    return labels, distances
+
+
+def _nearest_torch(spherical: bool) -> Nearest:
+    def nearest(block: Tensor, centroids: Tensor) -> Tensor:
+        if spherical:
+            return (block @ centroids.T).argmax(1)
+        return torch.addmm(centroids.square().sum(1) / 2, block, centroids.T, beta=-1).argmax(1)
+
+    return nearest
+
+
+def _nearest_faiss(spherical: bool) -> Nearest:
+    import faiss
+
+    def nearest(block: Tensor, centroids: Tensor) -> Tensor:
+        index: Any = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(centroids.shape[1])
+        if faiss.get_num_gpus():
+            index = faiss.index_cpu_to_all_gpus(index)
+        index.add(centroids.cpu().numpy())
+        return torch.from_numpy(index.search(block.cpu().numpy(), 1)[1]).squeeze(1).to(block.device)
+
+    return nearest
+
+
+NEAREST = {"torch": _nearest_torch, "faiss": _nearest_faiss}
+
+
+def split(
+    labels: Tensor, centroids: Tensor, sizes: Tensor, generator: torch.Generator, world: w.World = "dist"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give each empty cluster half of the rows of another, drawn in proportion to what it can spare. Returns all three, renewed.
+
+    A cluster drawn t times is cut in t + 1 equal parts (row by row in turn), so that sizes differ by at most one; its centroid
+    and those of its parts lie a relative step of 1e-4 apart in random directions. No cluster is empty afterwards.
+    """
+    labels, centroids, sizes = labels.clone(), centroids.clone(), sizes.clone()
+    vacant = torch.nonzero(sizes == 0).flatten().tolist()
+    spare = (sizes - 1).clamp(min=0).double()
+    parts: dict[int, list[int]] = {}
+    for cluster in vacant:
+        donor = int(torch.multinomial(spare, 1, generator=generator))
+        spare[donor] -= 1
+        parts.setdefault(donor, [donor]).append(cluster)
+        step = SPLIT * centroids[donor].abs().mean().clamp(min=SPLIT)
+        step = step * torch.randn(centroids.shape[1], generator=generator).to(centroids)
+        centroids[cluster] = centroids[donor] + step
+        centroids[donor] -= step
+    donors = torch.tensor(sorted(parts))
+    order = torch.argsort(labels, stable=True)
+    begin = torch.searchsorted(labels[order], torch.stack([donors, donors + 1]))
+    held = torch.zeros(w.size(world), len(donors), dtype=torch.int64)
+    held[w.rank(world)] = begin[1] - begin[0]
+    before = w.sum_(held, world)[: w.rank(world)].sum(0)
+    for i, donor in enumerate(donors.tolist()):
+        members = order[begin[0, i] : begin[1, i]]
+        shares = torch.tensor(parts[donor])
+        turn = (torch.arange(len(members)) + before[i]) % len(shares)
+        labels[members] = shares[turn]
+        sizes[shares] = (sizes[donor] - torch.arange(len(shares)) + len(shares) - 1) // len(shares)
+    return labels, centroids, sizes
+
+
+def _random(rows: Rows, clusters: int, generator: torch.Generator, spherical: bool, world: w.World) -> Tensor:
+    return sample(rows, clusters, generator, world)
+
+
+def _plusplus(rows: Rows, clusters: int, generator: torch.Generator, spherical: bool, world: w.World) -> Tensor:
+    """k-means++ (Arthur, Vassilvitskii 2007) with 2 + log K candidates each time, on at most 100 K (and 20,000) rows."""
+    total = sum(w.counts(len(rows), world))
+    points = sample(rows, min(total, max(100 * clusters, 20000)), generator, world)
+    points = F.normalize(points, dim=1) if spherical else points
+    tries = 2 + int(torch.tensor(float(clusters)).log())
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    distance = _squared(points, points[chosen[0]][None]).squeeze(0)
+    for _ in range(clusters - 1):
+        weights = distance.double().cpu() if bool(distance.sum() > 0) else torch.ones(len(points), dtype=torch.float64)
+        edges = weights.cumsum(0)
+        draws = torch.rand(tries, generator=generator, dtype=torch.float64) * edges[-1]
+        candidates = torch.searchsorted(edges, draws, right=True).clamp(max=len(points) - 1)
+        left = torch.minimum(distance, _squared(points, points[candidates.to(points.device)]))  # (tries, m)
+        winner = int(left.sum(1).argmin())
+        chosen.append(int(candidates[winner]))
+        distance = left[winner]
+    return points[chosen]
+
+
+def _squared(points: Tensor, centres: Tensor) -> Tensor:
+    """(c, m) squared distances."""
+    products = centres @ points.T
+    return (centres.square().sum(1)[:, None] + points.square().sum(1) - 2 * products).clamp_(min=0)
+
+
+STARTS: dict[str, Callable[..., Tensor]] = {"random": _random, "kmeans++": _plusplus}
