@@ -1,0 +1,111 @@
+"""``python -m results``: tables, figures, comparisons and replays of what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from zoo.errors import guard
+
+from .record import COMMITTED
+
+EXTRA = "more records, for example runs/measured; they take the place of committed ones of the same model and protocol"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    tables = commands.add_parser("tables", help="write results/tables/*.md and the marked blocks of README.md")
+    tables.add_argument("--check", action="store_true", help="write nothing; fail on any difference")
+    tables.add_argument("--only", metavar="ID", help="one table")
+    tables.add_argument("--to", type=Path, metavar="DIR", help="write pages there; README.md stays as it is")
+    tables.set_defaults(run=_tables)
+
+    compare = commands.add_parser(
+        "compare", help="published, measured, spread, verdict and likely reasons for one model"
+    )
+    compare.add_argument("id")
+    compare.set_defaults(run=_compare)
+
+    figures = commands.add_parser("figures", help="write results/figures/*.svg")
+    figures.add_argument("--check", action="store_true", help="write nothing; fail on any difference")
+    figures.add_argument("--to", type=Path, metavar="DIR")
+    figures.set_defaults(run=_figures)
+
+    show = commands.add_parser("show", help="list the records, or print one")
+    show.add_argument("what", nargs="?", default="*", help="pattern of model ids, or the path of a record")
+    show.set_defaults(run=_show)
+
+    site = commands.add_parser("site", help="one static HTML page of every table, without external assets")
+    site.add_argument("--to", type=Path, metavar="FILE", default=Path("runs/site/index.html"))
+    site.set_defaults(run=_site)
+
+    replay = commands.add_parser("replay", help="run a record's commands again and compare")
+    replay.add_argument("record", type=Path)
+    replay.add_argument("--tolerance", type=float, metavar="PERCENT", help="largest difference of a metric that agrees")
+    replay.add_argument("--data", metavar="PATH", help="where the data set is, when it is not found by itself")
+    replay.set_defaults(run=_replay)
+
+    for command in (tables, compare, figures, show, site):
+        command.add_argument("--root", action="append", type=Path, default=[], metavar="DIR", help=EXTRA)
+    args = parser.parse_args(argv)
+    return int(args.run(args))
+
+
+def _roots(args: argparse.Namespace) -> list[Path]:
+    from zoo.errors import UserError
+
+    for root in args.root:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder of records; evaluations write to <out>/measured")
+    return [COMMITTED, *args.root]
+
+
+def _tables(args: argparse.Namespace) -> int:
+    from . import generate
+
+    return generate.tables(_roots(args), only=args.only, to=args.to, check=args.check)
+
+
+def _figures(args: argparse.Namespace) -> int:
+    from . import generate
+
+    return generate.figures(_roots(args), to=args.to, check=args.check)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .compare import compare, report
+    from .published import Catalogue
+    from .store import Store
+
+    print(report(compare(args.id, Store(_roots(args)), Catalogue())))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from .show import one, table
+    from .store import Store
+
+    print(one(Path(args.what)) if args.what.endswith(".json") else table(Store(_roots(args)), args.what))
+    return 0
+
+
+def _site(args: argparse.Namespace) -> int:
+    from .site import write
+
+    print(write(_roots(args), args.to))
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from .replay import replay, report
+
+    outcome = replay(args.record, tolerance=args.tolerance, data=args.data, echo=True)
+    print(report(outcome))
+    return 0 if outcome.agrees else 1
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

@@ -1,0 +1,79 @@
+"""Writing, or checking, everything that is derived from the records: pages, README blocks, figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import figures as drawings
+from .pages import FOLDER, README, block, difference, fill_blocks, page, write_text
+from .published import Catalogue
+from .record import COMMITTED
+from .store import REPOSITORY, Store, place
+from .tables import build, load, pick
+
+USER_TABLES = Path("runs") / "tables"
+USER_FIGURES = Path("runs") / "figures"
+FIGURES = REPOSITORY / "results" / "figures"
+
+
+def tables(
+    roots: Sequence[Path],
+    *,
+    only: str | None = None,
+    to: Path | None = None,
+    check: bool = False,
+    catalogue: Catalogue | None = None,
+    readme: Path | None = README,
+) -> int:
+    """Render to ``to``, or to the repository when only committed records are used; returns an exit status.
+
+    README.md is filled only with committed records: a user's numbers never slip into it.
+    """
+    official = to is None and list(roots) == [COMMITTED]
+    folder = to or (FOLDER if official else USER_TABLES)
+    store, catalogue = Store(roots), catalogue or Catalogue()
+    specs = load()
+    built = [build(table, store, catalogue) for table in pick(specs, only)]
+    files: dict[Path, str | None] = {folder / f"{b.table.id}.md": page(b, folder) for b in built}
+    if official and only is None:
+        files |= {path: None for path in folder.glob("*.md") if path not in files}
+    if official and readme is not None:
+        blocks = {b.table.id: block(b, f"results/tables/{b.table.id}.md") for b in built}
+        needed = [b.table.id for b in built if b.table.readme]
+        known = [table.id for table in specs]
+        files[readme] = fill_blocks(readme.read_text(encoding="utf-8"), blocks, readme.name, needed, known)
+    return settle(files, check, "python -m results tables")
+
+
+def figures(
+    roots: Sequence[Path], *, to: Path | None = None, check: bool = False, catalogue: Catalogue | None = None
+) -> int:
+    """Draw every figure."""
+    folder = to or (FIGURES if list(roots) == [COMMITTED] else USER_FIGURES)
+    drawn = drawings.draw_all(Store(roots), catalogue or Catalogue())
+    return settle({folder / name: svg for name, svg in drawn.items()}, check, "python -m results figures")
+
+
+def settle(files: dict[Path, str | None], check: bool, command: str) -> int:
+    """Write what differs (None: remove), or, to check, print the differences and return 1 when there are any."""
+    if check:
+        found = [text for path, wanted in files.items() if (text := difference(path, wanted, place(path)))]
+        for text in found:
+            print(text)
+        if found:
+            print(
+                f"error: {len(found)} of {len(files)} files differ from the records; mend them with: {command}",
+                file=sys.stderr,
+            )
+        else:
+            print(f"{len(files)} files agree with the records")
+        return 1 if found else 0
+    for path, wanted in files.items():
+        if wanted is None:
+            path.unlink()
+            print(f"removed {place(path)}")
+        else:
+            print(("wrote " if write_text(path, wanted) else "same  ") + place(path))
+    return 0

@@ -1,0 +1,229 @@
+"""Markdown pages of tables, and the marked blocks of README.md. The same records give the same bytes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.errors import UserError, suggest
+
+from . import cells
+from .cells import Cell
+from .published import Fact, whose
+from .store import ENOUGH_RANDOM, REPOSITORY, Summary
+from .tables import Built
+
+FOLDER = REPOSITORY / "results" / "tables"
+README = REPOSITORY / "README.md"
+_OPEN = re.compile(r"<!-- table:([^ ]*) -->")
+_CLOSE = "<!-- /table -->"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """A GitHub table, padded so that it also reads well as plain text."""
+    lines = [[_escape(cell) for cell in line] for line in [head, *rows]]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
+
+    def row(line: Sequence[str]) -> str:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|"
+        + "|".join("-" * (w + 1) + ":" if r else ":" + "-" * (w + 1) for w, r in zip(widths, right, strict=True))
+        + "|"
+    )
+    return "\n".join([row(lines[0]), rule, *(row(line) for line in lines[1:])])
+
+
+class Footnotes:
+    """Numbers for the sources of published cells; a source shared by a whole column is named once, in its head."""
+
+    def __init__(self, built: Built) -> None:
+        self.texts: list[str] = []
+        self.head: dict[int, int] = {}
+        self._of: dict[str, int] = {}
+        for column in range(len(built.table.columns)):
+            facts = [row[column].fact for _, row in built.rows]
+            given = [fact for fact in facts if fact]
+            for fact in given:
+                self._number(fact)
+            if given and len({_note(fact) for fact in given}) == 1:
+                self.head[column] = self._number(given[0])
+
+    def cell(self, column: int, cell: Cell) -> str:
+        if cell.fact is None or column in self.head:
+            return cell.text
+        return f"{cell.text} [{self._number(cell.fact)}]"
+
+    def _number(self, fact: Fact) -> int:
+        text = _note(fact)
+        if text not in self._of:
+            self.texts.append(text)
+            self._of[text] = len(self.texts)
+        return self._of[text]
+
+
+def _note(fact: Fact) -> str:
+    published = fact.published
+    return f"{whose(published)}: {published.source}" + (f" ({published.note})" if published.note else "")
+
+
+def grid(built: Built) -> tuple[list[str], list[list[str]], list[bool], Footnotes]:
+    """Head, rows and alignment as text, without escaping; shared by Markdown and HTML."""
+    notes = Footnotes(built)
+    columns = built.table.columns
+    head = ["model"] + [f"{c.head} [{notes.head[i]}]" if i in notes.head else c.head for i, c in enumerate(columns)]
+    rows = []
+    for name, line in built.rows:
+        dagger = cells.DAGGER if any(cell.summary and cell.summary.transductive for cell in line) else ""
+        rows.append([name + dagger, *(notes.cell(i, cell) for i, cell in enumerate(line))])
+    return head, rows, [False] + [c.kind in ("published", "measured") for c in columns], notes
+
+
+def legend(built: Built) -> list[str]:
+    """Only what this table needs to be read."""
+    said = []
+    if built.summaries:
+        line = "Measured: mean ± standard deviation (number of pre-training seeds)"
+        if any(s.seeds == 1 and s.inner > 1 for s in built.summaries):
+            line += "; (1×n): one set of weights, n seeds of the evaluation"
+        said.append(line + ".")
+    if built.verdicts:
+        said.append(
+            f"▲ better than {built.table.against}, ▼ worse, ○ no difference shown: same backbone and data, at least "
+            f"{ENOUGH_RANDOM} random seeds, difference of means beyond 2 sqrt(s1² + s2²)."
+        )
+    if any(s.transductive for s in built.summaries):
+        said.append(f"{cells.DAGGER} transductive: pre-training saw the test images, without their labels.")
+    paper = [c.head for c in built.table.columns if c.style == "paper"]
+    if paper and any(s.style == "paper" for s in built.summaries):
+        notes = sorted({note for s in built.summaries if s.style == "paper" for note in s.notes})
+        said.append(
+            f"{', '.join(paper)}: as many papers print it ({'; '.join(notes) or 'chosen on the test split'}); not ranked."
+        )
+    return said
+
+
+def block(built: Built, link: str) -> str:
+    """What stands between the markers in README.md."""
+    head, rows, right, _ = grid(built)
+    said = [*legend(built), f"Sources and records of every number: [{link}]({link})."]
+    return f"{_filled(built, head, rows, right)}\n\n{' '.join(said)}"
+
+
+def page(built: Built, folder: Path) -> str:
+    """A whole page: the table, its legend, the source of every published and the records of every measured number."""
+    head, rows, right, notes = grid(built)
+    parts = [f"# {built.table.title}", "<!-- generated by `python -m results tables`; do not edit -->"]
+    parts += [built.table.text.strip()] if built.table.text.strip() else []
+    parts += [_filled(built, head, rows, right), *legend(built)]
+    if notes.texts:
+        parts.append(
+            "## Published numbers\n\n" + "\n".join(f"{i}. {_link(text)}" for i, text in enumerate(notes.texts, 1))
+        )
+    if built.summaries:
+        parts.append("## Records of the measured numbers\n\n" + "\n".join(_records(built, folder)))
+    if built.verdicts:
+        lines = [f"- `{row}`, {head}: {v.said} ({v.mark})" for row, head, v in built.verdicts]
+        parts.append("## Verdicts\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _filled(built: Built, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    return markdown(head, rows, right) if rows else f"(no record of {built.table.id} yet)"
+
+
+def _records(built: Built, folder: Path) -> list[str]:
+    lines = []
+    for name, row in built.rows:
+        for column, cell in zip(built.table.columns, row, strict=True):
+            if cell.summary:
+                lines.append(f"- `{name}`, {column.head}: {links(cell.summary, folder)}")
+    return lines
+
+
+def links(summary: Summary, folder: Path) -> str:
+    """One link per record, named by its seeds."""
+    shown = []
+    for stored in summary.records:
+        record = stored.record
+        seed = "released weights" if record.pretrain_seed is None else f"seed {record.pretrain_seed}"
+        extra = f", evaluation seed {record.evaluation_seed}" if record.evaluation_seed else ""
+        path = os.path.relpath(stored.path.resolve(), folder.resolve())
+        shown.append(f"[{seed}{extra}]({Path(path).as_posix()})")
+    return ", ".join(shown)
+
+
+def fill_blocks(
+    text: str, blocks: dict[str, str], where: str, needed: Sequence[str] = (), known: Sequence[str] = ()
+) -> str:
+    """``text`` with what stands between ``<!-- table:ID -->`` and ``<!-- /table -->`` replaced.
+
+    A block of a table in ``known`` but not in ``blocks`` keeps its content.
+    """
+    out, position, seen = [], 0, []
+    for mark in _OPEN.finditer(text):
+        name, line = mark[1], text.count("\n", 0, mark.start()) + 1
+        end = text.find(_CLOSE, mark.end())
+        following = _OPEN.search(text, mark.end())
+        if end < 0 or (following and following.start() < end):
+            raise UserError(f"{where}:{line}: the block of table {name!r} is not closed; add a line {_CLOSE}")
+        if name not in blocks and name not in known:
+            raise UserError(f"{where}:{line}: no table {name!r}{suggest(name, [*blocks, *known])}")
+        if name in seen:
+            raise UserError(f"{where}:{line}: a second block of table {name!r}; remove one")
+        out += [text[position : mark.end()], f"\n{blocks[name]}\n" if name in blocks else text[mark.end() : end]]
+        position = end
+        seen.append(name)
+    missing = [name for name in needed if name not in seen]
+    if missing:
+        raise UserError(
+            f"{where}: no block of table {missing[0]!r}; add the lines <!-- table:{missing[0]} --> and {_CLOSE}"
+        )
+    opened, closed = len(seen), text.count(_CLOSE)
+    if closed > opened:
+        raise UserError(f"{where}: {closed} {_CLOSE} for {opened} opened blocks; remove the stray one")
+    return "".join(out) + text[position:]
+
+
+def difference(path: Path, wanted: str | None, name: str) -> str:
+    """A unified diff from the file to what it should hold; empty when they agree. ``wanted`` None: should not exist."""
+    have = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if path.is_file() == (wanted is not None) and have == (wanted or ""):
+        return ""
+    lines = difflib.unified_diff(
+        have.splitlines(), (wanted or "").splitlines(), name, f"{name} (from the records)", lineterm=""
+    )
+    return "\n".join(lines) or f"{name}: {'not generated by any table' if wanted is None else 'missing'}"
+
+
+def write_text(path: Path, text: str) -> bool:
+    """Write a whole file or nothing; False when it already held these bytes."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+    return True
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _link(text: str) -> str:
+    """``owner/name:path @commit`` and bare addresses become links."""
+    text = re.sub(
+        r"(?<![\w/])([\w.-]+/[\w.-]+):([\w./-]+)( @([0-9a-f]{7,40}))?",
+        lambda m: f"[{m[0]}](https://github.com/{m[1]}/blob/{m[4] or 'HEAD'}/{m[2]})",
+        text,
+    )
+    return text

@@ -1,0 +1,154 @@
+"""Run a record's commands again, in a fresh folder, and compare what comes out.
+
+On the same hardware and versions a replay must give the same numbers; elsewhere they must agree within a tolerance.
+Only this project's own commands are run: a record is data, and data must not choose programs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from zoo.errors import UserError
+
+from .record import Record, files, read
+from .store import REPOSITORY, place
+
+TOLERANCE = 2.0
+"""Percentage points that a metric may differ by on other hardware or versions, where rounding grows during training."""
+
+MODULES = ("reproduce", "evaluations")
+Runner = Callable[[Sequence[str], dict[str, str]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Both records, and every metric as (name, recorded, replayed)."""
+
+    path: Path
+    recorded: Record
+    replayed: Record
+    tolerance: float
+    differences: tuple[str, ...]  # of hardware and versions; empty: the numbers must be equal
+
+    @property
+    def metrics(self) -> list[tuple[str, float, float | None]]:
+        again = self.replayed.metrics
+        return [(n, m.value, again[n].value if n in again else None) for n, m in sorted(self.recorded.metrics.items())]
+
+    @property
+    def agrees(self) -> bool:
+        return all(new is not None and abs(new - old) <= self.tolerance for _, old, new in self.metrics)
+
+
+def replay(
+    path: Path | str,
+    *,
+    tolerance: float | None = None,
+    data: str | None = None,
+    echo: bool = False,
+    run: Runner | None = None,
+) -> Outcome:
+    """Pre-train (when the record says how) and evaluate again; nothing is left behind.
+
+    ``tolerance`` None: 0 on the same hardware and versions, else TOLERANCE.
+    """
+    path = Path(path)
+    recorded = read(path)
+    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
+        environment = os.environ | {"OMP_NUM_THREADS": str(recorded.provenance.threads)}
+        for command in (recorded.pretrain_command, recorded.command):
+            if command is not None:
+                words = rewrite(command, folder, data, str(path))
+                if echo:
+                    print(f"$ {shlex.join(words)}", flush=True)
+                (run or _run)(words, environment)
+        replayed = _found(Path(folder) / "measured", recorded, path)
+    differences = environment_differences(recorded, replayed)
+    allowed = tolerance if tolerance is not None else TOLERANCE if differences else 0.0
+    return Outcome(path, recorded, replayed, allowed, tuple(differences))
+
+
+def rewrite(command: str, out: str, data: str | None, where: str) -> list[str]:
+    """A recorded command as it is run again: this Python, a fresh ``out``, not into the committed records."""
+    words = shlex.split(command)
+    if words[:1] == ["torchrun"]:
+        words[:1] = [sys.executable, "-m", "torch.distributed.run"]
+    elif words[:1] and Path(words[0]).name in ("python", "python3"):
+        words[0] = sys.executable
+    modules = [w for before, w in pairwise(words) if before == "-m" and w != "torch.distributed.run"]
+    if words[:1] != [sys.executable] or modules[:1] == [] or modules[0] not in MODULES:
+        raise UserError(f"{where}: {command!r} is not a `python -m {' | '.join(MODULES)}` command and is not run")
+    dropped = ("out=", "data=") if data is not None else ("out=",)
+    kept = [w for w in words if w != "--record" and not w.startswith(dropped)]
+    return [*kept, f"out={out}", *([f"data={data}"] if data is not None else [])]
+
+
+def environment_differences(one: Record, other: Record) -> list[str]:
+    """What differs between two records' versions, hardware and threads."""
+    a, b = one.provenance, other.provenance
+    found = [
+        f"{name} {a.libraries.get(name, 'absent')} -> {b.libraries.get(name, 'absent')}"
+        for name in sorted(a.libraries.keys() | b.libraries.keys())
+        if a.libraries.get(name) != b.libraries.get(name)
+    ]
+    found += [
+        f"{name} {a.hardware.get(name)} -> {b.hardware.get(name)}"
+        for name in sorted(a.hardware.keys() | b.hardware.keys())
+        if a.hardware.get(name) != b.hardware.get(name)
+    ]
+    return found + ([f"threads {a.threads} -> {b.threads}"] if a.threads != b.threads else [])
+
+
+def report(outcome: Outcome) -> str:
+    """What was compared and how it ended."""
+    lines = []
+    for name, old, new in outcome.metrics:
+        ok = new is not None and abs(new - old) <= outcome.tolerance
+        lines.append(
+            f"  {name:24} recorded {old:10.4f}   replayed {'absent' if new is None else f'{new:10.4f}'}   {'ok' if ok else 'DIFFERS'}"
+        )
+    for name in ("weights_sha256", "predictions_sha256", "data_fingerprint"):
+        old, new = getattr(outcome.recorded, name), getattr(outcome.replayed, name)
+        lines.append(f"  {name:24} {'equal' if old == new else 'not equal'}")
+    if outcome.differences:
+        lines.append(
+            f"  other surroundings ({'; '.join(outcome.differences)}): agreement within {outcome.tolerance:g} points is asked"
+        )
+    else:
+        lines.append(f"  same hardware and versions: agreement within {outcome.tolerance:g} points is asked")
+    verdict = "agrees" if outcome.agrees else "DOES NOT AGREE"
+    return "\n".join([*lines, f"{place(outcome.path)}: the replay {verdict} with the record"])
+
+
+def _run(words: Sequence[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        words,
+        check=False,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise UserError(f"{shlex.join(words)} ended with status {done.returncode}: {said or 'no message'}")
+
+
+def _found(root: Path, recorded: Record, path: Path) -> Record:
+    fits = [r for r in map(read, files(root)) if (r.identity, r.version) == (recorded.identity, recorded.version)]
+    if not fits:
+        made = ", ".join(f"{r.model} {r.protocol}@{r.version}" for r in map(read, files(root))) or "none"
+        raise UserError(
+            f"{path}: its command made no record of {recorded.model} {recorded.protocol}@{recorded.version} (made: {made}); "
+            "the protocol may have a newer version: measure again"
+        )
+    return fits[0]

@@ -1,0 +1,206 @@
+"""Tables as data: ``tables.yaml`` says which rows and columns, the registry and the records fill them.
+
+A cell is a published number, the mean of measured records, or a value of the row's recipe; a cell without any is empty.
+Nothing here formats Markdown or HTML: see ``pages.py`` and ``site.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from zoo.errors import UserError, suggest
+from zoo.schema import Strict
+from zoo.yamlfile import load_mapping, locate
+
+from . import cells
+from .cells import Cell
+from .published import Catalogue
+from .record import COMMITTED
+from .store import Store, Summary, Verdict, better_than_random
+
+FILE = Path(__file__).resolve().parent / "tables.yaml"
+
+
+class Column(Strict):
+    """``published`` and ``measured`` columns name protocol@version and metric; ``field`` names a path in the recipe."""
+
+    head: str
+    kind: Literal["published", "measured", "field", "title"]
+    protocol: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+@[0-9]+$")
+    metric: str | None = None
+    by: str | None = None  # published: another group's measurements instead of the authors'
+    source: str | None = None  # published: everything that one source prints, whoever measured it
+    field: str | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)  # measured: records made with these settings
+    style: Literal["honest", "paper"] = "honest"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Column:
+        needs = {
+            "published": ("protocol", "metric"),
+            "measured": ("protocol", "metric"),
+            "field": ("field",),
+            "title": (),
+        }
+        for name in needs[self.kind]:
+            if getattr(self, name) is None:
+                raise ValueError(f"a {self.kind} column needs {name}")
+        return self
+
+    @property
+    def question(self) -> tuple[str, int, str]:
+        name, _, version = str(self.protocol).partition("@")
+        return name, int(version), str(self.metric)
+
+
+class Rows(Strict):
+    """Registered models by pattern or by id, or external rows by name; in the order written, each once."""
+
+    query: str | None = None
+    ids: list[str] = Field(default_factory=list)
+    external: list[str] = Field(default_factory=list)
+    leave_out: list[str] = Field(default_factory=list)  # patterns
+
+
+class Table(Strict):
+    """One table. ``against`` is the random row that measured cells are judged by."""
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    title: str
+    text: str = ""
+    rows: list[Rows]
+    columns: list[Column]
+    missing: str = ""
+    against: str | None = None
+    unmeasured_rows: Literal["show", "hide"] = "show"
+    readme: bool = False  # README.md must hold the table's markers
+
+
+@dataclass(frozen=True)
+class Built:
+    """A table with its cells: ``rows`` pairs a row's label (a model's id) with one cell per column."""
+
+    table: Table
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    @property
+    def summaries(self) -> list[Summary]:
+        return [cell.summary for _, row in self.rows for cell in row if cell.summary]
+
+    @property
+    def verdicts(self) -> list[tuple[str, str, Verdict]]:
+        """(row, column head, verdict) of every judged cell."""
+        return [
+            (name, column.head, cell.verdict)
+            for name, row in self.rows
+            for column, cell in zip(self.table.columns, row, strict=True)
+            if cell.verdict
+        ]
+
+
+def load(file: Path = FILE) -> list[Table]:
+    """Every table of ``tables.yaml``, in its order; errors name file, line and field."""
+    found: list[Table] = []
+    for index, raw in enumerate(load_mapping(file).get("tables", [])):
+        try:
+            found.append(TypeAdapter(Table).validate_python(raw))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            line = (locate(file, ["tables", index, *first["loc"]]) or (1, 1))[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{file.name}:{line}: {field}: {first['msg']} (got {str(first['input'])[:60]!r})") from None
+    twice = [t.id for i, t in enumerate(found) if t.id in {other.id for other in found[:i]}]
+    if twice:
+        raise UserError(f"{file.name}: two tables are called {twice[0]!r}")
+    return found
+
+
+def pick(tables: Sequence[Table], only: str | None) -> list[Table]:
+    """All tables, or the one called ``only``."""
+    if only is None:
+        return list(tables)
+    known = [table.id for table in tables]
+    if only not in known:
+        raise UserError(f"no table {only!r}{suggest(only, known)} ({', '.join(known)})")
+    return [table for table in tables if table.id == only]
+
+
+def build(table: Table, store: Store, catalogue: Catalogue) -> Built:
+    """Fill one table."""
+    rows = []
+    for name in row_names(table, catalogue):
+        filled = tuple(_cell(table, column, name, store, catalogue) for column in table.columns)
+        if table.unmeasured_rows == "show" or any(cell.summary for cell in filled):
+            rows.append((catalogue.title(name) if name in catalogue.external else name, filled))
+    return Built(table, tuple(rows))
+
+
+def row_names(table: Table, catalogue: Catalogue) -> list[str]:
+    """The ids of a table's rows, each checked to exist."""
+    names: list[str] = []
+    for rows in table.rows:
+        if rows.query is not None:
+            names += catalogue.models(rows.query)
+        for model in rows.ids:
+            catalogue.entry(model)  # an unknown id is told here
+            names.append(model)
+        for row in rows.external:
+            if row not in catalogue.external:
+                raise UserError(f"table {table.id}: no external row {row!r}{suggest(row, catalogue.external)}")
+            names.append(row)
+        names = [n for n in names if not any(fnmatchcase(n, pattern) for pattern in rows.leave_out)]
+    return list(dict.fromkeys(names))
+
+
+def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catalogue) -> Cell:
+    if column.kind == "title":
+        return Cell(catalogue.title(row))
+    if column.kind == "field":
+        return Cell(cells.plain(catalogue.field(row, str(column.field))) or table.missing)
+    protocol, version, metric = column.question
+    if column.kind == "published":
+        fact = catalogue.cell(row, protocol, metric, by=column.by, source=column.source)
+        if fact is None:
+            return Cell(table.missing)
+        quoted = (
+            f" (as quoted by {fact.published.by or fact.published.source})" if fact.published.origin == "quoted" else ""
+        )
+        return Cell(cells.published(fact.published.value) + quoted, fact=fact)
+    summary = store.summary(row, protocol, version, metric, column.overrides)
+    if summary is None:
+        return Cell(table.missing)
+    if summary.style != column.style:
+        raise UserError(
+            f"table {table.id}: {metric} of {row} is {summary.style}-style; column {column.head!r} says style: {column.style}"
+        )
+    verdict = _judge(table, column, summary, store, catalogue)
+    mark = cells.MARKS[verdict.mark] if verdict else ""
+    return Cell(cells.measured(summary) + (f" {mark}" if mark else ""), summary=summary, verdict=verdict)
+
+
+def _judge(table: Table, column: Column, row: Summary, store: Store, catalogue: Catalogue) -> Verdict | None:
+    """Only rows with the backbone of the random row are judged, and only by honest numbers."""
+    if table.against is None or row.model == table.against or column.style == "paper":
+        return None
+    random = store.summary(table.against, row.protocol, row.version, row.metric, column.overrides)
+    if random is None or random.data != row.data:
+        return None
+    if catalogue.entry(row.model).backbone != catalogue.entry(table.against).backbone:
+        return None
+    return better_than_random(row, random)
+
+
+def render_to(only: str, *, roots: Sequence[Path | str] = (COMMITTED,), folder: Path | str) -> Path:
+    """Build one table from the records below ``roots`` and write its page into ``folder``; returns the page."""
+    from .pages import page, write_text
+
+    built = build(pick(load(), only)[0], Store(roots), Catalogue())
+    target = Path(folder) / f"{only}.md"
+    write_text(target, page(built, target.parent))
+    return target

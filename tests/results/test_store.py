@@ -1,0 +1,137 @@
+import math
+import statistics
+
+import pytest
+from result_samples import sample
+
+from results.record import Metric, write
+from results.store import Store, better_than_random
+from zoo.errors import UserError
+
+
+def store(tmp_path, *records):
+    for record in records:
+        write(record, tmp_path)
+    return Store([tmp_path])
+
+
+def summary(found, model="swav_digits", metric="top1", **overrides):
+    return found.summary(model, "linear_digits", 1, metric, overrides)
+
+
+def test_a_summary_is_the_mean_and_sample_deviation_over_pretraining_seeds(tmp_path):
+    found = summary(store(tmp_path, sample(seed=0, value=80), sample(seed=1, value=82), sample(seed=2, value=87)))
+    assert found.value == pytest.approx(83.0) and found.sd == pytest.approx(statistics.stdev([80, 82, 87]))
+    assert found.seeds == 3 and [s.record.pretrain_seed for s in found.records] == [0, 1, 2]
+
+
+def test_evaluation_seeds_are_averaged_within_their_weights_first(tmp_path):
+    runs = [sample(seed=0, value=v, evaluation_seed=e) for e, v in enumerate((70, 80))] + [sample(seed=1, value=95)]
+    found = summary(store(tmp_path, *runs))
+    assert found.values == (75.0, 95.0) and found.value == 85.0
+
+
+def test_one_set_of_weights_has_the_spread_of_its_evaluation_seeds(tmp_path):
+    metric = Metric.over_seeds([60.0, 62.0, 64.0])
+    found = summary(store(tmp_path, sample(seed=None, metrics={"top1": metric})))
+    assert (found.seeds, found.inner, found.value, found.sd) == (1, 3, 62.0, 2.0)
+
+
+def test_a_fold_spread_is_not_taken_for_a_seed_spread(tmp_path):
+    metric = Metric(value=62.0, sd=5.0, per_fold=(57.0, 67.0))
+    assert summary(store(tmp_path, sample(metrics={"top1": metric}))).sd is None
+
+
+def test_nothing_measured_is_none(tmp_path):
+    assert summary(Store([tmp_path])) is None
+    assert summary(store(tmp_path, sample(overrides={"folds": 9}))) is None
+
+
+def test_overrides_are_another_question(tmp_path):
+    found = store(tmp_path, sample(value=1), sample(value=2, overrides={"folds": 9}))
+    assert summary(found).value == 1 and summary(found, folds=9).value == 2
+
+
+def test_another_version_than_asked_for_is_an_error_with_the_command(tmp_path):
+    found = store(tmp_path, sample(seed=0), sample(seed=1, version=2))
+    with pytest.raises(UserError, match="linear_digits@2, but @1 is asked for; measure again: python -m evaluations"):
+        summary(found)
+
+
+def test_records_of_different_data_are_not_averaged(tmp_path):
+    with pytest.raises(UserError, match="different data"):
+        summary(store(tmp_path, sample(seed=0), sample(seed=1, data_fingerprint="other")))
+
+
+def test_honest_and_paper_style_numbers_are_not_averaged(tmp_path):
+    paper = sample(seed=1, metrics={"top1": Metric(value=1.0, style="paper")})
+    with pytest.raises(UserError, match="paper-style"):
+        summary(store(tmp_path, sample(seed=0), paper))
+
+
+def test_an_unknown_metric_names_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match=r"no metric 'top5'; did you mean 'top1'\? \(it has top1\)"):
+        summary(store(tmp_path, sample()), metric="top5")
+
+
+def test_two_records_of_one_question_are_refused(tmp_path):
+    first = write(sample(), tmp_path)
+    other = sample(weights_sha256="a" * 64)
+    path = write(other, tmp_path / "elsewhere")
+    path.rename(first.parent / path.name)
+    with pytest.raises(UserError, match="two records of the same model"):
+        Store([tmp_path])
+
+
+@pytest.mark.parametrize("place", ["swav_digits/renamed.json", "simclr_digits/linear_digits--0123456789ab.json"])
+def test_a_record_in_the_wrong_place_is_refused(tmp_path, place):
+    path = write(sample(), tmp_path)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    path.rename(tmp_path / place)
+    with pytest.raises(UserError, match="belongs in"):
+        Store([tmp_path])
+
+
+def test_a_users_records_take_the_place_of_committed_ones_and_are_never_mixed_in(tmp_path):
+    for seed in range(3):
+        write(sample(seed=seed, value=50), tmp_path / "committed")
+    write(sample("simclr_digits", value=40), tmp_path / "committed")
+    write(sample(seed=7, value=90), tmp_path / "own")
+    found = Store([tmp_path / "committed", tmp_path / "own"])
+    assert summary(found).values == (90.0,)
+    assert summary(found, model="simclr_digits").value == 40
+
+
+def seeds(tmp_path, model, values, **changes):
+    return summary(store(tmp_path, *(sample(model, seed=i, value=v, **changes) for i, v in enumerate(values))), model)
+
+
+RANDOM = (60.0, 61.0, 62.0, 63.0, 64.0)
+
+
+@pytest.mark.parametrize(("by", "mark"), [(1.001, "better"), (0.999, "same"), (-0.999, "same"), (-1.001, "worse")])
+def test_better_means_beyond_twice_the_joint_deviation(tmp_path, by, mark):
+    offsets = (-1.0, 0.0, 1.0)
+    line = 2 * math.hypot(statistics.stdev(RANDOM), 1.0)
+    random = seeds(tmp_path / "a", "random_digits", RANDOM)
+    row = seeds(tmp_path / "b", "swav_digits", [62.0 + by * line + o for o in offsets])
+    assert better_than_random(row, random).mark == mark
+
+
+def test_fewer_than_five_random_seeds_prove_nothing(tmp_path):
+    random = seeds(tmp_path / "a", "random_digits", RANDOM[:4])
+    verdict = better_than_random(seeds(tmp_path / "b", "swav_digits", (99.0, 99.1)), random)
+    assert verdict.mark == "unknown" and "4 seeds, 5 are needed" in verdict.said
+
+
+def test_one_seed_of_the_method_proves_nothing(tmp_path):
+    verdict = better_than_random(
+        seeds(tmp_path / "b", "swav_digits", (99.0,)), seeds(tmp_path / "a", "random_digits", RANDOM)
+    )
+    assert verdict.mark == "unknown" and "one seed" in verdict.said
+
+
+def test_other_data_cannot_be_compared(tmp_path):
+    random = seeds(tmp_path / "a", "random_digits", RANDOM)
+    with pytest.raises(UserError, match="cannot be compared"):
+        better_than_random(seeds(tmp_path / "b", "swav_digits", (99.0, 98.0), data_fingerprint="other"), random)
