@@ -31,7 +31,7 @@ def listing(registry: Registry, pattern: str = "*") -> str:
     if not found:
         known = [*registry.models(), *registry.aliases(), *registry.methods()]
         raise UserError(f"no model matches {pattern!r}{suggest(pattern, known)}; quote patterns such as 'swav*'")
-    rows = [("MODEL", "STATUS", "NETWORK", "TRAINED ON", "ALSO CALLED")]
+    rows: list[Sequence[str]] = [("MODEL", "STATUS", "NETWORK", "TRAINED ON", "ALSO CALLED")]
     counts: dict[str, int] = {}
     for model in found:
         row = _row(registry, model)

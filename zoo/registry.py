@@ -48,7 +48,7 @@ class Registry:
             return self
         methods: dict[str, dict[str, Any]] = {}
         for path in sorted((self.root / "methods").glob("*.yaml")):
-            content = load_mapping(path)
+            content = load_mapping(path, f"zoo/methods/{path.name}")
             if content.get("method") != path.stem:
                 method = describe(content.get("method"))
                 raise UserError(f"{self._place(path, 'method')}: method {method} in a file named {path.name}; they must agree")
@@ -57,7 +57,7 @@ class Registry:
             methods[path.stem] = content
         self._index(methods)
         profiles = self.root / "profiles.yaml"
-        self._profiles = load_mapping(profiles) if profiles.exists() else {}
+        self._profiles = load_mapping(profiles, "zoo/profiles.yaml") if profiles.exists() else {}
         self._methods = methods
         return self
 

@@ -100,21 +100,21 @@ def loads(text: str, where: str | Path = "command line") -> Any:
     return value
 
 
-def load(path: str | Path) -> Any:
-    """The content of a YAML file; UserError when it is missing, is not UTF-8 or is not clean YAML."""
+def load(path: str | Path, shown: str | None = None) -> Any:
+    """The content of a YAML file, named ``shown`` in errors: missing, not UTF-8, not clean YAML."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    return loads(text, path)
+        raise UserError(f"{shown or path}: cannot be read: {reason}") from None
+    return loads(text, shown or path)
 
 
-def load_mapping(path: str | Path) -> dict[str, Any]:
+def load_mapping(path: str | Path, shown: str | None = None) -> dict[str, Any]:
     """A YAML file whose top is a mapping with words as keys."""
-    content = load(path)
+    content = load(path, shown)
     if not isinstance(content, dict):
-        raise UserError(f"{path}:1:1: expected a mapping of fields, found {describe(content)}")
+        raise UserError(f"{shown or path}:1:1: expected a mapping of fields, found {describe(content)}")
     return content
 
 
