@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from golden import load
 from sklearn import metrics
 
 from engine.maths import contingency as c
+from golden import load
 
 
 def pair(n, classes, clusters, seed, noise=0.4):

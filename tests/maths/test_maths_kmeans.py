@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import load
 
 from engine.maths.kmeans import assign, kmeans, split
 from engine.maths.rows import Rows
+from golden import load
 
 
 def blobs(n=300, dim=4, groups=5, seed=0):

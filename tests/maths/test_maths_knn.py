@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import load
 from sklearn.neighbors import KNeighborsClassifier
 
 from engine.maths import knn as module
 from engine.maths.knn import knn, search
+from golden import load
 
 
 def problem(n=300, q=40, dim=6, classes=4, seed=0):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from golden import load
 
 from engine.maths.sinkhorn import sinkhorn
+from golden import load
 
 
 def plainly(scores, epsilon, iterations):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from golden import load
 from two_processes import run
 
 from engine.maths.kmeans import kmeans
+from engine.maths.pca import pca
 from engine.maths.sinkhorn import sinkhorn
+from golden import load
 
 
 def on_rank(rank, inputs):
@@ -16,6 +17,8 @@ def on_rank(rank, inputs):
     for name, (halves, start, options) in inputs["kmeans"].items():
         found = kmeans(halves[rank], start, **options)
         out[name] = [found.labels.numpy(), found.centroids.numpy(), found.sizes.numpy(), found.objective]
+    found = pca(inputs["halves"][rank], 2)
+    out["pca"] = [found.mean.numpy(), found.projection.numpy()]
     return out
 
 
@@ -37,7 +40,7 @@ def world2():
         start = halves[0][g.given(f"init_idx_{head}")]
         inputs["kmeans"][f"golden {head}"] = (halves, start, {"iterations": g.meta["iters"], "spherical": True})
     x = torch.randn(200, 3, generator=torch.manual_seed(1))
-    inputs["x"] = x
+    inputs["x"], inputs["halves"] = x, [x[:70], x[70:]]
     far = torch.cat([x[:4], torch.full((3, 3), 1e3)])
     inputs["kmeans"]["split"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 3})
     inputs["kmeans"]["split at the end"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 0})
@@ -79,3 +82,10 @@ def test_kmeans_over_two_processes_equals_one(world2, name):
         assert torch.allclose(torch.from_numpy(answer[name][1]), one.centroids, atol=1e-6)
         assert torch.equal(torch.from_numpy(answer[name][2]), one.sizes)
         assert answer[name][3] == pytest.approx(one.objective, rel=1e-6)
+
+
+def test_pca_over_two_processes_equals_one(world2):
+    one = pca(world2[0]["x"], 2)
+    for answer in world2[1]:
+        assert torch.allclose(torch.from_numpy(answer["pca"][0]), one.mean, atol=1e-6)
+        assert torch.allclose(torch.from_numpy(answer["pca"][1]).abs(), one.projection.abs(), atol=1e-5)
