@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 NEAR = 0.01            # relative distance to the collapsed loss
@@ -31,7 +30,7 @@ def spread(z: Tensor) -> float:
 
 def advice(method: Any, alarm: str) -> str:
     """'try a=1, or b=2' from the method's remedies; '' when it has none."""
-    words = method.remedies.get(alarm) or method.remedies.get("collapse") or ()
+    words = method.remedies.get(alarm) or method.remedies.get("collapse", ())
     return "; try " + ", or ".join(words) if words else ""
 
 
@@ -76,13 +75,3 @@ class Watch:
             return {}
         return {"queue": f"the loss {loss:.3f} is higher than the {self.before_queue:.3f} before the queue took part,"}
 
-
-def not_finite(method: Any, step: int, loss: float) -> str:
-    """What to say of a loss that is NaN or infinite."""
-    return (f"the loss is {loss} at step {step}" +
-            (advice(method, "nan") if "nan" in method.remedies else "; try optimizer.lr at a tenth, or precision=float32"))
-
-
-def dead(parameters: Mapping[str, Tensor]) -> list[str]:
-    """Names of parameters that are not finite."""
-    return [name for name, value in parameters.items() if not torch.isfinite(value).all()]

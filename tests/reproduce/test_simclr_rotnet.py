@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import load
 from torch import nn
 
+from golden import load
 from reproduce.methods.rotnet import RotNet, rotation_loss, rotations
 from reproduce.methods.simclr import SimCLR, nt_xent, similarities
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import load
 from torch import nn
 
 from engine.maths.sinkhorn import sinkhorn
+from golden import load
 from reproduce.methods.swav import SwAV, swapped_prediction
 
 
@@ -114,7 +114,7 @@ def test_the_queue_waits_for_its_epoch_and_until_it_is_full():
         expected = None
         if method.queue_full:
             with torch.no_grad():
-                z, scores = method.eval().scores(one.views)
+                _, scores = method.eval().scores(one.views)
                 rows = torch.cat([method.queue[0] @ method.prototypes.weight.T, scores[0]])
                 expected = sinkhorn(rows, method.epsilon, method.iterations)[-4:]
         method.eval().loss(one, 0)

@@ -1,0 +1,151 @@
+"""From a registry id and overrides to a finished run folder: `pretrain("swav_digits", {"seed": 1})`."""
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from engine import dist, loop, provenance, rng
+from engine.options import RunOptions
+from reproduce import methods
+from reproduce.method import Method
+from reproduce.stream import Stream
+from reproduce.views import Augment
+from zoo import backbones, data
+from zoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved request: what to train, how, and where it goes."""
+
+    id: str
+    recipe: Any
+    options: RunOptions
+    default: bool          # the recipe is the registry's own, the seed apart
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.options.out) / self.id / f"{self.recipe.hash()}-s{self.recipe.seed}"
+
+
+def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
+    """Split overrides into run options and recipe settings, and resolve both. Unknown names: a UserError with a suggestion."""
+    options, settings = RunOptions.split(overrides or {})
+    entry = zoo.entry(id)
+    if entry.recipe is None:
+        raise UserError(f"{entry.id}: its authors released no recipe, so there is nothing to run; "
+                        f"python -m zoo show {entry.id} says what is known")
+    recipe = zoo.resolve(id, settings)
+    return Job(entry.id, recipe, options, recipe.hash() == entry.recipe.hash())
+
+
+def pretrain(id: str, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False) -> Path:
+    """Run a recipe to its end, or go on with it; returns its run folder. A finished run is left as it is.
+
+    overrides  dotted path -> value: recipe settings (`optimizer.lr`) and run options (`data`, `out`, `device`, …)
+    quiet      no progress on stderr
+    Under torchrun every process calls this. Raises UserError, and what engine.loop.fit raises.
+    """
+    return run(job(id, overrides), quiet=quiet).folder
+
+
+def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
+    """The run of a job; see pretrain."""
+    if work.options.resume and finished(work.folder):
+        return loop.FitResult(work.folder, finished=True, already=True)
+    world = dist.init(work.options.device)
+    recipe = work.recipe
+    source = data.open_source(recipe.dataset, recipe.split, root=work.options.data)
+    method = build(recipe, source)
+    stream = streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers)
+    origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,
+              "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "fingerprint": source.fingerprint}}
+    with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
+        return loop.fit(method, stream, recipe=recipe.dump(), folder=work.folder, options=work.options, world=world,
+                        provenance=origin)
+
+
+def build(recipe: Any, source: Any) -> Method:
+    """The recipe's method on its backbone, initialised from the recipe's seed and, if it says so, from other weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key(recipe.seed, "init"))
+        backbone = backbones.build(recipe.backbone)
+        if recipe.init is not None:
+            zoo.load_weights(backbone, recipe.init)
+        return methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
+
+
+def streamed(recipe: Any, source: Any, method: Method, **where: int) -> Stream:
+    """The recipe's batches; `where`: rank, world, workers."""
+    plain = recipe.dump()
+    augment = Augment.of(plain["views"], plain["input"])
+    if len(augment.crops) < method.needs.views:
+        raise UserError(f"{recipe.method} compares at least {method.needs.views} views of an image, the recipe has "
+                        f"{len(augment.crops)}; set views.crops.0.count={method.needs.views}")
+    return Stream(source, augment, batch=recipe.batch, seed=recipe.seed, epochs=recipe.schedule.epochs,
+                  images=recipe.schedule.images, method=method, **where)
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "done.json").exists() and (folder / "weights.pth").exists()
+
+
+def report(work: Job, result: loop.FitResult) -> str:
+    """What to tell at the end: the files written, and what to do next."""
+    if not result.finished:
+        return f"stopped at step {result.steps} as asked; the same command without stop_after goes on\n  {work.folder}/checkpoint.pt"
+    done = json.loads((work.folder / "done.json").read_text())
+    loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
+    first = "finished before, nothing to do" if result.already else "finished"
+    files = [f"  {path}" for path in sorted(work.folder.iterdir()) if path.is_file() and path.name != "lock"]
+    return "\n".join([f"{work.id}: {first}: {done['steps']} steps{loss}, {done['seconds']:.0f} s", *files,
+                      f"next: {next_command(work)}"])
+
+
+def next_command(work: Job) -> str:
+    """The evaluation of this run. A run of the registry's own recipe goes by its id, any other by its folder."""
+    model = work.id if work.default and zoo.entry(work.id).weights is None else str(work.folder)
+    words = ["run", f"linear_{work.recipe.dataset}", model] if work.recipe.dataset in ("digits", "fashion_mnist") else ["suite", model]
+    if model == work.id:
+        words += [f"pretrain_seed={work.recipe.seed}"] if work.recipe.seed else []
+        words += [f"out={work.options.out}"] if work.options.out != "runs" else []
+    return f"python -m evaluations {' '.join(words)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """python -m reproduce ID [path=value …] [--plan]."""
+    import argparse
+
+    from zoo import overrides
+
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduce", description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
+        epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
+               + ", ".join(f"{name}=" for name in RunOptions.names()))
+    parser.add_argument("id", help="a model of the registry: python -m zoo list")
+    parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
+    parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
+    args = parser.parse_args(argv)
+    work = job(args.id, overrides.parse(args.settings))
+    if args.plan:
+        from reproduce.plan import plan
+
+        print(plan(work))
+        return 0
+    try:
+        result = run(work)
+        if dist.is_main():
+            print(report(work, result))
+            sys.stdout.flush()
+    finally:
+        dist.finish()
+    return 0

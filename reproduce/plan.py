@@ -1,0 +1,100 @@
+"""What a run would do, computed without doing it: steps, images, memory, data, and where the output goes."""
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.options import RunOptions
+from reproduce import methods
+from reproduce.launch import Job, finished, streamed
+from zoo import backbones, data
+from zoo.errors import UserError
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STATES = {"sgd": 1, "larc": 1, "lars": 1, "adamw": 2}      # tensors of the parameter's size that the optimiser keeps
+
+
+class Unread:
+    """Stands for a data set that is not on this machine: only its size and classes are known."""
+
+    array = None
+
+    def __init__(self, images: int, classes: int) -> None:
+        self.classes = list(range(classes))
+        self._images = images
+
+    def __len__(self) -> int:
+        return self._images
+
+
+def plan(work: Job) -> str:
+    """A dozen lines. A data folder that was named and is wrong is an error; one that is merely missing is said."""
+    recipe, options = work.recipe, work.options
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    source, where = find(recipe, options)
+    with torch.device("meta"):
+        method = methods.build(recipe, backbones.build(recipe.backbone), instances=len(source), classes=len(source.classes))
+    stream = streamed(recipe, source, method, world=world)
+    epochs = stream.total_steps / stream.steps_per_epoch if stream.steps_per_epoch else 0
+    state = "finished: nothing to do" if finished(work.folder) else \
+        "unfinished: would go on" if (work.folder / "checkpoint.pt").exists() else "new"
+    rows = [
+        ("model", f"{work.id}  (method {recipe.method}, backbone {recipe.backbone.name}, seed {recipe.seed}"
+                  + ("" if work.default else ", settings changed") + ")"),
+        ("data", where),
+        ("images", f"{len(source):,} in an epoch; {stream.total_steps * recipe.batch:,} seen in all"),
+        ("views", f"{recipe.views} of every image"),
+        ("batch", f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"),
+        ("steps", f"{stream.total_steps:,} = {epochs:.4g} epochs of {stream.steps_per_epoch:,}"),
+        ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
+        ("memory", memory(recipe, method, stream.augment, world)),
+        ("output", f"{work.folder}/  ({state})"),
+    ]
+    return "\n".join(f"{name:<11}{text}" for name, text in rows)
+
+
+def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
+    """The source, or a stand-in of the size that datasets.yaml knows, and a line about it."""
+    try:
+        source = data.open_source(recipe.dataset, recipe.split, root=options.data)
+        return source, f"{recipe.dataset}/{recipe.split}, found: {len(source):,} images, fingerprint {source.fingerprint[:10]}"
+    except data.DataMissing as error:
+        spec = data.describe(recipe.dataset)
+        count = spec.splits[recipe.split].count
+        if options.data is not None or count is None:
+            raise
+        return Unread(count, spec.class_count or 0), f"{recipe.dataset}/{recipe.split}, NOT FOUND ({error})"
+
+
+def memory(recipe: Any, method: nn.Module, augment: Any, world: int) -> str:
+    """Weights, gradients, optimiser and the outputs of all layers for one process's batch: an estimate from shapes alone."""
+    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    fixed = 4 * parameters * (2 + _STATES[recipe.optimizer.name])
+    activations = 0
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal activations
+        if isinstance(output, torch.Tensor):
+            activations += output.numel()
+
+    hooks = [m.register_forward_hook(count) for m in method.backbone.modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            for crop in augment.crops:
+                method.backbone(torch.empty(2, recipe.input.channels, crop.size, crop.size, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    batch = activations // 2 * (recipe.batch // world) * _BYTES[recipe.precision]
+    return f"about {size(fixed + batch)} a process ({size(fixed)} weights and optimiser, {size(batch)} activations)"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        count /= 1024
+    raise UserError("no size")
