@@ -1,0 +1,107 @@
+"""python -m evaluations: judge a model by one protocol or by all; compare two; cluster a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from zoo import overrides
+from zoo.errors import guard
+
+MODEL = "registry id, run folder or weight file"
+PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed="
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m evaluations", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    own = commands.add_parser("list", help="all protocols, or those that match a pattern")
+    own.add_argument("pattern", nargs="?", default="*")
+    own.set_defaults(func=_list)
+
+    own = commands.add_parser("run", help="one protocol on one model")
+    own.add_argument("protocol", help="an id from `list`")
+    own.add_argument("model", help=MODEL)
+    own.add_argument("paths", nargs="*", metavar="path=value", help=PATHS)
+    own.add_argument("--plan", action="store_true", help="say what would run: passes, images, disk, time")
+    own.add_argument("--record", action="store_true", help="write to results/measured/ (the project's own models)")
+    own.set_defaults(func=_run)
+
+    own = commands.add_parser("suite", help="every protocol that the data at hand permits")
+    own.add_argument("model", help=MODEL)
+    own.add_argument("paths", nargs="*", metavar="path=value", help=PATHS + "; only=PATTERN of protocols")
+    own.add_argument("--plan", action="store_true", help="say what would run: passes, images, disk, time")
+    own.add_argument("--record", action="store_true", help="write to results/measured/ (the project's own models)")
+    own.set_defaults(func=_suite)
+
+    own = commands.add_parser("pair", help="two models on the same test images, with a paired test")
+    own.add_argument("a", help=MODEL)
+    own.add_argument("b", help=MODEL)
+    own.add_argument("protocol", help="an id from `list`")
+    own.add_argument("paths", nargs="*", metavar="path=value", help=PATHS)
+    own.set_defaults(func=_pair)
+
+    own = commands.add_parser("cluster", help="cluster a folder of images without labels: assignment and montage")
+    own.add_argument("model", help=MODEL)
+    own.add_argument("folder", help="a folder of images")
+    own.add_argument("paths", nargs="*", metavar="path=value", help="clusters=, out=, device=, workers=, seed=")
+    own.set_defaults(func=_cluster)
+
+    options = parser.parse_args(argv)
+    return int(options.func(options) or 0)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from . import protocol
+
+    for name in protocol.names(options.pattern):
+        found = protocol.load(name)
+        print(f"{found.name:<38} {found.kind:<11} {found.form:<9} {found.title}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = overrides.parse(options.paths)
+    if options.plan:
+        from .suite import plan
+
+        print(plan([options.protocol], options.model, given))
+        return 0
+    from .run import evaluate
+
+    path = evaluate(options.protocol, options.model, given, record=options.record)
+    print(path)
+    return 0
+
+
+def _suite(options: argparse.Namespace) -> int:
+    from . import suite
+
+    given = overrides.parse(options.paths)
+    chosen = suite.choose(options.model, given)
+    if options.plan:
+        print(suite.plan(chosen, options.model, given))
+        return 0
+    return suite.run(chosen, options.model, given, record=options.record)
+
+
+def _pair(options: argparse.Namespace) -> int:
+    from .pair import compare
+
+    print(compare(options.a, options.b, options.protocol, overrides.parse(options.paths)))
+    return 0
+
+
+def _cluster(options: argparse.Namespace) -> int:
+    from .folder import cluster
+
+    for path in cluster(options.model, options.folder, overrides.parse(options.paths)):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

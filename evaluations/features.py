@@ -1,0 +1,294 @@
+"""One backbone pass for everything asked for; features on disk, keyed by content; the test split behind a seal.
+
+A request names a split, a view of its images, a layer and a pooling. All requests of one split and view are answered by a
+single pass, and each is kept as one memory-mapped file whose name is the hash of whatever could change a number in it:
+weights, backbone code, compute path, transform, data, split, layer, pooling.
+
+Features of a sealed split cannot be had before ``finish_selection``: the data reader itself refuses (zoo.data.seal).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UserError, suggest
+
+from .models import Model
+from .pooling import pooled
+from .protocol import Protocol, Transform
+from .views import Views, batches
+
+SAY_EVERY = 10.0  # seconds between lines of progress
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """Features of every image of a split. view: "centre", "ten_crop:0".."ten_crop:9" or "augmented:0", "augmented:1", ..."""
+
+    split: str
+    layer: str = "output"
+    pool: str = "avg"
+    view: str = "centre"
+
+
+@dataclass
+class Compute:
+    """How a pass is computed; part of the cache key, since it moves the last digits."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "float32"
+    batch: int = 256
+    workers: int = 0
+
+    @property
+    def path(self) -> str:
+        return f"{self.device.type} {self.precision} channels_last batch norm by torch"
+
+
+class Store:
+    """Feature files below one folder. A file is whole or absent."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.npy"
+
+    def get(self, key: str) -> np.ndarray | None:
+        try:
+            return np.load(self.path(key), mmap_mode="c")
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError, EOFError):
+            self.path(key).unlink(missing_ok=True)  # not ours, or a broken disk: made again
+            return None
+
+    @contextmanager
+    def create(self, key: str, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+        """A float32 (N, D) map to fill; it appears under its key only when the block has ended without an error."""
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
+        os.close(handle)
+        try:
+            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            yield rows
+            rows.flush()
+            os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+class Features:
+    """What an evaluation sees: features, labels and names of the splits of its protocol, the test split under seal."""
+
+    def __init__(
+        self,
+        model: Model,
+        protocol: Protocol,
+        store: Store,
+        *,
+        compute: Compute | None = None,
+        open_split: Callable[[str], Any],
+        release: Callable[[], None],
+        also: Iterable[FeatureRequest] = (),
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.model, self.protocol, self.store = model, protocol, store
+        self.compute = compute or Compute()
+        self.selection: Any = None
+        self._open, self._release, self._say = open_split, release, say
+        self._sources: dict[str, Any] = {}
+        self._planned = dict.fromkeys(also)
+        self.passes = 0
+        self.test_reads = 0
+
+    # ------------------------------------------------------------ what evaluations call
+
+    def source(self, split: str) -> Any:
+        """The images of a split, opened once. Raises SealedError for the test split before ``finish_selection``."""
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+            self.test_reads += split == self.protocol.splits.test
+        return self._sources[split]
+
+    def labels(self, split: str) -> np.ndarray:
+        """(N,) int64 labels. Raises UserError when the split has none."""
+        labels = self.source(split).labels
+        if (labels < 0).any():
+            raise UserError(f"{self.protocol.dataset}/{split}: {int((labels < 0).sum())} images have no label, and "
+                            f"{self.protocol.id} needs them; without labels: python -m evaluations cluster MODEL FOLDER")
+        return labels
+
+    def classes(self, split: str) -> int:
+        return len(self.source(split).classes)
+
+    def get(self, request: FeatureRequest) -> np.ndarray:
+        """(N, D) float32, memory-mapped; computed together with every other planned request of its split and view."""
+        self.source(request.split)
+        found = self.store.get(self.key(request))
+        if found is None:
+            same = [r for r in self._planned if (r.split, r.view) == (request.split, request.view)]
+            missing = [r for r in dict.fromkeys([request, *same]) if self.store.get(self.key(r)) is None]
+            self._pass(missing)
+            found = self.store.get(self.key(request))
+            assert found is not None
+        return found
+
+    def finish_selection(self, selection: Any) -> None:
+        """Every choice has been made and is ``selection`` (None: nothing to choose): the test split may be opened."""
+        self.selection = selection
+        self._release()
+
+    # ------------------------------------------------------------ keys and passes
+
+    def key(self, request: FeatureRequest) -> str:
+        source = self.source(request.split)
+        parts = {
+            "weights": self.model.weights_sha256,
+            "backbone": self.model.description,
+            "code": backbone_code(),
+            "compute": self.compute.path,
+            "transform": transform_of(self.model, self.protocol.transform),
+            "view": request.view,
+            "data": source.fingerprint,
+            "split": request.split,
+            "layer": request.layer,
+            "pool": request.pool,
+            "dtype": "float32",
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _pass(self, requests: list[FeatureRequest]) -> None:
+        split, view = requests[0].split, requests[0].view
+        source = self.source(split)
+        views = Views(transform_of(self.model, self.protocol.transform), view)
+        network = self.model.backbone.to(self.compute.device).eval()
+        started = said = time.monotonic()
+        n, done = len(source), 0
+        maps: dict[FeatureRequest, np.ndarray] = {}
+        self.passes += 1
+        with ExitStack() as stack:  # all files of a pass appear, or none
+            for images in batches(source, views, self.compute.batch, self.compute.workers):
+                found = forward(network, images, requests, self.compute)
+                for request, value in found.items():
+                    if request not in maps:
+                        maps[request] = stack.enter_context(
+                            self.store.create(self.key(request), (n, value.shape[1]))
+                        )
+                    maps[request][done : done + len(images)] = value.cpu().numpy()
+                done += len(images)
+                if time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    self._say(_progress(split, done, n, said - started))
+            if done != n:
+                raise UserError(f"{self.protocol.dataset}/{split}: {done} of {n} images could be read")
+
+
+def plan_requests(protocol: Protocol, model: Model, splits: Iterable[str], view: str = "centre") -> list[FeatureRequest]:
+    """Every layer of the protocol on each split, with its pooling."""
+    return [
+        FeatureRequest(split, layer, pool_of(protocol, layer), view)
+        for split in splits
+        for layer in layers_of(protocol, model)
+    ]
+
+
+def layers_of(protocol: Protocol, model: Model) -> list[str]:
+    """The protocol's layers on this model: names, "last", "all", or "output" (what forward gives)."""
+    found: list[str] = []
+    for name in protocol.layers:
+        if name == "all":
+            found += model.layers
+        elif name == "last":
+            found.append(model.layers[-1])
+        elif name == "output" or name in model.layers:
+            found.append(name)
+        else:
+            raise UserError(f"{protocol.id}: {model.name} has no layer {name!r}{suggest(name, model.layers)} "
+                            f"(layers: {', '.join(model.layers)}, output)")
+    return list(dict.fromkeys(found))
+
+
+def pool_of(protocol: Protocol, layer: str) -> str:
+    if layer == "output":
+        return "avg"
+    if isinstance(protocol.pool, str):
+        return protocol.pool
+    if layer not in protocol.pool:
+        raise UserError(f"{protocol.id}: pool names no pooling for layer {layer!r}")
+    return protocol.pool[layer]
+
+
+@torch.no_grad()
+def forward(
+    network: nn.Module, images: Tensor, requests: list[FeatureRequest], compute: Compute
+) -> dict[FeatureRequest, Tensor]:
+    """Pooled features of one batch: the network runs once, stops at the deepest layer asked for, and is tapped on the way."""
+    images = images.to(compute.device)
+    if images.shape[1] > 1:
+        images = images.contiguous(memory_format=torch.channels_last)
+    names = [r.layer for r in requests if r.layer != "output"]
+    cast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
+    with cast:
+        if any(r.layer == "output" for r in requests):
+            found = _tapped(network, images, names)
+        else:
+            found = network.forward_layers(images, names)
+    return {r: pooled(found[r.layer].float(), r.pool) if r.layer != "output" else found["output"].float() for r in requests}
+
+
+def _tapped(network: Any, images: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """``forward`` as "output" and, from the same run, the maps of the named layers that it passes through."""
+    found: dict[str, Tensor] = {}
+    stages = network.stages
+
+    def listening(x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        for name, value in stages(x):
+            if name in names:
+                found[name] = value
+            yield name, value
+
+    network.stages = listening
+    try:
+        found["output"] = network(images)
+    finally:
+        del network.stages
+    rest = [name for name in names if name not in found]
+    return {**found, **(network.forward_layers(images, rest) if rest else {})}
+
+
+def transform_of(model: Model, wanted: Transform) -> dict[str, Any]:
+    """The model's own preprocessing, with what the protocol changes."""
+    changes = {k: v for k, v in (("resize", wanted.resize), ("crop", wanted.crop)) if v is not None}
+    return {**model.input, **changes}
+
+
+@lru_cache(maxsize=1)
+def backbone_code() -> str:
+    """A hash of the backbones' source: a change there may change features."""
+    import zoo
+
+    digest = hashlib.sha256()
+    for path in sorted((Path(zoo.__file__).parent / "backbones").glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _progress(split: str, done: int, n: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    return f"features of {split}: {done:,}/{n:,} images, {rate:,.0f}/s, {(n - done) / rate:,.0f} s left"

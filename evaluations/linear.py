@@ -1,0 +1,204 @@
+"""Linear probe on frozen features: every rate, decay, fold, seed and layer in one run; chosen on folds; test read once.
+
+Protocols  linear_*.yaml
+Metrics    top1                the head chosen on folds, trained on the whole training split, read once on the test split
+           top1_best_on_test   the best head at the best epoch on the test split, as many papers print it; never ranked
+           with several layers each has its own: top1_conv1, top1_conv2, ...
+Deviates   fast form: features of fixed centre crops, cached; the faithful forms draw fresh crops each epoch
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from results.record import Metric, Selection
+from zoo.schema import Strict
+
+from . import heads
+from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
+from .models import Model
+from .protocol import Protocol, head_of
+from .result import Result, rate, rates
+from .splits import stratified_folds
+
+
+class ScheduleOptions(Strict):
+    """See heads.Schedule."""
+
+    name: Literal["cosine", "steps", "bottou", "constant"] = "cosine"
+    per_step: bool = False
+    warmup: Annotated[int, Field(ge=0)] = 0
+    milestones: list[int] = []
+    factor: float = 0.1
+
+    def build(self) -> heads.Schedule:
+        return heads.Schedule(**{**self.model_dump(), "milestones": tuple(self.milestones)})
+
+
+class Head(Strict):
+    """Settings under ``head`` of a linear protocol; rates and decays stand under ``grid``."""
+
+    solver: Literal["sgd", "ridge"] = "sgd"
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch: Annotated[int, Field(ge=1)] = 256
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    schedule: ScheduleOptions = ScheduleOptions()
+    standardise: bool = True
+    init_std: float = 0.01
+    snapshots: Annotated[int, Field(ge=0)] = 10
+
+    def settings(self, seed: int) -> heads.Settings:
+        return heads.Settings(
+            epochs=self.epochs,
+            batch=self.batch,
+            momentum=self.momentum,
+            schedule=self.schedule.build(),
+            standardise=self.standardise,
+            init_std=self.init_std,
+            snapshots=self.snapshots,
+            seed=seed,
+        )
+
+
+def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
+    """The training split with every layer; the validation split when selection needs it; the test split last."""
+    splits = [protocol.splits.train, *([protocol.splits.val] if protocol.select.on == "val" else []), protocol.splits.test]
+    return plan_requests(protocol, model, [s for s in splits if s])
+
+
+def run(protocol: Protocol, features: Features, seed: int) -> Result:
+    head = head_of(protocol)
+    train, test = protocol.splits.train, protocol.splits.test
+    labels, classes = features.labels(train), features.classes(train)
+    layers = layers_of(protocol, features.model)
+    weights, held_out = folds_of(protocol, labels, seed)
+
+    trained: dict[str, heads.Heads] = {}
+    chosen: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        x = features.get(FeatureRequest(train, layer, pool_of(protocol, layer)))
+        trained[layer] = fit(x, labels, weights, protocol, head, classes, seed, features.compute.device)
+        scores = validation_scores(protocol, features, layer, x, labels, held_out, trained[layer])
+        chosen[layer] = choose(trained[layer].grid, scores)
+    features.finish_selection(selection_of(protocol, chosen))
+
+    truth = features.labels(test)
+    metrics: dict[str, Metric] = {}
+    predictions = None
+    for layer in layers:
+        suffix = f"_{layer}" if len(layers) > 1 else ""
+        x = features.get(FeatureRequest(test, layer, pool_of(protocol, layer)))
+        found, predictions = test_metrics(x, truth, trained[layer], chosen[layer])
+        metrics.update({f"{name}{suffix}": metric for name, metric in found.items()})
+    assert predictions is not None
+    return Result(metrics, predictions, (predictions == truth).astype(np.int8))
+
+
+def folds_of(protocol: Protocol, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample weights (F+1, N), the last row everything, and what each fold holds out (F, N); F = 0 without folds."""
+    if protocol.select.on != "folds":
+        return np.ones((1, len(labels)), np.float32), np.zeros((0, len(labels)), bool)
+    fold = stratified_folds(labels, protocol.select.folds, seed)
+    held_out = fold[None] == np.arange(protocol.select.folds)[:, None]
+    return np.concatenate([~held_out, np.ones((1, len(labels)), bool)]).astype(np.float32), held_out
+
+
+def fit(
+    x: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    protocol: Protocol,
+    head: Head,
+    classes: int,
+    seed: int,
+    device: torch.device,
+) -> heads.Heads:
+    if head.solver == "ridge":
+        return heads.ridge(x, labels, weights, protocol.grid["penalty"], classes=classes)
+    seeds = tuple(range(seed * 1000, seed * 1000 + protocol.seeds))
+    grid = heads.Grid(tuple(protocol.grid["lr"]), tuple(protocol.grid.get("weight_decay", [0.0])), seeds)
+    return heads.train(x, labels, weights, grid, head.settings(seed), classes=classes, device=device)
+
+
+def validation_scores(
+    protocol: Protocol,
+    features: Features,
+    layer: str,
+    x: np.ndarray,
+    labels: np.ndarray,
+    held_out: np.ndarray,
+    trained: heads.Heads,
+) -> np.ndarray | None:
+    """(F, G) accuracies in percent on what selection may see; None when nothing is to be chosen."""
+    if protocol.select.on == "folds":
+        return 100 * heads.correct(x, labels, trained, held_out) / held_out.sum(1, keepdims=True)
+    if protocol.select.on == "val":
+        val = str(protocol.splits.val)
+        rows = features.get(FeatureRequest(val, layer, pool_of(protocol, layer)))
+        best = heads.all_scores(rows, trained).argmax(2).cpu().numpy()
+        return 100 * (best == features.labels(val)[:, None]).mean(0)[None]
+    return None
+
+
+def choose(grid: heads.Grid, scores: np.ndarray | None) -> dict[str, Any]:
+    """The best setting by mean score over folds and seeds (the first among equals), and its cells, one per seed."""
+    settings = list(dict.fromkeys((c["lr"], c["weight_decay"]) for c in grid.cells))
+    cells = {s: [i for i, c in enumerate(grid.cells) if (c["lr"], c["weight_decay"]) == s] for s in settings}
+    if scores is None:
+        return {"setting": settings[0], "cells": cells[settings[0]], "grid": None, "per_fold": None, "score": None}
+    means = {s: float(scores[:, cells[s]].mean()) for s in settings}
+    best = max(settings, key=lambda s: means[s])
+    return {
+        "setting": best,
+        "cells": cells[best],
+        "score": means[best],
+        "grid": [{"lr": s[0], "weight_decay": s[1], "score": round(means[s], 4)} for s in settings],
+        "per_fold": tuple(float(v) for v in scores[:, cells[best]].mean(1)),
+    }
+
+
+def selection_of(protocol: Protocol, chosen: dict[str, dict[str, Any]]) -> Selection | None:
+    """The record of what was chosen, on what, among what."""
+    if protocol.select.on == "none":
+        return None
+    on = f"{protocol.select.folds} folds of {protocol.splits.train}" if protocol.select.on == "folds" else str(protocol.splits.val)
+    ridge = protocol.head.get("solver") == "ridge"
+    named = {
+        layer: {"penalty": c["setting"][0]} if ridge else {"lr": c["setting"][0], "weight_decay": c["setting"][1]}
+        for layer, c in chosen.items()
+    }
+    one = len(chosen) == 1
+    first = next(iter(chosen.values()))
+    return Selection(
+        on=on,
+        metric=protocol.select.metric,
+        chosen=next(iter(named.values())) if one else named,
+        score=first["score"] if one else None,
+        grid=first["grid"] if one else {layer: c["grid"] for layer, c in chosen.items()},
+    )
+
+
+def test_metrics(
+    x: np.ndarray, truth: np.ndarray, trained: heads.Heads, chosen: dict[str, Any]
+) -> tuple[dict[str, Metric], np.ndarray]:
+    """top1 (honest), top5 beyond ten classes, top1_best_on_test; and the predictions of the first seed's head."""
+    n = len(truth)
+    scores = heads.all_scores(x, trained).cpu()
+    labels = torch.as_tensor(truth)
+    hits = (scores.argmax(2) == labels[:, None]).double().mean(0) * 100  # (G,)
+    each = [float(hits[c]) for c in chosen["cells"]]
+    found = {"top1": rates(each, n, per_fold=chosen["per_fold"])}
+    if scores.shape[2] > 10:
+        best = scores[:, chosen["cells"]].topk(5, dim=2).indices
+        top5 = (best == labels[:, None, None]).any(2).double().mean(0) * 100
+        found["top5"] = rates([float(v) for v in top5], n)
+    highest = float(hits.max())
+    for epoch, _, _ in trained.history:
+        kept = heads.all_scores(x, trained, epoch=epoch).cpu().argmax(2)
+        highest = max(highest, float((kept == labels[:, None]).double().mean(0).max() * 100))
+    found["top1_best_on_test"] = rate(highest, n, style="paper", note="best head and epoch on the test split")
+    return found, scores[:, chosen["cells"][0]].argmax(1).numpy()

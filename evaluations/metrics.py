@@ -1,0 +1,93 @@
+"""Scores of predictions: top-k, average precision both ways, and how much a difference between two models means.
+
+All rates are in percent. Clustering scores come from one contingency table: see engine.maths.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+
+def topk(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Percent of samples whose label is among the k best scores. scores (N, C), labels (N,)."""
+    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return 100.0 * (best == labels[:, None]).any(dim=1).double().mean().item()
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray, *, points: int | None = None) -> float:
+    """Average precision (0..1) of one class. scores (N,), targets (N,) in {0, 1, 255}; 255 (difficult) is left out.
+
+    ``points=None``: the step-wise area of scikit-learn, as DeeperCluster reports it; equal scores are resolved against
+    the positives (1e-5 is taken from each positive's score). ``points=11``: the VOC07 development kit's mean of the
+    best precision at recall 0, 0.1, ..., 1, where equal scores stay one step.
+    """
+    kept = targets != 255
+    truth = targets[kept] == 1
+    if not truth.any():
+        return math.nan
+    score = scores[kept].astype(np.float64)
+    if points is None:
+        score = score - 1e-5 * truth
+    order = np.argsort(-score, kind="stable")
+    truth, score = truth[order], score[order]
+    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)  # the end of each run of equal scores
+    hits = np.cumsum(truth)[last]
+    precision, recall = hits / (last + 1), hits / hits[-1]
+    if points is None:
+        return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    levels = np.linspace(0, 1, points)
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or above
+    at = np.searchsorted(recall, levels - 1e-12)
+    return float(best[at].mean())
+
+
+def mean_average_precision(scores: np.ndarray, targets: np.ndarray, *, points: int | None = None) -> float:
+    """Percent: the mean over classes that have a positive. scores, targets (N, C) as in ``average_precision``."""
+    each = [average_precision(scores[:, c], targets[:, c], points=points) for c in range(targets.shape[1])]
+    return 100.0 * float(np.nanmean(each))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same samples. ``difference`` = accuracy of a - accuracy of b, in percentage points."""
+
+    n: int
+    a: float
+    b: float
+    difference: float
+    ci: tuple[float, float]
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> Paired:
+    """Compare per-sample correctness (N,) of two models: McNemar's exact test and a 95 % interval of the difference."""
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"paired comparison needs two equally long rows of samples, not {a.shape} and {b.shape}")
+    a, b = a.astype(bool), b.astype(bool)
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((~a & b).sum())
+    difference = (only_a - only_b) / n
+    spread = math.sqrt(max((only_a + only_b) / n - difference**2, 0.0) / n)
+    half = 1.959964 * spread
+    return Paired(
+        n=n,
+        a=100 * float(a.mean()),
+        b=100 * float(b.mean()),
+        difference=100 * difference,
+        ci=(100 * (difference - half), 100 * (difference + half)),
+        only_a=only_a,
+        only_b=only_b,
+        p_value=_sign_test(only_a, only_b),
+    )
+
+
+def _sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact probability of so uneven a split of ``wins + losses`` fair coins."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0

@@ -1,0 +1,133 @@
+"""What is judged: a registry id, a run folder or a file, as a complete backbone with its own preprocessing.
+
+A registry id without released weights means its finished run below ``out``. Nothing is ever evaluated on a backbone of
+which a tensor is missing: ``zoo.load`` raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import zoo
+from zoo.errors import UserError
+
+
+@dataclass
+class Model:
+    """name: as records have it; place: what ``zoo.load`` is given; files: weights on disk, hashed."""
+
+    name: str
+    place: str
+    weights: Path
+    recipe: Any  # whatever has .backbone and .input: a Recipe, or an Entry when nobody released the recipe
+    pretrain_seed: int | None = None
+    pretrain_command: str | None = None
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        return _sha256(str(self.weights), self.weights.stat().st_mtime_ns)
+
+    @cached_property
+    def backbone(self) -> Any:
+        return _loaded(self.place, self.weights_sha256)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.backbone.layers)
+
+    @property
+    def dim(self) -> int:
+        return int(self.backbone.dim)
+
+    @property
+    def input(self) -> dict[str, Any]:
+        return dict(self.recipe.input.model_dump(mode="json"))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The network by name and options: the same weights in another network are other features."""
+        return dict(self.recipe.backbone.model_dump(mode="json"))
+
+    def saw(self, dataset: str, split: str) -> bool:
+        """True when pre-training read, without labels, every image of ``dataset`` (its split "all")."""
+        trained = getattr(self.recipe, "dataset", None), getattr(self.recipe, "split", None)
+        return trained in ((dataset, "all"), (dataset, split))
+
+
+def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs") -> Model:
+    """The model behind an id, a run folder or a weight file. Raises UserError with the command that would make it."""
+    place = Path(name)
+    if place.is_dir():
+        return _run_folder(place, pretrain_seed)
+    if place.is_file():
+        return _file(place)
+    if "/" in name or name.endswith((".pth", ".pt", ".tar", ".safetensors")):
+        raise UserError(f"{name}: no such run folder or file")
+    entry = zoo.entry(name)
+    if entry.weights is not None:
+        if pretrain_seed:
+            raise UserError(f"{entry.id}: pretrain_seed={pretrain_seed} makes no sense for released weights")
+        return _released(entry)
+    recipe = zoo.resolve(entry.id)
+    seed = recipe.seed if pretrain_seed is None else pretrain_seed
+    folder = Path(out) / entry.id / f"{recipe.hash()}-s{seed}"
+    if not (folder / "weights.pth").is_file():
+        more = "" if str(out) == "runs" else f" out={out}"
+        begun = "its run is not finished" if folder.is_dir() else "nobody released its weights, and there is no run"
+        raise UserError(f"{entry.id}: {begun} ({folder}); run: python -m reproduce {entry.id} seed={seed}{more}")
+    return _run_folder(folder, seed, entry.id)
+
+
+def _released(entry: Any) -> Model:
+    from zoo import fetch
+
+    return Model(entry.id, entry.id, Path(fetch.path(entry.id)), entry.recipe or entry)
+
+
+def _run_folder(folder: Path, seed: int | None = None, name: str | None = None) -> Model:
+    """A finished run. Its name is the registry id when the recipe is the registry's own, else that of the folder."""
+    from results.record import slug
+
+    weights = folder / "weights.pth"
+    if not weights.is_file():
+        raise UserError(f"{folder}: no weights.pth; the run is not finished: start it again with the same command")
+    recipe = zoo.load_recipe(folder / "recipe.yaml")
+    if seed is not None and seed != recipe.seed:
+        raise UserError(f"{folder}: its seed is {recipe.seed}, not pretrain_seed={seed}")
+    model = folder.resolve().parent.name
+    if name is None:
+        own = model in zoo.models() and zoo.entry(model).recipe is not None and zoo.resolve(model).hash() == recipe.hash()
+        name = model if own else slug(f"{model}-{folder.name.rpartition('-s')[0]}")
+        command = f"python -m reproduce {model} seed={recipe.seed}" if own else None
+    else:
+        command = f"python -m reproduce {name} seed={recipe.seed}"
+    return Model(name, str(folder), weights, recipe, recipe.seed, command)
+
+
+def _file(path: Path) -> Model:
+    """A weight file: in a run folder it is that run, else the one network of the registry that accounts for all of it."""
+    from results.record import slug
+    from zoo import loading
+
+    if (path.parent / "recipe.yaml").is_file() and path.name == "weights.pth":
+        return _run_folder(path.parent)
+    origin = loading.recognise(path)
+    return Model(slug(path.stem), str(path), path, origin)
+
+
+@lru_cache(maxsize=2)
+def _loaded(place: str, sha256: str) -> Any:
+    return zoo.load(place)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, stamp: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""A protocol: one YAML file that says what is measured, on what, how hyper-parameters are chosen, and where it comes from.
+
+``load("linear_digits", {"head.epochs": 20})`` gives the typed form with overrides applied; an unknown field or path is
+an error with file, line and a suggestion. The settings under ``head`` belong to the evaluation file named by ``kind``,
+which declares them as ``Head``. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from zoo import overrides as zoo_overrides
+from zoo import yamlfile
+from zoo.errors import UserError, suggest
+from zoo.schema import Strict
+
+FOLDER = Path(__file__).parent / "protocols"
+
+
+class Splits(Strict):
+    """Names of splits of the data set. ``train`` fits and selects, ``test`` is opened once selection has finished."""
+
+    train: str = "train"
+    val: str | None = None
+    test: str = "test"
+
+
+class Transform(Strict):
+    """How an image becomes the network's input where a protocol differs from the model's own card; null: as the card."""
+
+    resize: Annotated[int, Field(ge=1)] | None = None
+    crop: Annotated[int, Field(ge=1)] | None = None
+    views: Literal["centre", "augmented", "ten_crop"] = "centre"
+
+
+class Select(Strict):
+    """What hyper-parameters are chosen on: stratified ``folds`` of the training split, each of its images against all
+    others (``leave_one_out``), a ``val`` split, or nothing."""
+
+    on: Literal["folds", "leave_one_out", "val", "none"] = "folds"
+    folds: Annotated[int, Field(ge=2)] = 5
+    metric: str = "top1"
+
+
+class Protocol(Strict):
+    """See the module docstring; fields in the order of a reader's questions."""
+
+    id: str
+    version: Annotated[int, Field(ge=1)]
+    kind: str
+    title: str
+    dataset: str
+    splits: Splits = Splits()
+    transform: Transform = Transform()
+    layers: Annotated[list[str], Field(min_length=1)] = ["output"]
+    pool: str | dict[str, str] = "avg"
+    head: dict[str, Any] = {}
+    grid: dict[str, list[float]] = {}
+    select: Select = Select()
+    metrics: Annotated[list[str], Field(min_length=1)]
+    form: Literal["faithful", "fast"] = "fast"
+    seeds: Annotated[int, Field(ge=1)] = 1
+    source: str
+    differs_from: dict[str, str] = {}
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _numbers(cls, grid: Any) -> Any:
+        """``lr: 0.3`` is a grid of one."""
+        if not isinstance(grid, dict):
+            return grid
+        lists = {k: v if isinstance(v, list) else [v] for k, v in grid.items()}
+        return {k: [float(x) if isinstance(x, int) else x for x in v] for k, v in lists.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Protocol:
+        if any(not values for values in self.grid.values()):
+            raise ValueError("grid: every list needs at least one value")
+        if self.select.on == "val" and self.splits.val is None:
+            raise ValueError("select.on is val, and splits.val names no split")
+        if self.select.on == "none" and any(len(values) > 1 for values in self.grid.values()):
+            raise ValueError("a grid of several values needs select.on: folds or val")
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"{self.id}@{self.version}"
+
+
+@lru_cache(maxsize=1)
+def kinds() -> list[str]:
+    """Every evaluation: a file of this folder that declares the settings of its ``head``."""
+    return sorted(p.stem for p in FOLDER.parent.glob("*.py") if "\nclass Head(" in p.read_text(encoding="utf-8"))
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{name}.yaml"
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Ids of all protocols that match a shell pattern."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml") if fnmatchcase(p.stem, pattern))
+
+
+def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
+    """A protocol by id with dotted paths set. Raises UserError with file:line, the value and a suggestion."""
+    if name not in names():
+        raise UserError(f"no protocol {name!r}{suggest(name, names())}; python -m evaluations list shows all")
+    protocol = _read(name)
+    if not overrides:
+        return protocol
+    fixed = {"id", "version", "kind", "source", "title"} & {path.split(".")[0] for path in overrides}
+    if fixed:
+        raise UserError(f"{sorted(fixed)[0]} says what a protocol is; write another file below evaluations/protocols/")
+    tree = zoo_overrides.apply(_listed(complete(protocol).model_dump()), overrides)
+    given = ", ".join(f"{path}={value}" for path, value in overrides.items())
+    return _check(tree, name, given)
+
+
+@lru_cache(maxsize=256)
+def _read(name: str) -> Protocol:
+    tree = yamlfile.load_mapping(path_of(name))
+    if tree.get("id") != name:
+        raise UserError(f"{_place(name, ['id'])}: id {tree.get('id')!r} in a file named {name}.yaml; the two must agree")
+    return _check(tree, name)
+
+
+def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protocol:
+    try:
+        protocol = Protocol.model_validate(tree)
+    except ValidationError as error:
+        raise _complaint(error, Protocol, name, (), given) from None
+    if protocol.kind not in kinds():
+        hint = suggest(protocol.kind, kinds()) or f"; known: {', '.join(kinds())}"
+        raise UserError(f"{_place(name, ['kind'])}: no evaluation {protocol.kind!r}{hint}")
+    return protocol
+
+
+def head_of(protocol: Protocol) -> Any:
+    """The typed ``Head`` of the protocol's evaluation file. Raises UserError with file:line and a suggestion."""
+    kind = import_module(f"evaluations.{protocol.kind}").Head
+    try:
+        return kind.model_validate(protocol.head)
+    except ValidationError as error:
+        raise _complaint(error, kind, protocol.id, ("head",)) from None
+
+
+def complete(protocol: Protocol) -> Protocol:
+    """The protocol with every default of its head written out, so that each is a path that can be set."""
+    return protocol.model_copy(update={"head": head_of(protocol).model_dump()})
+
+
+def _complaint(error: ValidationError, kind: Any, name: str, above: tuple[str, ...], given: str | None = None) -> UserError:
+    problem = error.errors()[0]
+    keys = [*above, *(k for k in problem["loc"] if not (isinstance(k, str) and ("[" in k or k in ("str", "dict"))))]
+    place = given or _place(name, keys)
+    path = ".".join(map(str, keys)) or "the whole"
+    if problem["type"] == "extra_forbidden":
+        known = _fields(kind, [k for k in problem["loc"][:-1]])
+        return UserError(f"{place}: unknown field {path!r}{suggest(str(keys[-1]), known) or '; known: ' + ', '.join(known)}")
+    if problem["type"] == "missing":
+        return UserError(f"{place}: {path} is missing")
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if problem["type"] == "value_error" else f" is {yamlfile.describe(problem['input'])}"
+    return UserError(f"{place}: {path}{shown}: {message}")
+
+
+def _fields(kind: Any, loc: list[Any]) -> list[str]:
+    for part in loc:
+        kind = kind.model_fields[part].annotation
+    return list(kind.model_fields)
+
+
+def _place(name: str, keys: list[Any]) -> str:
+    where = yamlfile.locate(path_of(name), keys) or (1, 1)
+    return f"evaluations/protocols/{name}.yaml:{where[0]}:{where[1]}"
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, as YAML has them."""
+    if isinstance(value, dict):
+        return {k: _listed(v) for k, v in value.items()}
+    return [_listed(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,36 @@
+"""What an evaluation hands back; ``evaluations.run`` turns it into a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from results.record import Metric, interval
+
+
+@dataclass
+class Result:
+    """metrics by name; predictions (N,) classes, or (N, C) scores, of the headline metric on the test split.
+
+    ``correct`` (N,) 0/1 or a per-sample score is what ``pair`` compares; None where samples have no score of their own.
+    """
+
+    metrics: dict[str, Metric]
+    predictions: np.ndarray | None = None
+    correct: np.ndarray | None = None
+    files: dict[str, Any] | None = None
+
+
+def rate(percent: float, n: int, **fields: Any) -> Metric:
+    """An accuracy in percent of n samples, with its 95 % interval."""
+    return Metric(value=float(percent), n=n, ci=interval(min(max(float(percent), 0.0), 100.0), n), **fields)
+
+
+def rates(values: list[float], n: int, **fields: Any) -> Metric:
+    """The mean of one accuracy per evaluation seed or draw, with their spread and the interval of the samples."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return rate(mean, n, per_seed=tuple(values), **fields)
+    return Metric.over_seeds(values, n=n, ci=interval(mean, n), **fields)
