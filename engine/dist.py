@@ -15,6 +15,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError
 
@@ -302,6 +303,16 @@ def _convert(module: nn.Module, group: Any) -> nn.Module:
         if converted is not child:
             module.add_module(name, converted)
     return module
+
+
+def data_parallel(module: nn.Module, *, unused_parameters: bool = False) -> nn.Module:
+    """`module`, whose backward then averages gradients over processes. One process: as it is.
+
+    unused_parameters  some trainable parameters may take no part in a backward pass
+    """
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused_parameters)
 
 
 @torch.no_grad()

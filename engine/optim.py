@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,28 @@ from torch import Tensor
 from .errors import UserError, suggest
 
 
-class LARC(torch.optim.SGD):
+class _Uncompiled:
+    """torch wraps these methods to hide them from torch.compile, which costs 2 s of imports in every process; unwrapped here."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class SGD(_Uncompiled, torch.optim.SGD):
+    """torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class AdamW(_Uncompiled, torch.optim.AdamW):
+    """torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class LARC(SGD):
     """SGD whose gradients are scaled tensor by tensor (You et al. 2017, as apex's LARC with clip=False, which SwAV uses).
 
     g <- a (g + wd p) with a = trust |p| / (|g| + wd |p| + eps). Where |p| or |g| is 0 the gradient is left alone and not
@@ -81,11 +103,11 @@ class LARS(LARC):
         torch._foreach_mul_(grads, list(torch.where(applies, factor, torch.ones_like(factor)).unbind()))
 
 
-_OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], tuple[str, ...]]] = {
-    "sgd": (torch.optim.SGD, ("momentum", "weight_decay", "nesterov")),
+_OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[str, ...]]] = {
+    "sgd": (SGD, ("momentum", "weight_decay", "nesterov")),
     "larc": (LARC, ("momentum", "weight_decay", "nesterov", "trust", "eps")),
     "lars": (LARS, ("momentum", "weight_decay", "nesterov", "trust", "eps")),
-    "adamw": (torch.optim.AdamW, ("betas", "weight_decay", "eps")),
+    "adamw": (AdamW, ("betas", "weight_decay", "eps")),
 }
 
 

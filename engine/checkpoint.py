@@ -1,0 +1,110 @@
+"""Files that are whole or absent, and checkpoints that are read without trusting them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from .errors import CheckpointError
+
+FORMAT = "selfzoo checkpoint 1"
+TEMPORARY = ".part"
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """`write(file)` into `path`, so that a crash at any moment leaves the old content or the new, never a mixture.
+
+    The new content is on the disk before the name moves, and the move is on the disk before this returns.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise CheckpointError(f"cannot write {path} ({error}); what was there before is intact") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """A plain state dict; equal tensors give equal bytes, whatever the path."""
+    write_atomic(path, lambda file: torch.save(dict(tensors), file))
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint. `state` holds tensors, numbers, strings, lists and dicts only."""
+    write_tensors(path, {"format": FORMAT, **state})
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at `path`, on the CPU; None when there is none. Raises CheckpointError when it is not whole or not ours.
+
+    Nothing in the file is executed: torch's weights_only reader refuses everything but plain data.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001  zip, pickle and tensor errors come in a dozen types
+        reason = str(error).split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {reason}): it is truncated, damaged or not a checkpoint; "
+            "put a copy back, or start again with resume=false"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this version (its format is {found!r}, expected {FORMAT!r}); "
+            "move it away, or start again with resume=false"
+        )
+    return state
+
+
+def require_recipe(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming the settings, when a checkpoint was made by another recipe."""
+    a, b = dict(_leaves(found)), dict(_leaves(wanted))
+    differing = [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+    if differing:
+        shown = "; ".join(f"{name} is {a.get(name)} there and {b.get(name)} here" for name in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise CheckpointError(f"{path} belongs to another recipe: {shown}{more}. Use another folder, or resume=false")
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths of a recipe and their values; an empty container is a value, null is the same as absent."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and value:
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{prefix}.{i}")
+    elif value is not None:
+        yield prefix, value

@@ -1,0 +1,338 @@
+"""The training loop of every method: build, resume, for each step: compute, average, update, log, save.
+
+`fit` knows nothing of methods. It calls, in this order and on every process:
+
+    before_epoch(epoch, ctx) · before_step(step, ctx) · loss(batch, step) · backward · after_backward(step) · optimiser
+
+A run can be killed at any moment and goes on with the same command: on a CPU it ends with the bits of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from . import checkpoint, dist, optim, rng
+from . import provenance as origin
+from .dist import World
+from .errors import CheckpointError, NonFiniteLoss
+from .folder import exclusive
+from .log import RunLog
+from .options import RunOptions
+from .progress import Progress
+from .signals import Signals, noticed
+
+_PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LONG = 60.0  # seconds; work between epochs that takes longer gets a checkpoint before and after it
+
+
+@dataclass
+class FitResult:
+    """What a call of `fit` came to.
+
+    steps         that are done
+    finished      the run is complete; False when options.stop_after ended it early
+    already       it was complete before this call, which did nothing
+    resumed_from  the step that this call went on from; None when it began at the beginning
+    loss          of the last step, over all processes
+    seconds       of all sessions of this run
+    """
+
+    folder: Path
+    steps: int = 0
+    finished: bool = False
+    already: bool = False
+    resumed_from: int | None = None
+    loss: float | None = None
+    seconds: float = 0.0
+    alarms: list[str] = field(default_factory=list)
+
+
+def fit(
+    method: Any,
+    stream: Any,
+    *,
+    recipe: Mapping[str, Any],
+    folder: Path,
+    options: RunOptions,
+    world: World,
+    provenance: Mapping[str, Any],
+) -> FitResult:
+    """Train `method` on `stream`; leave weights.pth, log.jsonl, recipe.yaml, provenance.json and done.json in `folder`.
+
+    method   see reproduce.method.Method; only what this file calls is needed
+    stream   steps_per_epoch, total_steps, epoch(epoch, start) -> batches of this process, context(method, epoch) -> ctx
+    recipe   plain values; read here: seed, batch, optimizer, schedule, precision, channels_last, sync_bn, sync_bn_group
+    folder   the same for all processes, seen by all of them
+    Raises NonFiniteLoss, LockedError or CheckpointError; SystemExit after SIGINT or SIGTERM, with a checkpoint written.
+    """
+    folder, recipe = Path(folder), dict(recipe)
+    with exclusive(folder, recipe, resume=options.resume) as done, noticed() as signals:
+        if done:
+            known = {name: done[name] for name in ("steps", "loss", "seconds", "alarms")}
+            return FitResult(folder, finished=True, already=True, **known)
+        run = _Run(method, stream, recipe, folder, options, world, dict(provenance), signals)
+        try:
+            run.train()
+            return run.finish()
+        finally:
+            run.close()
+
+
+class _Run:
+    """One process's part of a run: what it trains, and what it has done so far."""
+
+    def __init__(
+        self,
+        method: Any,
+        stream: Any,
+        recipe: dict[str, Any],
+        folder: Path,
+        options: RunOptions,
+        world: World,
+        provenance: dict[str, Any],
+        signals: Signals,
+    ) -> None:
+        self.method, self.stream, self.recipe, self.folder = method, stream, recipe, folder
+        self.options, self.world, self.signals = options, world, signals
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self.memory = torch.channels_last if recipe["channels_last"] else torch.preserve_format
+        if recipe["sync_bn"]:
+            dist.convert_sync_bn(method, recipe.get("sync_bn_group"))
+        method.to(world.device, memory_format=self.memory).train()
+        self.rates = optim.schedule(
+            recipe["schedule"], max(stream.steps_per_epoch, 1), stream.total_steps, lr=recipe["optimizer"]["lr"]
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe["precision"] == "float16")
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.generation: int | None = None
+        self.step, self.prepared, self.seconds = 0, -1, 0.0  # steps done, last epoch prepared, time of earlier sessions
+        self.loss = math.nan
+        self.path = folder / "checkpoint.pt"
+        self.resumed = self._resume()
+        self.began = self.saved = time.perf_counter()
+        name, total = folder.parent.name, stream.total_steps
+        self.progress = Progress(
+            name, total, images=recipe["batch"], device=world.device, start=self.step, quiet=not world.is_main
+        )
+        self.log = self._open_log(provenance) if world.is_main else None
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        last = min(self.options.stop_after or self.stream.total_steps, self.stream.total_steps)
+        while self.step < last:
+            epoch, start = divmod(self.step, self.stream.steps_per_epoch)
+            ctx = self.stream.context(self.method, epoch)
+            if self.prepared < epoch:
+                self._prepare(epoch, ctx)
+            for batch in self.stream.epoch(epoch, start):
+                asked = self._one_step(batch, ctx)
+                if asked or self.step == last or self.step % self.options.checkpoint_interval == 0:
+                    self.save()
+                if asked:
+                    self.progress.note(f"stopped at step {self.step}: the same command goes on from here")
+                    raise SystemExit(128 + (self.signals.received or 15))
+                if self.step == last:
+                    return
+
+    def _one_step(self, batch: Any, ctx: Any) -> bool:
+        """One update of the weights; True if a process was asked to stop."""
+        step, method = self.step, self.method
+        torch.manual_seed(rng.key(self.recipe["seed"], "step", step, self.world.rank))  # dropout
+        method.before_step(step, ctx)
+        optimizer = self._current_optimizer()
+        optim.set_lr(optimizer, self.rates[step])
+        batch = batch.to(self.world.device, channels_last=self.recipe["channels_last"])
+        with self._autocast():
+            loss, logs = self.objective(batch, step)
+        self.scaler.scale(loss).backward()
+        asked = self._agree_on(loss)  # after backward, so that an accelerator is busy meanwhile
+        self.scaler.unscale_(optimizer)  # before LARC and LARS, which look at the size of gradients
+        method.after_backward(step)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.progress.update(self.step, batch.epoch, self.loss)
+        if self.step % self.options.log_interval == 0 or self.step == self.stream.total_steps:
+            self._report(batch.epoch, logs)
+        return asked
+
+    def _prepare(self, epoch: int, ctx: Any) -> None:
+        """Work between epochs. When it is killed, it starts again from the checkpoint before it."""
+        dist.broadcast_batchnorm_(self.method)
+        self._save_if_long_since(self.saved)
+        torch.manual_seed(rng.key(self.recipe["seed"], "epoch", epoch))
+        began, self.signals.at_once = time.perf_counter(), True
+        self.method.before_epoch(epoch, ctx)
+        self.signals.at_once, self.prepared = False, epoch
+        self._save_if_long_since(began)
+        self.progress.pause()
+
+    def _agree_on(self, loss: Tensor) -> bool:
+        """Every process learns the mean loss over all of them, and whether one was asked to stop."""
+        asked = loss.new_tensor(float(self.signals.received is not None), dtype=torch.float32)
+        self.loss, stop = (dist.all_reduce_(torch.stack([loss.detach().float(), asked])) / self.world.size).tolist()
+        if not math.isfinite(self.loss):
+            self._refuse(f"the loss is {self.loss} at step {self.step} (learning rate {self.rates[self.step]:.4g})")
+        return stop > 0
+
+    def _refuse(self, what: str) -> None:
+        remedy = "a lower optimizer.lr" + ("" if self.recipe["precision"] == "float32" else ", or precision=float32")
+        last = (
+            f"the checkpoint of step {self.checkpointed} is intact"
+            if self.checkpointed
+            else "no checkpoint was written"
+        )
+        if self.log is not None:
+            self.log.event("non_finite_loss", self.step, message=what)
+        raise NonFiniteLoss(f"{what}; training stopped, {last}. Try {remedy}")
+
+    def _autocast(self) -> Any:
+        kind = _PRECISION[self.recipe["precision"]]
+        return nullcontext() if kind is torch.float32 else torch.autocast(self.world.device.type, kind)
+
+    def _current_optimizer(self) -> torch.optim.Optimizer:
+        """Rebuilt when the method says that its parameters are others; those that stayed keep their momentum."""
+        if self.optimizer is None or self.generation != self.method.generation:
+            old = {} if self.optimizer is None else self.optimizer.state
+            self.generation = self.method.generation
+            self.method.to(self.world.device, memory_format=self.memory)
+            self.optimizer = optim.build(self.recipe["optimizer"], self.method.param_groups())
+            kept = [p for group in self.optimizer.param_groups for p in group["params"] if p in old]
+            self.optimizer.state.update({p: old[p] for p in kept})
+            unused = getattr(getattr(self.method, "needs", None), "unused_parameters", False)
+            self.objective = dist.data_parallel(_Objective(self.method), unused_parameters=unused)
+        return self.optimizer
+
+    # -- what is remembered --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        optimizer, extra = self._current_optimizer(), self.method.extra_state()  # both may communicate
+        if not all(torch.isfinite(p).all() for p in self.method.parameters()):
+            self._refuse(f"a weight is not finite at step {self.step}")
+        if self.world.is_main:
+            state = {
+                "recipe": self.recipe,
+                "step": self.step,
+                "prepared": self.prepared,
+                "loss": self.loss,
+                "extra": extra,
+            }
+            state |= {"model": self.method.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"scaler": self.scaler.state_dict(), "seconds": self._elapsed()}
+            checkpoint.save(self.path, state)
+        self.checkpointed, self.saved = self.step, time.perf_counter()
+        self.progress.pause()
+
+    def _save_if_long_since(self, moment: float) -> None:
+        """For all processes or none: their clocks differ."""
+        if dist.broadcast_object(time.perf_counter() - moment > _LONG):
+            self.save()
+
+    def _resume(self) -> int | None:
+        self.checkpointed = 0
+        state = checkpoint.load(self.path)
+        found = -1 if state is None else state["step"]
+        if found != dist.broadcast_object(found):
+            raise CheckpointError(
+                f"process {self.world.rank} does not see the same {self.path}: out= must be a shared folder"
+            )
+        if state is None:
+            return None
+        checkpoint.require_recipe(self.path, state["recipe"], self.recipe)
+        self.step, self.prepared, self.seconds, self.loss = (state[k] for k in ("step", "prepared", "seconds", "loss"))
+        try:
+            self.method.load_extra_state(state["extra"])  # first: it may give heads their shapes
+            self.method.load_state_dict(state["model"])
+            self._current_optimizer().load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{self.path} does not fit this version: {reason}; use resume=false") from error
+        self.scaler.load_state_dict(state["scaler"])
+        self.checkpointed = self.step
+        return self.step
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.began
+
+    def _open_log(self, provenance: dict[str, Any]) -> RunLog:
+        """The log up to this step; a resumed run's method sees the old lines again, since some alarms need a history."""
+        recorded = self.folder / "provenance.json"
+        if self.resumed is None:
+            checkpoint.write_json(recorded, provenance)
+            checkpoint.write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
+        log = RunLog(self.folder, step=self.step, tensorboard=self.options.tensorboard)
+        if self.resumed is not None:
+            for line in log.numbers():
+                self.method.alarms(line["step"], line["loss"], line)
+            changed = origin.changes(checkpoint.read_json(recorded), provenance)
+            log.event("resumed", self.step, reached_before=log.reached, processes=self.world.size, changed=changed)
+            self.progress.note(f"{self.progress.name}: resumed at step {self.step} of {self.stream.total_steps}")
+        return log
+
+    def _report(self, epoch: int, logs: Mapping[str, float]) -> None:
+        health = self.method.health()  # may communicate
+        mine = torch.tensor([float(value) for value in logs.values()], dtype=torch.float64)
+        means = (dist.all_reduce_(mine) / self.world.size).tolist()
+        if self.log is None:
+            return
+        values = dict(zip(logs, means, strict=True)) | {name: float(value) for name, value in health.items()}
+        own = {"epoch": epoch, "loss": self.loss, "lr": float(self.rates[self.step - 1])}
+        self.log.write(self.step, **own, images_per_second=self.progress.images_per_second, **values)
+        for message in self.method.alarms(self.step, self.loss, values):
+            if message not in self.log.alarms:
+                self.log.event("alarm", self.step, message=message)
+                self.progress.note(f"warning: {message}")
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> FitResult:
+        result = FitResult(self.folder, self.step, resumed_from=self.resumed, seconds=self._elapsed())
+        result.loss = self.loss if self.step else None
+        result.alarms = self.log.alarms if self.log is not None else []
+        result.finished = self.step >= self.stream.total_steps
+        if result.finished:
+            weights = self.method.export()  # may communicate
+            if self.log is not None:
+                path = self.folder / "weights.pth"
+                checkpoint.write_tensors(path, weights)
+                self.log.event("finished", self.step)
+                done: dict[str, Any] = {
+                    "steps": self.step,
+                    "loss": result.loss,
+                    "seconds": result.seconds,
+                    "alarms": result.alarms,
+                }
+                done["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+                checkpoint.write_json(self.folder / "done.json", done)
+            dist.barrier()
+        return result
+
+    def close(self) -> None:
+        self.progress.close()
+        if self.log is not None:
+            self.log.close()
+
+
+class _Objective(nn.Module):
+    """A method whose forward is its loss, as DistributedDataParallel wants it."""
+
+    def __init__(self, method: Any) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        return self.method.loss(batch, step)

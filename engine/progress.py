@@ -1,0 +1,103 @@
+"""One line that says how a run is doing: loss, images per second, time left, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import TextIO
+
+import torch
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process held, on the accelerator if it computes there, else in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def duration(seconds: float) -> str:
+    """'0:42', '1:05:09', '3d 04:00'."""
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24}d {hours % 24:02}:{minute:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Progress:
+    """Prints to a terminal several times a second on one line, elsewhere a plain line every `every` seconds.
+
+    name, total    what runs and its number of steps; `start` of them were done before
+    images         images of one step, over all processes
+    quiet          print nothing (processes other than the first)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        *,
+        images: int,
+        device: torch.device,
+        start: int = 0,
+        every: float = 10.0,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.stream = stream or sys.stderr
+        self.name, self.total, self.images, self.device, self.quiet = name, total, images, device, quiet
+        self.live = self.stream.isatty()
+        self.every = 0.2 if self.live else every
+        self.seconds_per_step: float | None = None  # a moving average
+        self._step, self._printed, self._last = start, time.perf_counter(), 0.0
+        self._width = 0
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.seconds_per_step if self.seconds_per_step else None
+
+    def update(self, step: int, epoch: int, loss: float) -> None:
+        """`step` steps are done; the last had this loss."""
+        now = time.perf_counter()
+        if self._last:  # not the first step of a process, nor one after a pause
+            latest = (now - self._last) / max(step - self._step, 1)
+            old = self.seconds_per_step or latest
+            self.seconds_per_step = old + 0.05 * (latest - old)
+        self._step, self._last = step, now
+        if not self.quiet and now - self._printed >= self.every:
+            self._printed = now
+            self._print(self.line(step, epoch, loss))
+
+    def line(self, step: int, epoch: int, loss: float) -> str:
+        rate, left = self.images_per_second or 0.0, (self.total - step) * (self.seconds_per_step or 0.0)
+        memory = peak_memory(self.device) / 2**20
+        return (
+            f"{self.name}  step {step}/{self.total}  epoch {epoch}  loss {loss:.4f}  {rate:,.0f} images/s"
+            f"  left {duration(left)}  {memory:,.0f} MB"
+        )
+
+    def pause(self) -> None:
+        """What happens until the next update is not a step alone."""
+        self._last = 0.0
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        if not self.quiet:
+            self.close()
+            print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the live line."""
+        if self.live and self._width:
+            print(file=self.stream, flush=True)
+            self._width = 0
+
+    def _print(self, text: str) -> None:
+        if self.live:
+            print("\r" + text.ljust(self._width), end="", file=self.stream, flush=True)
+            self._width = len(text)
+        else:
+            print(text, file=self.stream, flush=True)

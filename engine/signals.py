@@ -1,0 +1,35 @@
+"""Ctrl-C and a scheduler's notice: finish the step, save, leave; a second one leaves at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Signals:
+    """Remembers the first signal in `received`. The second, or any while `at_once` is set, exits."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.at_once = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None or self.at_once:
+            raise SystemExit(128 + number)
+        self.received = number
+
+
+@contextmanager
+def noticed() -> Iterator[Signals]:
+    """SIGINT and SIGTERM go to the Signals object while this is open (in the main thread; elsewhere nothing happens)."""
+    signals, old = Signals(), {}
+    if threading.current_thread() is threading.main_thread():
+        old = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
