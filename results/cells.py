@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .published import Fact
@@ -23,14 +22,11 @@ class Cell:
 
 
 def decimals(spread: float) -> int:
-    """Digits after the point that a spread supports: its first digit, or its first two when it begins with a 1."""
+    """Digits after the point that a spread supports: one, or two when the first is a 1."""
     if spread <= 0:
         return 1
-    exponent = math.floor(math.log10(spread))
-    if round(spread, -exponent) >= 10 ** (exponent + 1):
-        exponent += 1
-    leading = int(spread / 10**exponent + 1e-9)
-    return min(2, max(0, -exponent + (1 if leading == 1 else 0)))
+    first = f"{spread:.0e}"  # rounded to one digit: 0.0961 -> 1e-01
+    return min(2, max(0, -int(first[2:]) + (first[0] == "1")))
 
 
 def measured(summary: Summary) -> str:

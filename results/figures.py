@@ -31,8 +31,11 @@ class Point:
 def draw_all(store: Store, catalogue: Catalogue) -> dict[str, str]:
     """File name -> SVG text of every figure."""
     tables = [build(table, store, catalogue) for table in load()]
-    panels = [(t.table.title.split(",")[0], linear(t)) for t in tables if t.table.id in LAPTOP]
-    return {"laptop.svg": bars(panels), "published_vs_measured.svg": diagonal([p for t in tables for p in pairs(t)])}
+    panels = [(t.table.title.split(": ")[-1].split(",")[0], linear(t)) for t in tables if t.table.id in LAPTOP]
+    return {
+        "laptop.svg": whiskers(panels),
+        "published_vs_measured.svg": diagonal([p for t in tables for p in pairs(t)]),
+    }
 
 
 def linear(built: Built) -> list[Point]:
@@ -68,45 +71,45 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round((first + i) * step, 10) for i in range(count + 1)]
 
 
-def bars(panels: Sequence[tuple[str, Sequence[Point]]]) -> str:
-    """One panel of horizontal bars per data set, with whiskers of one standard deviation; reference rows in grey."""
+def whiskers(panels: Sequence[tuple[str, Sequence[Point]]]) -> str:
+    """One panel per data set: a dot per row with a whisker of one standard deviation to each side, reference rows grey,
+    a broken line at random initialisation. Dots, not bars: the axis need not begin at zero to be read rightly."""
     panels = [(title, points) for title, points in panels if points]
     if not panels:
         return _empty("No laptop-scale record yet: run make demo.")
-    left, width, gap, line, top = 120, 300, 150, 24, 56
-    height = top + line * max(len(points) for _, points in panels) + 46
+    left, width, gap, line, top = 110, 300, 160, 24, 50
+    height = top + line * max(len(points) for _, points in panels) + 50
     parts = []
     for number, (title, points) in enumerate(panels):
-        x0 = left + number * (width + gap)
-        scale = ticks(0, max(100.0, max(p.value + (p.sd or 0) for p in points)))
+        x0, bottom = left + number * (width + gap), top + line * len(points)
+        ends = [v for p in points for v in (p.value - (p.sd or 0), p.value + (p.sd or 0))]
+        scale = ticks(min(ends) - 1, max(ends) + 1)
 
-        def x(value: float, x0: int = x0, end: float = scale[-1]) -> float:
-            return x0 + width * value / end
+        def x(value: float, x0: int = x0, low: float = scale[0], high: float = scale[-1]) -> float:
+            return x0 + width * (value - low) / (high - low)
 
-        bottom = top + line * len(points)
-        parts.append(_text(x0, 26, title, size=14, weight="600"))
+        parts.append(_text(x0, 24, title, size=14, weight="600"))
         for tick in scale:
-            parts.append(_line(x(tick), top - 6, x(tick), bottom, GRID))
+            parts.append(_line(x(tick), top - 8, x(tick), bottom, GRID))
             parts.append(_text(x(tick), bottom + 16, f"{tick:g}", anchor="middle", fill=FAINT, size=11))
+        for point in points:
+            if point.label == "random":
+                parts.append(
+                    _line(x(point.value), top - 8, x(point.value), bottom, SECOND, 1, " stroke-dasharray='3 3'")
+                )
         for i, point in enumerate(points):
-            y = top + line * i
-            fill = SECOND if point.label in REFERENCES else FIRST
-            parts.append(_text(x0 - 8, y + 13, point.label, anchor="end", size=12))
-            parts.append(
-                f"<rect x='{x0}' y='{y + 3}' width='{x(point.value) - x0:.1f}' height='{line - 9}' fill='{fill}'/>"
-            )
+            y, fill = top + line * i + 9, SECOND if point.label in REFERENCES else FIRST
+            parts.append(_text(x0 - 10, y + 4, point.label, anchor="end", size=12))
             if point.sd:
-                parts.append(_line(x(point.value - point.sd), y + 10.5, x(point.value + point.sd), y + 10.5, INK, 1.5))
-                for end in (point.value - point.sd, point.value + point.sd):
-                    parts.append(_line(x(end), y + 7, x(end), y + 14, INK, 1.5))
+                parts.append(_line(x(point.value - point.sd), y, x(point.value + point.sd), y, fill, 2))
+            parts.append(f"<circle cx='{x(point.value):.1f}' cy='{y}' r='4.5' fill='{fill}'/>")
             digits = cells.decimals(point.sd) if point.sd else 1
-            parts.append(
-                _text(x(point.value + (point.sd or 0)) + 6, y + 14, f"{point.value:.{digits}f}", size=11, fill=FAINT)
-            )
-        parts.append(_text(x0, bottom + 34, "linear probe, test accuracy in percent; whiskers: one standard deviation",
-                           size=11, fill=FAINT))  # fmt: skip
+            at = max(x(point.value + (point.sd or 0)), x(point.value) + 5) + 6
+            parts.append(_text(at, y + 4, f"{point.value:.{digits}f}", size=11, fill=FAINT))
+    said = "linear probe, test accuracy in percent; whiskers: one standard deviation over pre-training seeds; grey: reference rows"
+    parts.append(_text(left, height - 12, said, size=11, fill=FAINT))
     return _svg(
-        left + len(panels) * (width + gap) - gap + 60, height, parts, "Laptop-scale models: linear probe with spread"
+        left + len(panels) * (width + gap) - gap + 70, height, parts, "Laptop-scale models: linear probe with spread"
     )
 
 
@@ -162,5 +165,6 @@ def _text(
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> str:
-    return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}' stroke-width='{width:g}'/>"
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, more: str = "") -> str:
+    ends = f"x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}'"
+    return f"<line {ends} stroke='{colour}' stroke-width='{width:g}'{more}/>"

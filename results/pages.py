@@ -139,11 +139,14 @@ def _filled(built: Built, head: Sequence[str], rows: Sequence[Sequence[str]], ri
 
 
 def _records(built: Built, folder: Path) -> list[str]:
+    """One line per row and set of records, with the columns that rest on it."""
     lines = []
     for name, row in built.rows:
+        groups: dict[str, list[str]] = {}
         for column, cell in zip(built.table.columns, row, strict=True):
             if cell.summary:
-                lines.append(f"- `{name}`, {column.head}: {links(cell.summary, folder)}")
+                groups.setdefault(links(cell.summary, folder), []).append(column.head)
+        lines += [f"- `{name}`, {'; '.join(heads)}: {shown}" for shown, heads in groups.items()]
     return lines
 
 

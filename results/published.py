@@ -175,15 +175,20 @@ def _only(facts: Sequence[Fact], row: str) -> Fact | None:
     return facts[0] if facts else None
 
 
+def problem(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
+    """Where and what: an unknown field before a missing one, which is often the same field misspelled."""
+    found = error.errors(include_url=False)
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+    said = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+    shown = "" if first["type"] == "missing" else f" (got {str(first['input'])[:60]!r})"
+    return first["loc"], f"{'.'.join(map(str, first['loc'])) or 'entry'}: {said}{shown}"
+
+
 def _typed(kind: type[Any], value: Any, where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{where}{': ' + field if field else ''}: {first['msg']} (got {str(first['input'])[:60]!r})"
-        ) from None
+        raise UserError(f"{where}: {problem(error)[1]}") from None
 
 
 def whose(published: Published) -> str:

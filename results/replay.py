@@ -7,13 +7,14 @@ Only this project's own commands are run: a record is data, and data must not ch
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import takewhile
 from pathlib import Path
 
 from zoo.errors import UserError
@@ -25,6 +26,7 @@ TOLERANCE = 2.0
 """Percentage points that a metric may differ by on other hardware or versions, where rounding grows during training."""
 
 MODULES = ("reproduce", "evaluations")
+LAUNCH = re.compile(r"--(nproc[_-]per[_-]node|nnodes)=[0-9]+|--standalone")
 Runner = Callable[[Sequence[str], dict[str, str]], None]
 
 
@@ -79,15 +81,15 @@ def replay(
 def rewrite(command: str, out: str, data: str | None, where: str) -> list[str]:
     """A recorded command as it is run again: this Python, a fresh ``out``, not into the committed records."""
     words = shlex.split(command)
+    start, rest = [sys.executable], words[1:]
     if words[:1] == ["torchrun"]:
-        words[:1] = [sys.executable, "-m", "torch.distributed.run"]
-    elif words[:1] and Path(words[0]).name in ("python", "python3"):
-        words[0] = sys.executable
-    modules = [w for before, w in pairwise(words) if before == "-m" and w != "torch.distributed.run"]
-    if words[:1] != [sys.executable] or modules[:1] == [] or modules[0] not in MODULES:
+        options = list(takewhile(LAUNCH.fullmatch, rest))
+        start, rest = [*start, "-m", "torch.distributed.run", *options], rest[len(options) :]
+    known = words[:1] in (["python"], ["python3"], ["torchrun"])
+    if not known or rest[:1] != ["-m"] or rest[1:2] not in [[module] for module in MODULES]:
         raise UserError(f"{where}: {command!r} is not a `python -m {' | '.join(MODULES)}` command and is not run")
     dropped = ("out=", "data=") if data is not None else ("out=",)
-    kept = [w for w in words if w != "--record" and not w.startswith(dropped)]
+    kept = [w for w in [*start, *rest] if w != "--record" and not w.startswith(dropped)]
     return [*kept, f"out={out}", *([f"data={data}"] if data is not None else [])]
 
 

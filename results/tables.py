@@ -20,7 +20,7 @@ from zoo.yamlfile import load_mapping, locate
 
 from . import cells
 from .cells import Cell
-from .published import Catalogue
+from .published import Catalogue, problem
 from .record import COMMITTED
 from .store import Store, Summary, Verdict, better_than_random
 
@@ -111,10 +111,9 @@ def load(file: Path = FILE) -> list[Table]:
         try:
             found.append(TypeAdapter(Table).validate_python(raw))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            line = (locate(file, ["tables", index, *first["loc"]]) or (1, 1))[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{file.name}:{line}: {field}: {first['msg']} (got {str(first['input'])[:60]!r})") from None
+            where, said = problem(error)
+            line = (locate(file, ["tables", index, *where]) or (1, 1))[0]
+            raise UserError(f"{file.name}:{line}: {said}") from None
     twice = [t.id for i, t in enumerate(found) if t.id in {other.id for other in found[:i]}]
     if twice:
         raise UserError(f"{file.name}: two tables are called {twice[0]!r}")

@@ -25,7 +25,9 @@ ZOO = {
     e.id: e
     for e in (
         entry("swav_big", published=({**AUTHORS, "value": 75.3},)),
-        entry("moco_big", published=({**AUTHORS, "value": 71.0, "origin": "quoted", "by": "the SwAV paper"},), epochs=200),
+        entry(
+            "moco_big", published=({**AUTHORS, "value": 71.0, "origin": "quoted", "by": "the SwAV paper"},), epochs=200
+        ),
         entry("pixels_digits", backbone="pixels"),
         entry("random_digits"),
         entry("swav_digits"),
