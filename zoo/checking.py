@@ -30,7 +30,11 @@ def check(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_complaint(problem, kind, layers, what, root, inside) for problem in error.errors()[:SHOWN]]
+        # Misspelled fields first, and without the complaint that what they were meant to be is missing.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        lines = [_complaint(problem, kind, layers, what, root, inside) for problem in problems[:SHOWN]]
+        meant = {line.split("did you mean '")[1].split("'")[0] for line in lines if "did you mean '" in line}
+        lines = [line for line in lines if not any(line.endswith(f"{name} is missing") for name in meant)]
         raise UserError("\n       ".join(dict.fromkeys(lines))) from None
 
 

@@ -32,7 +32,7 @@ def apply(tree: Mapping[str, Any], overrides: Mapping[str, Any], free: Collectio
     """
     result: dict[str, Any] = copy.deepcopy(dict(tree))
     for path, value in overrides.items():
-        _set(result, path.split("."), value, path, tree, free)
+        _set(result, path, value, tree, free)
     return result
 
 
@@ -46,33 +46,31 @@ def leaves(tree: Any, prefix: str = "") -> list[str]:
     return paths
 
 
-def _set(node: Any, parts: list[str], value: Any, path: str, tree: Mapping[str, Any], free: Collection[str]) -> None:
-    here: list[str] = []
-    for part in parts[:-1]:
-        key = _key(node, part, here, path, tree)
-        here.append(part)
-        if node[key] is None:
-            done = ".".join(here)
+def _set(result: Any, path: str, value: Any, tree: Mapping[str, Any], free: Collection[str]) -> None:
+    node, parts = result, path.split(".")
+    for i, part in enumerate(parts[:-1]):
+        node = node[_key(node, part, path, parts[:i], tree)]
+        if node is None:
+            done = ".".join(parts[: i + 1])
             raise UserError(f"{path}: {done} is null here; set it as a whole, for example {done}={{{parts[-1]}: …}}")
-        node = node[key]
-    if ".".join(here) in free and isinstance(node, dict):
+    if ".".join(parts[:-1]) in free and isinstance(node, dict):
         node.setdefault(parts[-1], None)
-    key = _key(node, parts[-1], here, path, tree)
+    key = _key(node, parts[-1], path, parts[:-1], tree)
     if isinstance(value, Mapping) and isinstance(node[key], dict) and "name" not in value:
         for name, inner in value.items():
-            _set(node[key], [str(name)], inner, f"{path}.{name}", tree, {path} if path in free else ())
+            _set(result, f"{path}.{name}", inner, tree, free)
     else:
         node[key] = copy.deepcopy(value)
 
 
-def _key(node: Any, part: str, here: list[str], path: str, tree: Mapping[str, Any]) -> Any:
+def _key(node: Any, part: str, path: str, above: list[str], tree: Mapping[str, Any]) -> Any:
     if isinstance(node, dict) and part in node:
         return part
     if isinstance(node, list) and part.isdigit() and int(part) < len(node):
         return int(part)
-    where = f" below {'.'.join(here)}" if here else ""
+    here = ".".join(above)
     if not isinstance(node, (dict, list)):
-        raise UserError(f"{path}: {'.'.join(here)} is a single value ({node!r}) and holds nothing named {part!r}")
+        raise UserError(f"{path}: {here} is a single value ({node!r}) and holds nothing named {part!r}")
     known = [str(key) for key in node] if isinstance(node, dict) else [str(i) for i in range(len(node))]
-    hint = suggest(path, leaves(tree), 0.6) or suggest(part, known)
-    raise UserError(f"unknown setting {path!r}{hint or f'; known{where}: ' + ', '.join(known)}")
+    listed = f"; known{' below ' + here if here else ''}: {', '.join(known)}"
+    raise UserError(f"unknown setting {path!r}{suggest(path, leaves(tree), 0.6) or suggest(part, known) or listed}")

@@ -80,6 +80,16 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 _Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever this reader, or any other reader of YAML, would take for something else than text."""
+
+
+for _source in (_Loader, yaml.SafeDumper):
+    for _first, _known in _source.yaml_implicit_resolvers.items():
+        for _tag, _regexp in _known:
+            _Dumper.add_implicit_resolver(_tag, _regexp, [_first])
+
+
 def loads(text: str, where: str | Path = "command line") -> Any:
     """The value that ``text`` holds; ``where`` names it in errors.  Raises UserError with file:line:column."""
     try:
@@ -120,7 +130,7 @@ def load_mapping(path: str | Path, shown: str | None = None) -> dict[str, Any]:
 
 def dumps(value: Any) -> str:
     """YAML text that ``loads`` reads back to the same value, keys in the order given."""
-    return str(yaml.safe_dump(value, sort_keys=False, width=120, allow_unicode=True))
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))
 
 
 def locate(path: str | Path, keys: Sequence[str | int]) -> tuple[int, int] | None:

@@ -1,0 +1,105 @@
+"""The real registry: what the authors' scripts say, model by model."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoo import registry
+
+# id: (epochs, batch, crops, smallest scales, lr -> final, warm-up epochs from, queue (length, epoch), freeze, hidden, sync group, network)
+SWAV = {
+    "swav_100ep": (100, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
+    "swav_200ep": (200, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
+    "swav_400ep": (400, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
+    "swav_800ep": (800, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
+    "swav_400ep_2x224": (400, 4096, "2x224", (0.08,), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
+    "swav_200ep_bs256": (200, 256, "2x224 + 6x96", (0.14, 0.05), (0.6, 0.0006), (0, 0.0), (3840, 15), 5005, 2048, None, "resnet50"),
+    "swav_400ep_bs256": (400, 256, "2x224 + 6x96", (0.14, 0.05), (0.6, 0.0006), (0, 0.0), (3840, 15), 5005, 2048, None, "resnet50"),
+    "swav_rn50w2_400ep": (400, 4096, "2x224 + 4x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 8192, 8, "resnet50w2"),
+    "swav_rn50w4_400ep": (400, 2560, "2x224 + 4x96", (0.08, 0.08), (4.8, 0.0048), (10, 0.3), (2560, 0), 313, 8192, 8, "resnet50w4"),
+    "swav_rn50w5_400ep": (400, 1536, "2x224 + 4x96", (0.14, 0.05), (4.8, 0.0), (10, 0.1875), (1536, 0), 313, 10240, 8, "resnet50w5"),
+}
+TOP1 = {
+    "swav_100ep": 72.1, "swav_200ep": 73.9, "swav_400ep": 74.6, "swav_800ep": 75.3, "swav_400ep_2x224": 70.1, "swav_200ep_bs256": 72.7,
+    "swav_400ep_bs256": 74.3, "swav_rn50w2_400ep": 77.3, "swav_rn50w4_400ep": 77.9, "swav_rn50w5_400ep": 78.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", SWAV)
+def test_swav_recipes_are_the_authors_scripts(model):
+    recipe = registry.resolve(model)
+    found = (
+        recipe.schedule.epochs, recipe.batch, str(recipe.views), tuple(crop.scale[0] for crop in recipe.views.crops),
+        (recipe.optimizer.lr, recipe.schedule.final_lr), (recipe.schedule.warmup_epochs, recipe.schedule.start_lr),
+        (recipe.params["queue"]["length"], recipe.params["queue"]["start_epoch"]), recipe.params["freeze_prototypes_steps"],
+        recipe.params["hidden"], recipe.sync_bn_group, recipe.backbone.name,
+    )  # fmt: skip
+    assert found == SWAV[model]
+    assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.optimizer.momentum, recipe.optimizer.trust) == ("larc", 1e-6, 0.9, 0.001)
+    assert recipe.params["head_batchnorm"] is (model != "swav_rn50w5_400ep") and recipe.sync_bn and recipe.precision == "float16"
+    assert (recipe.params["temperature"], recipe.params["epsilon"], recipe.params["sinkhorn_iterations"]) == (0.1, 0.05, 3)
+    assert recipe.views.jitter.model_dump() == {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "probability": 0.8}
+    assert (recipe.views.flip, recipe.views.grayscale, recipe.views.blur.probability, recipe.views.blur.sigma) == (0.5, 0.2, 0.5, [0.1, 2.0])
+    assert recipe.input.std == [0.228, 0.224, 0.225], "the authors' own, not ImageNet's 0.229"
+
+
+def test_swav_files_and_numbers_are_the_released_ones():
+    released = [model for model in registry.models(method="swav") if registry.entry(model).weights]
+    assert sorted(released) == sorted(SWAV)
+    for model in released:
+        entry = registry.entry(model)
+        name = model.replace("swav_rn50", "swav_RN50") + "_pretrain.pth.tar"
+        assert [source.url for source in entry.weights.sources] == [f"https://dl.fbaipublicfiles.com/deepcluster/{name}"]
+        number = entry.published[0]
+        assert (number.value, number.origin, number.source) == (TOP1[model], "authors", "facebookresearch/swav:README.md")
+    assert registry.aliases() | {"resnet50": "swav_800ep"} == registry.aliases()
+    assert {a: m for a, m in registry.aliases().items() if a.startswith("resnet50")} == {
+        "resnet50": "swav_800ep", "resnet50w2": "swav_rn50w2_400ep", "resnet50w4": "swav_rn50w4_400ep", "resnet50w5": "swav_rn50w5_400ep",
+    }  # fmt: skip
+    assert registry.entry("swav_800ep").heads["linear_imagenet"].classes == 1000
+
+
+def test_every_layout_of_swav_reads_prefixed_wrapped_and_bare_keys():
+    import re
+
+    plain, wrapped = registry.entry("swav_800ep").layouts
+    assert (plain.path, wrapped.path) == (None, "state_dict")
+    for key in ("module.conv1.weight", "conv1.weight"):
+        (pattern, replacement), = plain.rules
+        assert re.sub(pattern, replacement, key) == "conv1.weight"
+    assert plain.heads == {"projection": ["projection_head.*"], "prototypes": ["prototypes.*"]}
+
+
+def test_simclr_is_pics_script():
+    recipe = registry.resolve("simclr_pic_200ep")
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.batch) == ("lars", 0.3, 1e-6, 256)
+    assert (recipe.schedule.name, recipe.schedule.warmup_epochs, recipe.schedule.warmup_multiplier) == ("multiplied_cosine", 5, 100)
+    assert recipe.params["gather"] == "detached" and registry.resolve("simclr_pic_100ep").schedule.warmup_epochs == 2
+    assert all(number.origin == "retrain" and number.by == "PIC" for number in registry.entry("simclr_pic_200ep").published)
+
+
+@pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
+def test_every_laptop_row_sees_the_same_network_input_and_data(data):
+    rows = {m: registry.resolve(f"{m}_{data}") for m in registry.methods() if f"{m}_{data}" in registry.models()}
+    assert {"swav", "simclr", "rotnet", "random", "pixels", "supervised"} <= set(rows)
+    swav = rows["swav"]
+    for method, recipe in rows.items():
+        assert recipe.dataset == data and (recipe.input.mean, recipe.input.std) == (swav.input.mean, swav.input.std)
+        if method != "pixels":
+            assert recipe.backbone == swav.backbone and recipe.input == swav.input
+        if method in ("random", "pixels"):
+            assert recipe.schedule.images == 0, "reference rows are not trained"
+
+
+def test_all_recipes_differ_and_come_back_from_their_dump():
+    from zoo.schema import Recipe
+
+    recipes = [entry.recipe for entry in map(registry.entry, registry.models()) if entry.recipe]
+    assert len({recipe.hash() for recipe in recipes}) == len(recipes)
+    assert all(Recipe.model_validate(recipe.dump()) == recipe for recipe in recipes)
+
+
+def test_no_number_stands_without_a_source():
+    for model in registry.models():
+        for number in registry.entry(model).published:
+            assert ":" in number.source or "arXiv" in number.source, (model, number)
