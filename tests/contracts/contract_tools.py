@@ -1,0 +1,104 @@
+"""Every registered method on a handful of real digits: built, trained for a few steps, and taken apart again."""
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zoo
+from engine import dist, loop, rng
+from engine.batch import Batch
+from engine.options import RunOptions
+from reproduce import launch, methods
+from zoo import data, registry
+
+IMAGES, BATCH = 100, 16          # six steps in an epoch, four images left over
+EXTRA: dict[str, dict[str, Any]] = {}      # settings that a method needs to be small; none by default
+
+
+def registered() -> list[str]:
+    """Every method of the registry that has digits to run on."""
+    return [m for m in registry.methods() if f"{m}_digits" in zoo.models(method=m)]
+
+
+def trained() -> list[str]:
+    """Those that train: the untrained reference rows have a budget of zero images."""
+    return [m for m in registered() if not idle(recipe(m))]
+
+
+def idle(recipe: Any) -> bool:
+    return not (zoo.entry(f"{recipe.method}_digits").recipe.schedule.images or recipe.schedule.epochs)
+
+
+@lru_cache(maxsize=None)
+def source() -> Any:
+    return data.open_source("digits", "fit").subset(range(IMAGES))
+
+
+def recipe(method: str, **overrides: Any) -> Any:
+    """The method's digits recipe, cut down: a narrow network, 16 images a step, nine steps."""
+    settings = {"batch": BATCH, "optimizer.lr": 0.02, "precision": "float32", "channels_last": False, **EXTRA.get(method, {})}
+    model = zoo.entry(f"{method}_digits")
+    if model.backbone.name == "tiny_resnet":
+        settings |= {"backbone.options.width": 8}
+    if model.recipe.schedule.images:
+        settings |= {"schedule.images": 9 * BATCH}
+    return zoo.resolve(f"{method}_digits", {**settings, **overrides})
+
+
+def build(recipe: Any) -> Any:
+    return launch.build(recipe, source()).train()
+
+
+def stream(recipe: Any, method: Any, rank: int = 0, world: int = 1) -> Any:
+    return launch.streamed(recipe, source(), method, rank=rank, world=world)
+
+
+def begin(method: Any, batches: Any, epoch: int = 0) -> Any:
+    """The work before an epoch, as the loop does it; returns the context."""
+    ctx = batches.context(method, epoch)
+    torch.manual_seed(rng.key(batches.seed, "epoch", epoch))
+    method.before_epoch(epoch, ctx)
+    method.train()
+    return ctx
+
+
+def loss_of(method: Any, batch: Batch, step: int, ctx: Any) -> torch.Tensor:
+    """The loss of one step, hooks and random numbers as in the loop."""
+    torch.manual_seed(rng.key(0, "step", step, 0))
+    method.before_step(step, ctx)
+    return method.loss(batch, step)[0]
+
+
+def first(name: str, **overrides: Any) -> tuple[Any, Batch, Any]:
+    """A method ready for its first step, its first batch, and the context."""
+    settings = recipe(name, **overrides)
+    method = build(settings)
+    batches = stream(settings, method)
+    ctx = begin(method, batches)
+    return method, next(iter(batches.epoch(0))), ctx
+
+
+def select(batch: Batch, rows: Any) -> Batch:
+    labels = None if batch.labels is None else batch.labels[rows]
+    return Batch(batch.index[rows], [v[rows] for v in batch.views], labels, batch.epoch)
+
+
+def fit(recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | None = None) -> loop.FitResult:
+    """The engine's loop on the handful of digits, with a checkpoint every other step."""
+    world = world or dist.World()
+    method = build(recipe)
+    options = RunOptions(stop_after=stop_after, checkpoint_interval=2, log_interval=2, tensorboard=False)
+    return loop.fit(method, stream(recipe, method, world.rank, world.size), recipe=recipe.dump(), folder=folder,
+                    options=options, world=world, provenance={})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.pth", weights_only=True)
+
+
+def clone(method: Any) -> Any:
+    return copy.deepcopy(method)
