@@ -60,8 +60,24 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint. `state` holds tensors, numbers, strings, lists and dicts only."""
+    """Write a checkpoint. `state` holds tensors, numbers, strings, lists and dicts only: TypeError for anything else."""
+    _require_plain(state, "checkpoint")
     write_tensors(path, {"format": FORMAT, **state})
+
+
+def _require_plain(value: Any, where: str) -> None:
+    """What the safe reader would refuse to load must not be saved in the first place."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(key, f"a key of {where}")
+            _require_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            _require_plain(item, f"{where}[{i}]")
+    elif not isinstance(value, torch.Tensor) and type(value) not in (int, float, bool, str, type(None)):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}: only tensors, numbers, strings, lists and dicts can be kept"
+        )
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -140,7 +140,7 @@ def build(spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> torch
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The scheduled rate times each group's lr_scale."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = float(lr) * group.get("lr_scale", 1.0)
 
 
 # -- schedules: each returns float64 (total,), the rate of every step. `per_epoch` is the number of steps of an epoch ------

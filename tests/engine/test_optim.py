@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from golden import load
 
 from engine import optim
 from engine.errors import UserError
+from golden import load
 
 
 def params_of(arrays):
