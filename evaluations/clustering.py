@@ -32,6 +32,7 @@ from .models import Model
 from .protocol import Protocol, head_of
 from .result import Result
 
+GRID: tuple[str, ...] = ()
 IN_MEMORY = 2**28  # numbers: a gigabyte
 SCORES = ("nmi", "anmi", "ari", "hungarian", "purity")
 
@@ -86,7 +87,7 @@ def preparation(x: np.ndarray, how: str) -> Any:
     mean, scale = statistics(x, np.ones((1, len(x)))) if how.startswith("standardise") else (None, None)
 
     def change(block: Tensor) -> Tensor:
-        z = block.float() if mean is None else (block.float() - mean) * scale
+        z = block.float() if mean is None or scale is None else (block.float() - mean) * scale
         return F.normalize(z, dim=1) if how.endswith("unit") else z
 
     def prepare(rows: np.ndarray) -> Any:

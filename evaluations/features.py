@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import UserError, suggest
 
@@ -130,8 +130,10 @@ class Features:
         """(N,) int64 labels. Raises UserError when the split has none."""
         labels = self.source(split).labels
         if (labels < 0).any():
-            raise UserError(f"{self.protocol.dataset}/{split}: {int((labels < 0).sum())} images have no label, and "
-                            f"{self.protocol.id} needs them; without labels: python -m evaluations cluster MODEL FOLDER")
+            raise UserError(
+                f"{self.protocol.dataset}/{split}: {int((labels < 0).sum())} images have no label, and "
+                f"{self.protocol.id} needs them; without labels: python -m evaluations cluster MODEL FOLDER"
+            )
         return labels
 
     def classes(self, split: str) -> int:
@@ -187,9 +189,7 @@ class Features:
                 found = forward(network, images, requests, self.compute)
                 for request, value in found.items():
                     if request not in maps:
-                        maps[request] = stack.enter_context(
-                            self.store.create(self.key(request), (n, value.shape[1]))
-                        )
+                        maps[request] = stack.enter_context(self.store.create(self.key(request), (n, value.shape[1])))
                     maps[request][done : done + len(images)] = value.cpu().numpy()
                 done += len(images)
                 if time.monotonic() - said > SAY_EVERY:
@@ -199,7 +199,9 @@ class Features:
                 raise UserError(f"{self.protocol.dataset}/{split}: {done} of {n} images could be read")
 
 
-def plan_requests(protocol: Protocol, model: Model, splits: Iterable[str], view: str = "centre") -> list[FeatureRequest]:
+def plan_requests(
+    protocol: Protocol, model: Model, splits: Iterable[str], view: str = "centre"
+) -> list[FeatureRequest]:
     """Every layer of the protocol on each split, with its pooling."""
     return [
         FeatureRequest(split, layer, pool_of(protocol, layer), view)
@@ -219,8 +221,10 @@ def layers_of(protocol: Protocol, model: Model) -> list[str]:
         elif name == "output" or name in model.layers:
             found.append(name)
         else:
-            raise UserError(f"{protocol.id}: {model.name} has no layer {name!r}{suggest(name, model.layers)} "
-                            f"(layers: {', '.join(model.layers)}, output)")
+            raise UserError(
+                f"{protocol.id}: {model.name} has no layer {name!r}{suggest(name, model.layers)} "
+                f"(layers: {', '.join(model.layers)}, output)"
+            )
     return list(dict.fromkeys(found))
 
 
@@ -236,7 +240,7 @@ def pool_of(protocol: Protocol, layer: str) -> str:
 
 @torch.no_grad()
 def forward(
-    network: nn.Module, images: Tensor, requests: list[FeatureRequest], compute: Compute
+    network: Any, images: Tensor, requests: list[FeatureRequest], compute: Compute
 ) -> dict[FeatureRequest, Tensor]:
     """Pooled features of one batch: the network runs once, stops at the deepest layer asked for, and is tapped on the way."""
     images = images.to(compute.device)
@@ -249,7 +253,9 @@ def forward(
             found = _tapped(network, images, names)
         else:
             found = network.forward_layers(images, names)
-    return {r: pooled(found[r.layer].float(), r.pool) if r.layer != "output" else found["output"].float() for r in requests}
+    return {
+        r: pooled(found[r.layer].float(), r.pool) if r.layer != "output" else found["output"].float() for r in requests
+    }
 
 
 def _tapped(network: Any, images: Tensor, names: list[str]) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from engine import rng
 
-CHUNK = 8192
+CHUNK = 8192  # rows read at once
+IN_MEMORY = 2**26  # numbers of a feature matrix that is kept in memory while heads are trained
 IGNORED = 255
 
 
@@ -144,7 +145,7 @@ def train(
     seen = weight.unflatten(1, (len(cells), classes)), bias[:, :, 0].unflatten(1, (len(cells), classes))
     heads = Heads(*seen, mean, scale, grid)
     kept = set(np.linspace(0, settings.epochs, settings.snapshots + 1).round().astype(int)[1:].tolist())
-    whole = torch.as_tensor(x, device=device) if n * dim <= 2**26 else None  # small: gathered from memory
+    whole = torch.as_tensor(x, device=device) if n * dim <= IN_MEMORY else None  # small: gathered from memory
     step = 0
     for epoch in range(settings.epochs):
         order = rng.permutation(settings.seed, "linear head batches", epoch, n)
@@ -203,7 +204,12 @@ def correct(x: np.ndarray | Tensor, labels: np.ndarray, heads: Heads, held_out: 
 
 
 def all_scores(
-    x: np.ndarray | Tensor, heads: Heads, *, fold: int = -1, cells: Sequence[int] | None = None, epoch: int | None = None
+    x: np.ndarray | Tensor,
+    heads: Heads,
+    *,
+    fold: int = -1,
+    cells: Sequence[int] | None = None,
+    epoch: int | None = None,
 ) -> Tensor:
     """(N, len(cells), C) scores of every row by chosen cells of one fold (all cells by default)."""
     found = []
@@ -249,7 +255,9 @@ def ridge(
     shrunk = rotated[:, :, None] / (values[:, :, None, None].clamp_min(0) + penalty[:, None, :, None] + 1e-12)
     weight = (vectors @ shrunk.flatten(2)).unflatten(2, shrunk.shape[2:]).permute(0, 2, 3, 1)
     bias = (middle / total[:, None])[:, None].expand(-1, len(penalties), -1)
-    return Heads(weight.float().contiguous(), bias.float().contiguous(), mean, scale, Grid(tuple(float(p) for p in penalties)))
+    return Heads(
+        weight.float().contiguous(), bias.float().contiguous(), mean, scale, Grid(tuple(float(p) for p in penalties))
+    )
 
 
 def statistics(x: np.ndarray | Tensor, weights: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,16 @@ Metrics    top1                k and temperature chosen on training images, read
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from engine import rng
+from engine.maths.knn import search, vote
+from engine.maths.rows import Rows
 from results.record import Selection
 from zoo.errors import UserError
 from zoo.schema import Strict
@@ -27,17 +28,22 @@ from .models import Model
 from .protocol import Protocol, head_of
 from .result import Result, rate
 
-BLOCK = 512
+GRID = ("k", "temperature")
 
 
 class Head(Strict):
     """queries: how many training images (drawn once) choose k and temperature; null: all of them."""
 
     queries: Annotated[int, Field(ge=1)] | None = None
+    backend: Literal["torch", "faiss"] = "torch"
 
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
-    splits = [protocol.splits.train, *([protocol.splits.val] if protocol.select.on == "val" else []), protocol.splits.test]
+    splits = [
+        protocol.splits.train,
+        *([protocol.splits.val] if protocol.select.on == "val" else []),
+        protocol.splits.test,
+    ]
     return plan_requests(protocol, model, [s for s in splits if s])
 
 
@@ -46,24 +52,25 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     train, test = protocol.splits.train, protocol.splits.test
     labels, classes = features.labels(train), features.classes(train)
     layer = layers_of(protocol, features.model)[0]
-    cells = [{"k": int(k), "temperature": t} for k in protocol.grid["k"] for t in protocol.grid["temperature"]]
-    most = max(c["k"] for c in cells)
+    cells: list[dict[str, Any]] = [{"k": int(k), "temperature": t} for k in protocol.grid["k"] for t in protocol.grid["temperature"]]
+    most = max(int(c["k"]) for c in cells)
     if most >= len(labels):
         raise UserError(f"grid.k: {most} neighbours of {len(labels)} training images; lower it")
 
-    def rows(split: str) -> Tensor:
+    def rows(split: str) -> Rows:
         x = features.get(FeatureRequest(split, layer, pool_of(protocol, layer)))
-        return F.normalize(torch.as_tensor(np.asarray(x), device=features.compute.device), dim=1)
+        return Rows(x, device=features.compute.device)
 
-    bank, known = rows(train), torch.as_tensor(labels, device=features.compute.device)
+    bank, known = rows(train), torch.as_tensor(labels)
     best, selection = 0, None
     if protocol.select.on != "none":
         if protocol.select.on == "val":
-            queries, truth, near = rows(str(protocol.splits.val)), features.labels(str(protocol.splits.val)), None
+            near, truth = None, features.labels(str(protocol.splits.val))
+            similarity, index = search(bank, rows(str(protocol.splits.val)), most, backend=head.backend)
         else:
             near = _drawn(len(labels), head.queries, seed)
-            queries, truth = bank[torch.as_tensor(near)], labels[near]
-        similarity, index = search(queries, bank, most, itself=near)
+            truth = labels[near]
+            similarity, index = _without_itself(*search(bank, bank.take(near), most + 1, backend=head.backend), near)
         scores = [100 * float((v == truth).mean()) for v in votes(similarity, known[index], cells, classes)]
         best = int(np.argmax(scores))
         on = str(protocol.splits.val) if near is None else f"{len(near)} images of {train}, each against all others"
@@ -72,7 +79,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     features.finish_selection(selection)
 
     truth = features.labels(test)
-    similarity, index = search(rows(test), bank, most)
+    similarity, index = search(bank, rows(test), most, backend=head.backend)
     guesses = votes(similarity, known[index], cells, classes)
     hits = [100 * float((g == truth).mean()) for g in guesses]
     metrics = {"top1": rate(hits[best], len(truth))}
@@ -83,31 +90,15 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 
 
 def votes(similarity: Tensor, neighbours: Tensor, cells: list[dict[str, Any]], classes: int) -> list[np.ndarray]:
-    """Predictions (N,) of every cell. similarity (N, K) falling, neighbours (N, K) their labels; each cell has k <= K.
-
-    The largest similarity is taken off before exp: the same winner, and no temperature is too small.
-    """
-    guesses = []
-    for cell in cells:
-        s, n = similarity[:, : cell["k"]].double(), neighbours[:, : cell["k"]]
-        weight = ((s - s[:, :1]) / cell["temperature"]).exp()
-        total = torch.zeros(len(s), classes, dtype=torch.float64, device=s.device).scatter_add_(1, n, weight)
-        guesses.append(total.argmax(1).cpu().numpy())
-    return guesses
+    """Predictions (N,) of every cell, from one search. similarity (N, K) falling, neighbours (N, K) their classes."""
+    return [vote(similarity, neighbours, classes, c["k"], c["temperature"]).argmax(1).numpy() for c in cells]
 
 
-def search(queries: Tensor, bank: Tensor, k: int, itself: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-    """(n, k) largest dot products and their rows in ``bank``; row ``itself[i]`` is left out for query i."""
-    values, indices = [], []
-    for at in range(0, len(queries), BLOCK):
-        product = queries[at : at + BLOCK] @ bank.T
-        if itself is not None:
-            own = torch.as_tensor(itself[at : at + BLOCK], device=product.device)
-            product[torch.arange(len(product), device=product.device), own] = float("-inf")
-        value, index = product.topk(k, dim=1)
-        values.append(value)
-        indices.append(index)
-    return torch.cat(values), torch.cat(indices)
+def _without_itself(similarity: Tensor, index: Tensor, own: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Drop each query's own row; where equal rows have crowded it out, the last neighbour."""
+    mine = index == torch.as_tensor(own)[:, None]
+    mine[~mine.any(1), -1] = True
+    return similarity[~mine].view(len(own), -1), index[~mine].view(len(own), -1)
 
 
 def _drawn(n: int, count: int | None, seed: int) -> np.ndarray:

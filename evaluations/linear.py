@@ -25,6 +25,8 @@ from .protocol import Protocol, head_of
 from .result import Result, rate, rates
 from .splits import stratified_folds
 
+GRID = ("lr", "weight_decay", "penalty")
+
 
 class ScheduleOptions(Strict):
     """See heads.Schedule."""
@@ -32,7 +34,7 @@ class ScheduleOptions(Strict):
     name: Literal["cosine", "steps", "bottou", "constant"] = "cosine"
     per_step: bool = False
     warmup: Annotated[int, Field(ge=0)] = 0
-    milestones: list[int] = []
+    milestones: list[int] = Field(default_factory=list)
     factor: float = 0.1
 
     def build(self) -> heads.Schedule:
@@ -66,7 +68,11 @@ class Head(Strict):
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     """The training split with every layer; the validation split when selection needs it; the test split last."""
-    splits = [protocol.splits.train, *([protocol.splits.val] if protocol.select.on == "val" else []), protocol.splits.test]
+    splits = [
+        protocol.splits.train,
+        *([protocol.splits.val] if protocol.select.on == "val" else []),
+        protocol.splits.test,
+    ]
     return plan_requests(protocol, model, [s for s in splits if s])
 
 
@@ -165,7 +171,11 @@ def selection_of(protocol: Protocol, chosen: dict[str, dict[str, Any]]) -> Selec
     """The record of what was chosen, on what, among what."""
     if protocol.select.on == "none":
         return None
-    on = f"{protocol.select.folds} folds of {protocol.splits.train}" if protocol.select.on == "folds" else str(protocol.splits.val)
+    on = (
+        f"{protocol.select.folds} folds of {protocol.splits.train}"
+        if protocol.select.on == "folds"
+        else str(protocol.splits.val)
+    )
     ridge = protocol.head.get("solver") == "ridge"
     named = {
         layer: {"penalty": c["setting"][0]} if ridge else {"lr": c["setting"][0], "weight_decay": c["setting"][1]}

@@ -100,7 +100,9 @@ def _run_folder(folder: Path, seed: int | None = None, name: str | None = None) 
         raise UserError(f"{folder}: its seed is {recipe.seed}, not pretrain_seed={seed}")
     model = folder.resolve().parent.name
     if name is None:
-        own = model in zoo.models() and zoo.entry(model).recipe is not None and zoo.resolve(model).hash() == recipe.hash()
+        own = (
+            model in zoo.models() and zoo.entry(model).recipe is not None and zoo.resolve(model).hash() == recipe.hash()
+        )
         name = model if own else slug(f"{model}-{folder.name.rpartition('-s')[0]}")
         command = f"python -m reproduce {model} seed={recipe.seed}" if own else None
     else:

@@ -38,17 +38,23 @@ def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
 def _correct(out: Path, record: records.Record, path: Path) -> np.ndarray:
     place = out / "predictions" / f"{record.predictions_sha256}.npz"
     if record.predictions_sha256 is None or not place.is_file():
-        raise UserError(f"{path}: its predictions are not kept here ({place}); remove the record and run: {record.command}")
+        raise UserError(
+            f"{path}: its predictions are not kept here ({place}); remove the record and run: {record.command}"
+        )
     with np.load(place) as kept:
         correct = np.asarray(kept["correct"])
     if not len(correct):
-        raise UserError(f"{record.protocol}: its score is not a mean over images, so two models cannot be compared image by image")
+        raise UserError(
+            f"{record.protocol}: its score is not a mean over images, so two models cannot be compared image by image"
+        )
     return correct
 
 
 def describe(a: records.Record, b: records.Record, p: Paired) -> str:
     low, high = p.ci
-    verdict = "no difference beyond chance" if p.p_value >= 0.05 else f"{a.model if p.difference > 0 else b.model} is better"
+    verdict = (
+        "no difference beyond chance" if p.p_value >= 0.05 else f"{a.model if p.difference > 0 else b.model} is better"
+    )
     return (
         f"{a.protocol} on {p.n:,} images\n"
         f"  {_named(a):<40} {p.a:6.2f}\n"

@@ -1,12 +1,12 @@
 """Maps (B, C, H, W) to rows (B, D): how a layer becomes the input of a linear classifier.
 
-    avg            mean over all positions
-    flat           every position
-    avg:K          average pooling with kernel and stride K, then flat (DeeperCluster: 18, 14, 9, 6, 3)
-    avg:K:S:P      kernel, stride, padding (padding counts as zeros, as PyTorch has it)
-    max:K:S:P      maximum pooling (SeLa's AlexNet probes)
-    adaptive_max:n adaptive maximum pooling to n x n (RotNet's probes);  adaptive_avg:n
-    below:N        average pooling with the smallest kernel that leaves fewer than N numbers
+avg            mean over all positions
+flat           every position
+avg:K          average pooling with kernel and stride K, then flat (DeeperCluster: 18, 14, 9, 6, 3)
+avg:K:S:P      kernel, stride, padding (padding counts as zeros, as PyTorch has it)
+max:K:S:P      maximum pooling (SeLa's AlexNet probes)
+adaptive_max:n adaptive maximum pooling to n x n (RotNet's probes);  adaptive_avg:n
+below:N        average pooling with the smallest kernel that leaves fewer than N numbers
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def pooled(x: Tensor, pool: str) -> Tensor:
     if name in ("avg", "max") and len(numbers) in (1, 2, 3):
         kernel, stride, padding = (numbers + [numbers[0], 0][len(numbers) - 1 :])[:3]
         if min(x.shape[2:]) + 2 * padding < kernel:
-            raise UserError(f"pool {pool!r} needs a map of at least {kernel - 2 * padding} pixels, this one is {_size(x)}")
+            raise UserError(
+                f"pool {pool!r} needs a map of at least {kernel - 2 * padding} pixels, this one is {_size(x)}"
+            )
         if name == "max":
             return F.max_pool2d(x, kernel, stride, padding).flatten(1)
         return F.avg_pool2d(x, kernel, stride, padding).flatten(1)
@@ -38,7 +40,9 @@ def pooled(x: Tensor, pool: str) -> Tensor:
         return F.adaptive_avg_pool2d(x, numbers[0]).flatten(1)
     if name == "below" and len(numbers) == 1:
         return F.avg_pool2d(x, kernel_below(x, numbers[0])).flatten(1)
-    raise UserError(f"pool {pool!r}: not one of avg, flat, avg:K, avg:K:S:P, max:K:S:P, adaptive_max:n, adaptive_avg:n, below:N")
+    raise UserError(
+        f"pool {pool!r}: not one of avg, flat, avg:K, avg:K:S:P, max:K:S:P, adaptive_max:n, adaptive_avg:n, below:N"
+    )
 
 
 def kernel_below(x: Tensor, limit: int) -> int:

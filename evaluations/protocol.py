@@ -59,16 +59,16 @@ class Protocol(Strict):
     dataset: str
     splits: Splits = Splits()
     transform: Transform = Transform()
-    layers: Annotated[list[str], Field(min_length=1)] = ["output"]
+    layers: Annotated[list[str], Field(min_length=1, default_factory=lambda: ["output"])]
     pool: str | dict[str, str] = "avg"
-    head: dict[str, Any] = {}
-    grid: dict[str, list[float]] = {}
+    head: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[float]] = Field(default_factory=dict)
     select: Select = Select()
     metrics: Annotated[list[str], Field(min_length=1)]
     form: Literal["faithful", "fast"] = "fast"
     seeds: Annotated[int, Field(ge=1)] = 1
     source: str
-    differs_from: dict[str, str] = {}
+    differs_from: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -118,8 +118,8 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
         return protocol
     fixed = {"id", "version", "kind", "source", "title"} & {path.split(".")[0] for path in overrides}
     if fixed:
-        raise UserError(f"{sorted(fixed)[0]} says what a protocol is; write another file below evaluations/protocols/")
-    tree = zoo_overrides.apply(_listed(complete(protocol).model_dump()), overrides)
+        raise UserError(f"{min(fixed)} says what a protocol is; write another file below evaluations/protocols/")
+    tree = zoo_overrides.apply(_listed(complete(protocol).model_dump()), overrides, free=("grid",))
     given = ", ".join(f"{path}={value}" for path, value in overrides.items())
     return _check(tree, name, given)
 
@@ -128,7 +128,9 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
 def _read(name: str) -> Protocol:
     tree = yamlfile.load_mapping(path_of(name))
     if tree.get("id") != name:
-        raise UserError(f"{_place(name, ['id'])}: id {tree.get('id')!r} in a file named {name}.yaml; the two must agree")
+        raise UserError(
+            f"{_place(name, ['id'])}: id {tree.get('id')!r} in a file named {name}.yaml; the two must agree"
+        )
     return _check(tree, name)
 
 
@@ -144,12 +146,16 @@ def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protoco
 
 
 def head_of(protocol: Protocol) -> Any:
-    """The typed ``Head`` of the protocol's evaluation file. Raises UserError with file:line and a suggestion."""
-    kind = import_module(f"evaluations.{protocol.kind}").Head
+    """The typed ``Head`` of the protocol's evaluation file, which also names the settings that ``grid`` may hold."""
+    module = import_module(f"evaluations.{protocol.kind}")
+    for name in protocol.grid:
+        if name not in module.GRID:
+            hint = suggest(name, module.GRID) or f"; known: {', '.join(module.GRID) or 'none'}"
+            raise UserError(f"{_place(protocol.id, ['grid', name])}: {protocol.kind} has no grid.{name}{hint}")
     try:
-        return kind.model_validate(protocol.head)
+        return module.Head.model_validate(protocol.head)
     except ValidationError as error:
-        raise _complaint(error, kind, protocol.id, ("head",)) from None
+        raise _complaint(error, module.Head, protocol.id, ("head",)) from None
 
 
 def complete(protocol: Protocol) -> Protocol:
@@ -157,14 +163,19 @@ def complete(protocol: Protocol) -> Protocol:
     return protocol.model_copy(update={"head": head_of(protocol).model_dump()})
 
 
-def _complaint(error: ValidationError, kind: Any, name: str, above: tuple[str, ...], given: str | None = None) -> UserError:
-    problem = error.errors()[0]
+def _complaint(
+    error: ValidationError, kind: Any, name: str, above: tuple[str, ...], given: str | None = None
+) -> UserError:
+    # A misspelled field is also a missing one: the misspelling is what to tell.
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     keys = [*above, *(k for k in problem["loc"] if not (isinstance(k, str) and ("[" in k or k in ("str", "dict"))))]
     place = given or _place(name, keys)
     path = ".".join(map(str, keys)) or "the whole"
     if problem["type"] == "extra_forbidden":
         known = _fields(kind, [k for k in problem["loc"][:-1]])
-        return UserError(f"{place}: unknown field {path!r}{suggest(str(keys[-1]), known) or '; known: ' + ', '.join(known)}")
+        return UserError(
+            f"{place}: unknown field {path!r}{suggest(str(keys[-1]), known) or '; known: ' + ', '.join(known)}"
+        )
     if problem["type"] == "missing":
         return UserError(f"{place}: {path} is missing")
     message = problem["msg"].removeprefix("Value error, ")

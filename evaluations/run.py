@@ -64,6 +64,11 @@ class Settings:
         return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own)
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """What makes this another measurement than the plain protocol."""
+        return {**self.overrides, **({"precision": self.precision} if self.precision != "float32" else {})}
+
+    @property
     def compute(self) -> Compute:
         device = self.options.device
         if device == "auto":
@@ -93,16 +98,7 @@ def evaluate(
     protocol = complete(load(protocol_id, settings.overrides))
     judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
     root = records.COMMITTED if record else Path(settings.options.out) / "measured"
-    fingerprint = fingerprint_of(protocol, settings)
-    key = records.key(
-        weights_sha256=judged.weights_sha256,
-        data_fingerprint=fingerprint,
-        protocol=protocol.id,
-        version=protocol.version,
-        overrides=settings.overrides,
-        evaluation_seed=settings.seed,
-    )
-    found = records.find(root, judged.name, protocol.id, key)
+    found = measured(protocol, judged, settings, root)
     if found is not None:
         say(f"{protocol.name} on {judged.name}: measured before, nothing to do: {found}")
         return found
@@ -124,11 +120,11 @@ def evaluate(
             metrics=result.metrics,
             selection=features.selection,
             test_reads=features.test_reads,
-            data_fingerprint=fingerprint,
+            data_fingerprint=fingerprint_of(protocol, settings),
             weights_sha256=judged.weights_sha256,
             predictions_sha256=predictions,
             provenance=_provenance(seconds, settings.compute.device),
-            overrides=settings.overrides,
+            overrides=settings.recorded,
             evaluation_seed=settings.seed,
             transductive=judged.saw(protocol.dataset, protocol.splits.test),
         ),
@@ -136,6 +132,19 @@ def evaluate(
     )
     say(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
     return written
+
+
+def measured(protocol: Protocol, judged: models.Model, settings: Settings, root: Path) -> Path | None:
+    """The record of this measurement below ``root``, if it was made before."""
+    key = records.key(
+        weights_sha256=judged.weights_sha256,
+        data_fingerprint=fingerprint_of(protocol, settings),
+        protocol=protocol.id,
+        version=protocol.version,
+        overrides=settings.recorded,
+        evaluation_seed=settings.seed,
+    )
+    return records.find(root, judged.name, protocol.id, key)
 
 
 def measure(
@@ -205,9 +214,7 @@ def command_of(protocol: Protocol, model: str, settings: Settings, record: bool)
         words.append(f"pretrain_seed={settings.pretrain_seed}")
     if settings.seed:
         words.append(f"seed={settings.seed}")
-    if settings.precision != "float32":
-        words.append(f"precision={settings.precision}")
-    words += [f"{path}={v if isinstance(v, str) else json.dumps(v)}" for path, v in settings.overrides.items()]
+    words += [f"{path}={v if isinstance(v, str) else json.dumps(v)}" for path, v in settings.recorded.items()]
     return shlex.join(words)
 
 

@@ -25,6 +25,8 @@ from .protocol import Protocol, head_of
 from .result import Result, rates
 from .splits import per_class, percent
 
+GRID = ("lr", "weight_decay")
+
 
 class Head(LinearHead):
     """A linear head, the number of labelled images (exactly one of the two ways), and the number of draws."""
@@ -67,7 +69,9 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     x = features.get(FeatureRequest(test, layers[0], pool_of(protocol, layers[0])))
     guesses = [heads.all_scores(x, trained, fold=f)[:, 0].argmax(1).cpu().numpy() for f in range(len(draws))]
     hits = np.stack([g == truth for g in guesses])
-    top1 = rates([100 * float(h.mean()) for h in hits], len(truth), note=f"{len(draws)} draws of {len(draws[0])} labels")
+    top1 = rates(
+        [100 * float(h.mean()) for h in hits], len(truth), note=f"{len(draws)} draws of {len(draws[0])} labels"
+    )
     return Result({"top1": top1}, guesses[0], hits.mean(0))
 
 

@@ -32,8 +32,10 @@ def deepercluster_folds(labels: np.ndarray, folds: int, held_out: int) -> tuple[
     """
     if not 0 <= held_out < folds:
         raise ValueError(f"cross_valid={held_out}: 0 to {folds - 1} for kfold={folds}")
-    training, validation = [], []
-    for label in np.unique(labels):
+    training: list[np.ndarray] = []
+    validation: list[np.ndarray] = []
+    _, first = np.unique(labels, return_index=True)
+    for label in np.asarray(labels)[np.sort(first)]:  # classes in the order in which the file list meets them
         members = np.flatnonzero(labels == label)
         size = len(members) // folds
         for fold in range(folds):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from engine.progress import duration
@@ -19,7 +20,7 @@ from zoo.errors import UserError
 from . import models
 from .features import FeatureRequest, Features, Store, transform_of
 from .protocol import Protocol, complete, load, names
-from .run import Settings, evaluate, fingerprint_of, plan_of, sealed_split, summary
+from .run import Settings, evaluate, measured, plan_of, summary
 
 
 def choose(model: str, given: Mapping[str, Any]) -> list[str]:
@@ -69,28 +70,30 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
     store = Store(f"{settings.options.out}/features")
     wanted: dict[tuple[str, str, str], dict[str, FeatureRequest]] = {}
-    lines, measured = [], 0
+    lines, before = [], 0
     for name in protocols:
         protocol = complete(load(name, settings.overrides if len(protocols) == 1 else {}))
-        done = _measured(protocol, judged, settings)
-        measured += done
+        done = measured(protocol, judged, settings, Path(settings.options.out) / "measured") is not None
+        before += done
         lines.append(f"  {protocol.name:<30} {'measured already' if done else protocol.title}")
         if not done:
             probe = _probe(judged, protocol, store, settings)
             for request in plan_of(protocol, judged):
                 key = probe.key(request)
                 if store.get(key) is None:
-                    split = (protocol.dataset, request.split, request.view)
-                    wanted.setdefault(split, {})[key] = request
+                    place = (protocol.dataset, request.split, request.view)
+                    wanted.setdefault(place, {})[key] = request
     images = disk = 0
     seconds = 0.0
     for (dataset, split, view), requests in wanted.items():
         n = len(data.open_source(dataset, split, root=settings.options.data))
         rate, width = timed(judged, dataset, split, list(requests.values()), settings)
         images, disk, seconds = images + n, disk + 4 * n * width, seconds + n / rate
-        lines.append(f"  pass over {dataset}/{split} ({view}): {n:,} images, {width:,} numbers each, {rate:,.0f} images/s")
+        lines.append(
+            f"  pass over {dataset}/{split} ({view}): {n:,} images, {width:,} numbers each, {rate:,.0f} images/s"
+        )
     total = f"{len(wanted)} passes, {images:,} images, {disk / 2**20:,.1f} MB of features, about {duration(seconds)} for the features"
-    return "\n".join([f"{judged.name}: {len(protocols)} protocols, {measured} measured already", *lines, total])
+    return "\n".join([f"{judged.name}: {len(protocols)} protocols, {before} measured already", *lines, total])
 
 
 def timed(
@@ -115,20 +118,7 @@ def timed(
     return 32 / max(time.perf_counter() - started, 1e-6), sum(v.shape[1] for v in found.values())
 
 
-def _measured(protocol: Protocol, judged: models.Model, settings: Settings) -> bool:
-    key = records.key(
-        weights_sha256=judged.weights_sha256,
-        data_fingerprint=fingerprint_of(protocol, settings),
-        protocol=protocol.id,
-        version=protocol.version,
-        overrides=settings.overrides,
-        evaluation_seed=settings.seed,
-    )
-    return records.find(f"{settings.options.out}/measured", judged.name, protocol.id, key) is not None
-
-
 def _probe(judged: models.Model, protocol: Protocol, store: Store, settings: Settings) -> Features:
-    assert sealed_split(protocol) is None or protocol.splits.test
     return Features(
         judged,
         protocol,

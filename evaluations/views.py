@@ -131,6 +131,8 @@ class _Items(torch.utils.data.Dataset):  # type: ignore[type-arg]
 def _stack(items: list[Tensor]) -> Tensor:
     shapes = {tuple(i.shape) for i in items}
     if len(shapes) > 1:
-        raise UserError(f"images of several sizes ({', '.join(map(str, sorted(shapes)))}) in one batch: "
-                        "give the protocol transform.resize and transform.crop")
+        raise UserError(
+            f"images of several sizes ({', '.join(map(str, sorted(shapes)))}) in one batch: "
+            "give the protocol transform.resize and transform.crop"
+        )
     return torch.stack(items)
