@@ -114,7 +114,7 @@ class ResNet(Backbone):
             self.dims[f"res{i + 2}"] = channels
         self.layers, self.dim = tuple(self.dims), channels
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # drawing without memory loads the compiler
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if zero_last_gamma and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)

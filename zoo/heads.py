@@ -1,0 +1,130 @@
+"""What stands on a backbone: a linear classifier, or the heads that a weight file brings, rebuilt from their tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbones import Backbone
+from .errors import UserError
+
+
+class Labels(NamedTuple):
+    """Cluster assignments: ``labels`` int64 (heads, images); ``images`` their names, None when ImageNet's sorted order."""
+
+    labels: Tensor
+    images: list[str] | None = None
+
+
+class Classifier(nn.Module):
+    """``fc`` on a backbone's features: images (B, C, H, W) -> (B, classes)."""
+
+    def __init__(self, backbone: Backbone, classes: int):
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(backbone.dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.backbone(x))
+
+
+class Several(nn.ModuleList):
+    """Heads side by side on the same input: (B, D) -> a list of (B, K_h), in the file's order."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [head(x) for head in self]
+
+
+class Bank(nn.Module):
+    """Tensors of a file that are no layer (queues, memory banks, class matrices), kept as buffers under their names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name.replace(".", "_"), value.detach().clone())
+
+
+class Full(nn.Module):
+    """A backbone with the heads of its file: images -> {"features": (B, D), <head>: its output}.
+
+    A head continues the one before it where the widths agree (prototypes after a projection), else it takes the
+    features. A linear head without bias compares directions: its input is brought to unit length, as SwAV does.
+    """
+
+    def __init__(self, backbone: Backbone, groups: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Tensor]):
+        super().__init__()
+        if not groups:
+            raise UserError('part="full": this file has no heads that its layout names')
+        self.backbone = backbone
+        named = {name: {key: tensors[source] for key, source in keys.items()} for name, keys in groups.items()}
+        self.heads = nn.ModuleDict({name: build(values) for name, values in named.items()})
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = self.backbone(x)
+        found: dict[str, Any] = {"features": features}
+        before = features
+        for name, head in self.heads.items():
+            first = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
+            if first is None:
+                continue
+            value = before if first.in_features == before.shape[1] else features
+            if first.in_features != value.shape[1]:
+                raise UserError(f"head {name} expects {first.in_features} values, the features have {value.shape[1]}")
+            found[name] = head(F.normalize(value, dim=1) if first.bias is None else value)
+            if isinstance(found[name], Tensor):
+                before = found[name]
+        return found
+
+
+def build(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The module that a group of tensors describes, filled with them.
+
+    ``head.0.*, head.1.*, head.3.*``: a sequence, numbers left out are ReLUs. ``fc1.*, fc2.*``: linear, ReLU, linear.
+    ``top_layer0.*, top_layer1.*``: heads side by side. ``fc.*``: one layer. Anything else: a Bank.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        place, _, last = key.rpartition(".")
+        layers.setdefault(place, {})[last] = value
+    modules = {place: _layer(values) for place, values in layers.items()}
+    if any(module is None for module in modules.values()):
+        return Bank(tensors)
+    found = {place: module for place, module in modules.items() if module is not None}
+    numbered = {place: re.search(r"(^|\.|\D)(\d+)$", place) for place in found}
+    if len(found) == 1 or not all(numbered.values()):
+        return next(iter(found.values())) if len(found) == 1 else Bank(tensors)
+    order = sorted(found, key=lambda place: int(numbered[place].group(2)))  # type: ignore[union-attr]
+    numbers = [int(numbered[place].group(2)) for place in order]  # type: ignore[union-attr]
+    suffix = all(numbered[place].group(1) not in ("", ".") for place in order)  # type: ignore[union-attr]
+    if suffix and numbers[0] == 0:
+        return Several(found[place] for place in order)
+    sequence: list[nn.Module] = []
+    for place, number, previous in zip(order, numbers, [numbers[0] - 1, *numbers], strict=False):
+        gap = 1 if suffix and sequence else number - previous - 1
+        sequence += [nn.ReLU() for _ in range(gap)] + [found[place]]
+    return nn.Sequential(*sequence)
+
+
+def _layer(values: Mapping[str, Tensor]) -> nn.Module | None:
+    """Linear or BatchNorm1d from the names and shapes of its tensors; None when it is neither."""
+    weight, bias = values.get("weight"), values.get("bias")
+    if weight is None:
+        return None
+    if weight.ndim == 2 and set(values) <= {"weight", "bias"}:
+        layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    elif weight.ndim == 1 and {"running_mean", "running_var"} <= set(values):
+        layer = nn.BatchNorm1d(weight.shape[0], track_running_stats=True)
+    else:
+        return None
+    state = {name: value.detach().clone() for name, value in values.items()}
+    try:
+        layer.load_state_dict(
+            state, strict="num_batches_tracked" in values or isinstance(layer, nn.Linear), assign=True
+        )
+    except RuntimeError as error:
+        raise UserError(f"a head does not fit together: {str(error).splitlines()[-1].strip()}") from None
+    return layer

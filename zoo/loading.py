@@ -1,0 +1,276 @@
+"""``zoo.load`` and its companions: a complete network from an id, a run folder or a file, or an error that says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import backbones, heads, registry
+from .errors import UserError, suggest
+from .weights import Choice, Report, read, select
+
+SUFFIXES = (".pth", ".pt", ".tar", ".t7", ".pkl", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from: its file (fetched when called), the forms the file may have, what it expects to see."""
+
+    name: str
+    backbone: Any
+    input: Any
+    layouts: list[Any]
+    where: str  # the place in the YAML that a misfit must be mended in
+    file: Callable[[], Path]
+    entry: Any = None
+
+
+def load(
+    name: str | Path,
+    pretrained: bool = True,
+    num_classes: int = 0,
+    part: str = "backbone",
+    head: str | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """A network in eval mode on the CPU: normalised images (B, C, H, W) -> features (B, D).
+
+    name         a registry id or alias, a run folder (recipe.yaml and weights.pth), or a weight file of a known form
+    pretrained   False: freshly initialised, nothing is downloaded
+    num_classes  above 0: a fresh linear layer on the features, output (B, num_classes)
+    part         "full": with the heads in the file; the output is a dict, "features" and one entry per head
+    head         a released classifier of the entry, such as "linear_imagenet": output (B, classes)
+    progress     a bar on stderr while something is downloaded
+    The report of matched and ignored tensors goes to stderr.  Raises UserError unless every backbone tensor is found
+    and every tensor of the file is accounted for by name.
+    """
+    if part not in ("backbone", "full"):
+        raise UserError(f'part={part!r}: "backbone" or "full"')
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise UserError(f"num_classes={num_classes!r}: a whole number, 0 for none")
+    if sum((num_classes > 0, part == "full", head is not None)) > 1:
+        raise UserError('num_classes, part="full" and head are alternatives: give one of them')
+    source = origin(name, progress)
+    released = _released_head(source, head) if head is not None else None
+    if not pretrained:
+        if part == "full" or released is not None:
+            raise UserError(f'{source.name}: part="full" and head= come with the weights; pretrained=False has neither')
+        backbone = backbones.build(source.backbone)
+    else:
+        backbone, choice = fit(source, read(source.file()))
+        choice.report.require(source.name, source.where)
+        fill(backbone, choice, source.name)
+        if part == "full":
+            return heads.Full(backbone, choice.report.heads, choice.tensors).eval()
+    if num_classes:
+        return heads.Classifier(backbone, num_classes).eval()
+    if released is not None:
+        return _with_head(backbone, source, str(head), released).eval()
+    return backbone.eval()
+
+
+def load_weights(model: nn.Module, name: str | Path) -> Report:
+    """Copy the backbone tensors of an id, run folder or file into ``model``, whose names are torchvision's or ours.
+
+    The model may have more than the backbone (an ``fc``): the report lists what was left as it was.
+    Raises UserError, and changes nothing, unless every backbone tensor fits.
+    """
+    own = shapes(model)
+    place = _place(name)
+    if place is not None and not _is_run(place) and isinstance(model, backbones.Backbone):
+        tree, layouts, where = read(place), _every_layout(), f"{place} (none of the registry's layouts fits)"
+        expected, what = own, str(place)
+    else:
+        source = origin(name)
+        tree, layouts, where, what = read(source.file()), source.layouts, source.where, source.name
+        expected = shapes(fit(source, tree)[0])
+    lacking = [key for key in expected if key not in own]
+    if lacking:
+        raise UserError(f"{what}: the model has no {lacking[0]} (nor {len(lacking) - 1} more); it is not this backbone")
+    choice = select(tree, layouts, {key: own[key] for key in expected}, what)
+    choice = replace(choice, report=replace(choice.report, left=tuple(key for key in own if key not in expected)))
+    choice.report.require(what, where)
+    fill(model, choice, what, assign=False)
+    return choice.report
+
+
+def transforms(name: Any, train: bool = False) -> Callable[[Any], Tensor]:
+    """A model's own preprocessing, from a PIL image to (C, H, W): stock torchvision classes, picklable.
+
+    name   an id, a run folder, a Recipe, an Entry or an Input
+    train  True: random resized crop and flip in place of resize and centre crop, as linear probes train
+    """
+    from torchvision import transforms as T
+    from torchvision.transforms import v2
+
+    given = getattr(name, "input", name)
+    spec = given if hasattr(given, "interpolation") else origin(name).input
+    how = T.InterpolationMode(spec.interpolation)
+    steps: list[Any] = [v2.RGB() if spec.channels == 3 else T.Grayscale(1)]
+    if getattr(spec, "pad", 0):
+        steps.append(T.Pad(spec.pad))
+    if train and spec.crop:
+        steps += [T.RandomResizedCrop(spec.crop, interpolation=how), T.RandomHorizontalFlip()]
+    else:
+        steps += [T.Resize(spec.resize, interpolation=how)] if spec.resize else []
+        steps += [T.CenterCrop(spec.crop)] if spec.crop else []
+    return T.Compose([*steps, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
+
+
+def pseudolabels(name: str) -> heads.Labels:
+    """The released cluster assignments of an entry: ``labels`` int64 (heads, images) and, where known, ``images``."""
+    from . import pseudo
+
+    entry = registry.entry(name)
+    if entry.pseudolabels is None:
+        have = [model for model in registry.models() if registry.entry(model).pseudolabels is not None]
+        raise UserError(f"{entry.id}: no pseudo-labels were released (they were for: {', '.join(have) or 'none'})")
+    return pseudo.load(entry)
+
+
+# ---------------------------------------------------------------- where things come from
+
+
+def origin(name: str | Path, progress: bool = True) -> Origin:
+    """An id or alias, a run folder, a ``weights.pth`` inside one, or a file whose form the registry knows."""
+    place = _place(name)
+    if place is None:
+        entry = registry.entry(str(name))
+        where = f"{entry.file}:{entry.line}: models.{entry.id}.weights.layouts"
+        layouts = list(entry.weights.layouts) if entry.weights else list(entry.layouts)
+        return Origin(entry.id, entry.backbone, entry.input, layouts, where, lambda: _released(entry, progress), entry)
+    if _is_run(place):
+        folder = place if place.is_dir() else place.parent
+        recipe = registry.load_recipe(folder / "recipe.yaml")
+        where = f"{folder / 'recipe.yaml'}: layouts"
+        layouts = [*recipe.layouts] or _every_layout()
+        return Origin(str(folder), recipe.backbone, recipe.input, layouts, where, lambda: _finished(folder))
+    return recognise(place)
+
+
+def recognise(path: Path) -> Origin:
+    """The origin of a bare file: the one backbone of the registry whose layouts account for every tensor in it."""
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder or file")
+    if path.is_dir():
+        raise UserError(f"{path}: no recipe.yaml in this folder; a run folder has recipe.yaml and weights.pth")
+    tree = read(path)
+    found: dict[str, Origin] = {}
+    for model in registry.models():
+        entry = registry.entry(model)
+        layouts = list(entry.weights.layouts) if entry.weights else list(entry.layouts)
+        key = json.dumps(entry.backbone.model_dump(mode="json"), sort_keys=True)
+        if key in found or not layouts:
+            continue
+        candidate = Origin(str(path), entry.backbone, entry.input, layouts, f"{entry.file}:{entry.line}", lambda: path)
+        with suppress(UserError):
+            if select(tree, layouts, _known_shapes(key), str(path)).report.ok:
+                found[key] = candidate
+    if len(found) != 1:
+        what = f"fits several networks ({'; '.join(found)})" if found else "fits no network of the registry"
+        raise UserError(
+            f"{path}: {what}; give its id, its run folder, or use zoo.load_weights(model, path) with a model of your own"
+        )
+    return next(iter(found.values()))
+
+
+def _place(name: str | Path) -> Path | None:
+    """The path that a name means, or None when it is an id; ids win over files of the same name."""
+    text = str(name)
+    if not isinstance(name, Path) and (text in registry.models() or text in registry.aliases()):
+        return None
+    path = Path(name).expanduser()
+    looks_like_one = isinstance(name, Path) or "/" in text or "\\" in text or text.endswith(SUFFIXES)
+    return path if path.exists() or looks_like_one else None
+
+
+def _is_run(path: Path) -> bool:
+    folder = path if path.is_dir() else path.parent
+    return (folder / "recipe.yaml").is_file() and (path.is_dir() or path.name == "weights.pth")
+
+
+def _finished(folder: Path) -> Path:
+    if not (folder / "weights.pth").is_file():
+        raise UserError(f"{folder}: no weights.pth; the run is not finished: start it again with the same command")
+    return folder / "weights.pth"
+
+
+def _released(entry: Any, progress: bool) -> Path:
+    from . import fetch
+
+    if entry.weights is None:
+        way = f"train it: python -m reproduce {entry.id}" if entry.recipe else "nor is its recipe known"
+        raise UserError(f"{entry.id}: nobody released its weights; {way}")
+    return fetch.path(entry.id, progress=progress)
+
+
+def _every_layout() -> list[Any]:
+    layouts: list[Any] = []
+    for model in registry.models():
+        entry = registry.entry(model)
+        layouts += [layout for layout in (entry.weights or entry).layouts if layout not in layouts]
+    return layouts
+
+
+# ---------------------------------------------------------------- putting tensors in
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a module's state."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+@lru_cache(maxsize=128)
+def _known_shapes(spec: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return shapes(backbones.build(json.loads(spec)))
+
+
+def fit(source: Origin, tree: Mapping[str, Any]) -> tuple[backbones.Backbone, Choice]:
+    """The origin's backbone, without memory for its weights, and how the file's tensors fit it."""
+    with torch.device("meta"):
+        backbone = backbones.build(source.backbone)
+    return backbone, select(tree, source.layouts, shapes(backbone), source.name)
+
+
+def fill(module: nn.Module, choice: Choice, what: str, assign: bool = True) -> None:
+    """Put the matched tensors into a module.  NaN and infinity are refused: no feature could be computed with them."""
+    state = {}
+    own = module.state_dict()
+    for key, source in choice.report.mapping.items():
+        value = choice.tensors[source].detach()
+        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
+            raise UserError(f"{what}: {source} holds {value.dtype}, {own[key].dtype} is expected; nothing was loaded")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{what}: {source} holds NaN or infinity; the file is damaged or its training diverged")
+        state[key] = value.to(dtype=own[key].dtype, copy=True, memory_format=torch.contiguous_format)
+    state.update({key: torch.zeros(own[key].shape, dtype=own[key].dtype) for key in choice.report.filled})
+    module.load_state_dict(state, strict=assign, assign=assign)
+
+
+def _released_head(source: Origin, name: str) -> Any:
+    known = source.entry.heads if source.entry is not None else {}
+    if name not in known:
+        have = ", ".join(known) or "none"
+        raise UserError(f"{source.name}: no released head {name!r}{suggest(name, known)} (released: {have})")
+    return known[name]
+
+
+def _with_head(backbone: backbones.Backbone, source: Origin, name: str, head: Any) -> nn.Module:
+    from . import fetch
+
+    model = heads.Classifier(backbone, head.classes)
+    what = f"{source.name}, head {name}"
+    tree = read(fetch.path(source.name, head=name))
+    choice = select(tree, head.layouts, shapes(model.fc), what)
+    choice.report.require(what, f"{source.entry.file}:{source.entry.line}: models.{source.name}.heads.{name}.layouts")
+    fill(model.fc, choice, what)
+    return model
