@@ -51,7 +51,7 @@ def test_swav_files_and_numbers_are_the_released_ones():
         name = model.replace("swav_rn50", "swav_RN50") + "_pretrain.pth.tar"
         assert [source.url for source in entry.weights.sources] == [f"https://dl.fbaipublicfiles.com/deepcluster/{name}"]
         number = entry.published[0]
-        assert (number.value, number.origin, number.source) == (TOP1[model], "authors", "facebookresearch/swav:README.md")
+        assert (number.value, number.origin, number.source) == (TOP1[model], "authors", "facebookresearch/swav:README.md @06b1b7c")
     assert registry.aliases() | {"resnet50": "swav_800ep"} == registry.aliases()
     assert {a: m for a, m in registry.aliases().items() if a.startswith("resnet50")} == {
         "resnet50": "swav_800ep", "resnet50w2": "swav_rn50w2_400ep", "resnet50w4": "swav_rn50w4_400ep", "resnet50w5": "swav_rn50w5_400ep",
