@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("id", help="a model of the registry: python -m zoo list")
     parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     work = job(args.id, overrides.parse(args.settings))
     if args.plan:
         from reproduce.plan import plan

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import torch
@@ -73,23 +74,29 @@ def memory(recipe: Any, method: nn.Module, augment: Any, world: int) -> str:
     """Weights, gradients, optimiser and the outputs of all layers for one process's batch: an estimate from shapes alone."""
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     fixed = 4 * parameters * (2 + _STATES[recipe.optimizer.name])
-    activations = 0
+    activations = sum(crops * outputs(method.backbone, recipe.input.channels, side)
+                      for side, crops in Counter(crop.size for crop in augment.crops).items())
+    batch = activations * (recipe.batch // world) * _BYTES[recipe.precision]
+    return f"about {size(fixed + batch)} a process ({size(fixed)} weights and optimiser, {size(batch)} activations)"
+
+
+def outputs(backbone: nn.Module, channels: int, side: int) -> int:
+    """Numbers that all layers together give out for one image."""
+    total = 0
 
     def count(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal activations
+        nonlocal total
         if isinstance(output, torch.Tensor):
-            activations += output.numel()
+            total += output.numel()
 
-    hooks = [m.register_forward_hook(count) for m in method.backbone.modules() if not list(m.children())]
+    hooks = [m.register_forward_hook(count) for m in backbone.modules() if not list(m.children())]
     try:
         with torch.no_grad():
-            for crop in augment.crops:
-                method.backbone(torch.empty(2, recipe.input.channels, crop.size, crop.size, device="meta"))
+            backbone(torch.empty(2, channels, side, side, device="meta"))
     finally:
         for hook in hooks:
             hook.remove()
-    batch = activations // 2 * (recipe.batch // world) * _BYTES[recipe.precision]
-    return f"about {size(fixed + batch)} a process ({size(fixed)} weights and optimiser, {size(batch)} activations)"
+    return total // 2
 
 
 def size(count: float) -> str:

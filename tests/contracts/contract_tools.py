@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import zoo
 from engine import dist, loop, rng
 from engine.batch import Batch
 from engine.options import RunOptions
-from reproduce import launch, methods
+from reproduce import launch
 from zoo import data, registry
 
 IMAGES, BATCH = 100, 16          # six steps in an epoch, four images left over
@@ -33,7 +33,7 @@ def idle(recipe: Any) -> bool:
     return not (zoo.entry(f"{recipe.method}_digits").recipe.schedule.images or recipe.schedule.epochs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def source() -> Any:
     return data.open_source("digits", "fit").subset(range(IMAGES))
 

@@ -1,0 +1,152 @@
+"""The front door of pre-training: plans, errors of one line, runs that go on, runs that are done."""
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+import yaml
+
+import zoo
+from engine.folder import lock
+from reproduce import launch
+from zoo.errors import UserError, guard
+
+SMALL = {"backbone.options.width": 4, "batch": 32, "schedule.images": 160, "tensorboard": False}
+
+
+def command(capsys, *words: str) -> tuple[int, str, str]:
+    status = guard(lambda: launch.main(list(words)))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def small(tmp_path, **more) -> list[str]:
+    return [f"{k}={v}" for k, v in {**SMALL, "out": tmp_path, **more}.items()]
+
+
+@pytest.mark.parametrize("words, told", [
+    (["swav_digit"], ["swav_digit", "did you mean 'swav_digits'"]),
+    (["swav_digits", "optimzer.lr=1"], ["optimzer.lr", "did you mean 'optimizer.lr'"]),
+    (["swav_digits", "optimizer.lr=fast"], ["optimizer.lr", "fast"]),
+    (["swav_digits", "params.epsilon=-1"], ["params.epsilon", "-1", "greater than 0"]),
+    (["swav_digits", "loginterval=5"], ["loginterval", "did you mean 'log_interval'"]),
+    (["swav_digits", "lr"], ["'lr'", "path=value"]),
+    (["swav_digits", "batch=4000"], ["batch=4000", "1258 images", "batch=1258"]),
+    (["swav_digits", "views.crops.0.count=1"], ["at least 2 views", "views.crops.0.count=2"]),
+    (["swav_800ep", "data=/no/such/folder"], ["/no/such/folder", "does not exist"]),
+    (["swav_digits", "dataset=imagnet"], ["imagnet", "did you mean 'imagenet'"]),
+])
+def test_a_mistake_is_one_line_that_names_value_and_remedy(capsys, tmp_path, words, told):
+    status, out, err = command(capsys, *words, f"out={tmp_path}")
+    assert status == 2 and not out and err.startswith("error: ") and err.count("\n") == 1
+    assert all(part in err for part in told), err
+    assert not list(tmp_path.rglob("*.*"))                          # nothing half-written
+
+
+def test_python_m_reproduce_exits_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce", "no_such_model"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("reproduce", run_name="__main__")
+    assert left.value.code == 2 and "no_such_model" in capsys.readouterr().err
+
+
+def test_processes_that_cannot_share_the_batch_are_told_before_anything_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    status, _, err = command(capsys, "swav_digits", "--plan", f"out={tmp_path}")
+    assert status == 2 and "3 processes" in err and "batch=129" in err
+
+
+def test_the_plan_says_steps_images_memory_data_and_folder_and_writes_nothing(capsys, tmp_path):
+    status, out, _ = command(capsys, "swav_digits", "--plan", *small(tmp_path))
+    assert status == 0 and not list(tmp_path.iterdir())
+    for part in ("swav", "digits/train, found: 1,258 images", "160 seen", "2x10", "32 = 1 process x 32", "39", "5 = ",
+                 "MiB a process", str(tmp_path / "swav_digits"), "(new)", "settings changed"):
+        assert part in out, part
+
+
+def test_the_plan_of_a_large_recipe_needs_neither_data_nor_memory(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    status, out, _ = command(capsys, "swav_800ep", "--plan")
+    assert status == 0
+    for part in ("NOT FOUND", "1,281,167 in an epoch", "249,600 = 800 epochs of 312", "64 processes x 64", "28,354,752"):
+        assert part in out, part
+
+
+def test_a_run_writes_its_files_and_the_next_command_and_a_second_call_does_nothing(capsys, tmp_path):
+    status, out, _ = command(capsys, "simclr_digits", *small(tmp_path))
+    [folder] = (tmp_path / "simclr_digits").iterdir()
+    assert status == 0 and "finished: 5 steps" in out
+    for name in ("recipe.yaml", "provenance.json", "log.jsonl", "weights.pth", "done.json"):
+        assert (folder / name).exists() and f"{folder / name}" in out
+    assert f"python -m evaluations run linear_digits {folder}" in out
+    recipe = zoo.load_recipe(folder / "recipe.yaml")
+    assert folder.name == f"{recipe.hash()}-s0" and recipe.batch == 32
+    origin = json.loads((folder / "provenance.json").read_text())
+    assert origin["data"]["images"] == 1258 and origin["id"] == "simclr_digits" and len(origin["data"]["fingerprint"]) == 32
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    status, out, _ = command(capsys, "simclr_digits", *small(tmp_path))
+    assert status == 0 and "finished before" in out
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_the_same_command_goes_on_where_it_stopped_and_resume_false_starts_again(capsys, tmp_path):
+    words = ["rotnet_digits", *small(tmp_path, checkpoint_interval=2)]
+    status, out, _ = command(capsys, *words, "stop_after=3")
+    assert status == 0 and "stopped at step 3" in out
+    status, out, err = command(capsys, *words, "--plan")
+    assert "unfinished: would go on" in out
+    status, out, err = command(capsys, *words)
+    assert "resumed at step 3" in err and "finished: 5 steps" in out
+    [folder] = (tmp_path / "rotnet_digits").iterdir()
+    assert any(json.loads(line).get("event") == "resumed" for line in (folder / "log.jsonl").read_text().splitlines())
+    weights = torch.load(folder / "weights.pth", weights_only=True)
+    status, out, err = command(capsys, *words, "resume=false")
+    assert "finished: 5 steps" in out and "resumed" not in err
+    again = torch.load(folder / "weights.pth", weights_only=True)
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_a_folder_that_another_process_holds_is_refused(capsys, tmp_path):
+    work = launch.job("rotnet_digits", {**SMALL, "out": str(tmp_path)})
+    work.folder.mkdir(parents=True)
+    with lock(work.folder):
+        status, _, err = command(capsys, "rotnet_digits", *small(tmp_path))
+    assert status == 2 and "in use by" in err and err.count("\n") == 1
+
+
+def test_pretrain_is_a_function_that_can_be_quiet(capsys, tmp_path):
+    folder = launch.pretrain("random_digits", {"out": str(tmp_path), "seed": 3}, quiet=True)
+    out, err = capsys.readouterr()
+    assert (folder / "weights.pth").exists() and folder.name.endswith("-s3") and not out and not err
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["seed"] == 3
+
+
+def test_seeds_change_the_weights_and_the_folder_not_the_hash(tmp_path):
+    runs = [launch.pretrain("random_digits", {"out": str(tmp_path), "seed": s}, quiet=True) for s in (0, 1)]
+    assert runs[0].name.split("-")[0] == runs[1].name.split("-")[0]
+    a, b = (torch.load(r / "weights.pth", weights_only=True)["module.conv1.weight"] for r in runs)
+    assert not torch.equal(a, b)
+
+
+def test_init_starts_from_the_weights_of_another_run_through_the_same_contract(tmp_path):
+    first = launch.pretrain("random_digits", {"out": str(tmp_path), "seed": 5}, quiet=True)
+    second = launch.pretrain("random_digits", {"out": str(tmp_path), "init": str(first)}, quiet=True)
+    a, b = (torch.load(r / "weights.pth", weights_only=True) for r in (first, second))
+    assert all(torch.equal(a[k], b[k]) for k in a) and first.name[:10] != second.name[:10]
+
+
+def test_the_next_command_names_the_id_only_for_the_registrys_own_recipe():
+    plain = launch.job("swav_digits", {"seed": 2, "out": "elsewhere"})
+    assert launch.next_command(plain).endswith("run linear_digits swav_digits pretrain_seed=2 out=elsewhere")
+    changed = launch.job("swav_digits", {"optimizer.lr": 0.5})
+    assert str(changed.folder) in launch.next_command(changed)
+    large = launch.job("swav_800ep", {})
+    assert launch.next_command(large) == f"python -m evaluations suite {large.folder}"
+
+
+def test_a_model_without_a_recipe_cannot_be_run(monkeypatch):
+    entry = zoo.entry("swav_800ep").model_copy(update={"recipe": None})
+    monkeypatch.setattr(zoo, "entry", lambda name: entry)
+    with pytest.raises(UserError, match="released no recipe"):
+        launch.job("swav_800ep")
