@@ -116,7 +116,7 @@ def require_recipe(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted paths of a recipe and their values; an empty container is a value, null is the same as absent."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not prefix):
         for key, item in value.items():
             yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, (list, tuple)) and value:
