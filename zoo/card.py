@@ -29,7 +29,7 @@ def listing(registry: Registry, pattern: str = "*") -> str:
     registry.read()
     found = registry.models(pattern) or [m for m in registry.models() if fnmatchcase(registry.owner(m), pattern)]
     if not found:
-        known = [*registry.models(), *registry.aliases(), *registry.methods()]
+        known = [*registry.models(), *registry.aliases(), *registry.families()]
         raise UserError(f"no model matches {pattern!r}{suggest(pattern, known)}; quote patterns such as 'swav*'")
     rows: list[Sequence[str]] = [("MODEL", "STATUS", "NETWORK", "TRAINED ON", "ALSO CALLED")]
     counts: dict[str, int] = {}

@@ -89,6 +89,11 @@ class Registry:
         return sorted((m for m in found if method in (None, self._models[m])), key=natural)
 
     def methods(self) -> list[str]:
+        """Methods that can be trained: those whose file has a default recipe."""
+        return [method for method in self.families() if self._methods[method].get("recipe") is not None]
+
+    def families(self) -> list[str]:
+        """Every method that has a file, trainable or not."""
         return sorted(self.read()._methods)
 
     def aliases(self) -> dict[str, str]:
@@ -289,7 +294,7 @@ def models(pattern: str = "*", method: str | None = None) -> list[str]:
 
 
 def methods() -> list[str]:
-    """Every method that has a file."""
+    """Every method that can be trained: those with a default recipe."""
     return registry().methods()
 
 

@@ -58,7 +58,7 @@ def validate(registry: Registry, networks: bool = True, checkout: Path | None = 
     for model in registry.models():
         found.look("entries inherited and checked, ids against their fields", _build(registry, model, entries))
     found.look("profiles in use", _profiles(registry))
-    for method in registry.methods():
+    for method in registry.families():
         found.look("method files: parameters and their limits", _method(registry, method))
     datasets = registry.root / "datasets.yaml"
     if datasets.exists():
