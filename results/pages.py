@@ -41,48 +41,53 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 
 class Footnotes:
-    """Numbers for the sources of published cells; a source shared by a whole column is named once, in its head."""
+    """Numbers for the sources of published cells, and the words "as quoted by X" where they belong.
+
+    What a whole column shares stands in its head, once.
+    """
 
     def __init__(self, built: Built) -> None:
         self.texts: list[str] = []
-        self.head: dict[int, int] = {}
         self._of: dict[str, int] = {}
-        for column in range(len(built.table.columns)):
-            facts = [row[column].fact for _, row in built.rows]
-            given = [fact for fact in facts if fact]
-            for fact in given:
-                self._number(fact)
-            if given and len({_note(fact) for fact in given}) == 1:
-                self.head[column] = self._number(given[0])
+        self._shared: dict[int, tuple[bool, bool]] = {}  # column -> (its source, its quoting work) stand in the head
+        self.heads: list[str] = []
+        for number, column in enumerate(built.table.columns):
+            facts = [row[number].fact for _, row in built.rows if row[number].fact]
+            marks = {self._mark(fact) for fact in facts if fact}
+            words = {_quoted(fact) for fact in facts if fact}
+            self._shared[number] = (len(marks) == 1, len(words) == 1)
+            self.heads.append(
+                column.head + (words.pop() if len(words) == 1 else "") + (marks.pop() if len(marks) == 1 else "")
+            )
 
-    def cell(self, column: int, cell: Cell) -> str:
-        if cell.fact is None or column in self.head:
+    def cell(self, number: int, cell: Cell) -> str:
+        if cell.fact is None:
             return cell.text
-        return f"{cell.text} [{self._number(cell.fact)}]"
+        source, words = self._shared[number]
+        return cell.text + ("" if words else _quoted(cell.fact)) + ("" if source else self._mark(cell.fact))
 
-    def _number(self, fact: Fact) -> int:
-        text = _note(fact)
+    def _mark(self, fact: Fact) -> str:
+        published = fact.published
+        text = f"{whose(published)}: {published.source}" + (f" ({published.note})" if published.note else "")
         if text not in self._of:
             self.texts.append(text)
             self._of[text] = len(self.texts)
-        return self._of[text]
+        return f" [{self._of[text]}]"
 
 
-def _note(fact: Fact) -> str:
-    published = fact.published
-    return f"{whose(published)}: {published.source}" + (f" ({published.note})" if published.note else "")
+def _quoted(fact: Fact) -> str:
+    return f" ({whose(fact.published)})" if fact.published.origin == "quoted" else ""
 
 
 def grid(built: Built) -> tuple[list[str], list[list[str]], list[bool], Footnotes]:
     """Head, rows and alignment as text, without escaping; shared by Markdown and HTML."""
     notes = Footnotes(built)
-    columns = built.table.columns
-    head = ["model"] + [f"{c.head} [{notes.head[i]}]" if i in notes.head else c.head for i, c in enumerate(columns)]
     rows = []
     for name, line in built.rows:
         dagger = cells.DAGGER if any(cell.summary and cell.summary.transductive for cell in line) else ""
         rows.append([name + dagger, *(notes.cell(i, cell) for i, cell in enumerate(line))])
-    return head, rows, [False] + [c.kind in ("published", "measured") for c in columns], notes
+    right = [False] + [column.kind in ("published", "measured") for column in built.table.columns]
+    return ["model", *notes.heads], rows, right, notes
 
 
 def legend(built: Built) -> list[str]:

@@ -167,10 +167,7 @@ def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catal
         fact = catalogue.cell(row, protocol, metric, by=column.by, source=column.source)
         if fact is None:
             return Cell(table.missing)
-        quoted = (
-            f" (as quoted by {fact.published.by or fact.published.source})" if fact.published.origin == "quoted" else ""
-        )
-        return Cell(cells.published(fact.published.value) + quoted, fact=fact)
+        return Cell(cells.published(fact.published.value), fact=fact)
     summary = store.summary(row, protocol, version, metric, column.overrides)
     if summary is None:
         return Cell(table.missing)
