@@ -6,6 +6,7 @@ from two_processes import run
 
 from engine.maths.kmeans import kmeans
 from engine.maths.pca import pca
+from engine.maths.sela import sela_labels
 from engine.maths.sinkhorn import sinkhorn
 from golden import load
 
@@ -17,6 +18,9 @@ def on_rank(rank, inputs):
     for name, (halves, start, options) in inputs["kmeans"].items():
         found = kmeans(halves[rank], start, **options)
         out[name] = [found.labels.numpy(), found.centroids.numpy(), found.sizes.numpy(), found.objective]
+    for relaxation in (1.0, 1.6):
+        found = sela_labels(inputs["logits"][rank], relaxation=relaxation)
+        out[f"sela {relaxation}"] = [found.labels.numpy(), found.sizes.numpy(), found.iterations, found.cost]
     found = pca(inputs["halves"][rank], 2)
     out["pca"] = [found.mean.numpy(), found.projection.numpy()]
     return out
@@ -42,6 +46,8 @@ def world2():
     x = torch.randn(200, 3, generator=torch.manual_seed(1))
     inputs["x"], inputs["halves"] = x, [x[:70], x[70:]]
     far = torch.cat([x[:4], torch.full((3, 3), 1e3)])
+    z = torch.randn(200, 9, generator=torch.manual_seed(2)) * 2
+    inputs["logits"] = [z[:33], z[33:]]
     inputs["kmeans"]["split"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 3})
     inputs["kmeans"]["split at the end"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 0})
     inputs["kmeans"]["drawn"] = ([x[:70], x[70:]], 6, {"init": "kmeans++", "iterations": 5, "restarts": 2})
@@ -89,3 +95,13 @@ def test_pca_over_two_processes_equals_one(world2):
     for answer in world2[1]:
         assert torch.allclose(torch.from_numpy(answer["pca"][0]), one.mean, atol=1e-6)
         assert torch.allclose(torch.from_numpy(answer["pca"][1]).abs(), one.projection.abs(), atol=1e-5)
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 1.6])
+def test_sela_over_two_processes_equals_one(world2, relaxation):
+    one = sela_labels(torch.cat(world2[0]["logits"]), relaxation=relaxation)
+    answers = [answer[f"sela {relaxation}"] for answer in world2[1]]
+    assert torch.equal(torch.cat([torch.from_numpy(a[0]) for a in answers]), one.labels)
+    for _, sizes, iterations, cost in answers:
+        assert sizes.tolist() == one.sizes.tolist() and iterations == one.iterations
+        assert cost == pytest.approx(one.cost, rel=1e-6)
