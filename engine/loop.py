@@ -34,6 +34,10 @@ from .signals import Signals, noticed
 
 _PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LONG = 60.0  # seconds; work between epochs that takes longer gets a checkpoint before and after it
+_OFTEN, _SHARE = (
+    20,
+    0.02,
+)  # when not told otherwise: a checkpoint every 20 steps, if saving takes 2 % of the time at most
 
 
 @dataclass
@@ -122,6 +126,7 @@ class _Run:
         self.path = folder / "checkpoint.pt"
         self.resumed = self._resume()
         self.began = self.saved = time.perf_counter()
+        self.saving = 0.0  # seconds that the last save took
         name, total = folder.parent.name, stream.total_steps
         self.progress = Progress(
             name, total, images=recipe["batch"], device=world.device, start=self.step, quiet=not world.is_main
@@ -139,7 +144,7 @@ class _Run:
                 self._prepare(epoch, ctx)
             for batch in self.stream.epoch(epoch, start):
                 asked = self._one_step(batch, ctx)
-                if asked or self.step == last or self.step % self.options.checkpoint_interval == 0:
+                if asked or self.step == last or self._checkpoint_is_due():
                     self.save()
                 if asked:
                     self.progress.note(f"stopped at step {self.step}: the same command goes on from here")
@@ -173,12 +178,14 @@ class _Run:
     def _prepare(self, epoch: int, ctx: Any) -> None:
         """Work between epochs. When it is killed, it starts again from the checkpoint before it."""
         dist.broadcast_batchnorm_(self.method)
-        self._save_if_long_since(self.saved)
+        if self._is_long_since(self.saved, _LONG):
+            self.save()
         torch.manual_seed(rng.key(self.recipe["seed"], "epoch", epoch))
         began, self.signals.at_once = time.perf_counter(), True
         self.method.before_epoch(epoch, ctx)
         self.signals.at_once, self.prepared = False, epoch
-        self._save_if_long_since(began)
+        if self._is_long_since(began, _LONG):
+            self.save()
         self.progress.pause()
 
     def _agree_on(self, loss: Tensor) -> bool:
@@ -220,6 +227,7 @@ class _Run:
     # -- what is remembered --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        began = time.perf_counter()
         optimizer, extra = self._current_optimizer(), self.method.extra_state()  # both may communicate
         if not all(torch.isfinite(p).all() for p in self.method.parameters()):
             self._refuse(f"a weight is not finite at step {self.step}")
@@ -235,12 +243,17 @@ class _Run:
             state |= {"scaler": self.scaler.state_dict(), "seconds": self._elapsed()}
             checkpoint.save(self.path, state)
         self.checkpointed, self.saved = self.step, time.perf_counter()
+        self.saving = self.saved - began
         self.progress.pause()
 
-    def _save_if_long_since(self, moment: float) -> None:
-        """For all processes or none: their clocks differ."""
-        if dist.broadcast_object(time.perf_counter() - moment > _LONG):
-            self.save()
+    def _checkpoint_is_due(self) -> bool:
+        if self.options.checkpoint_interval:
+            return self.step % self.options.checkpoint_interval == 0
+        return self.step % _OFTEN == 0 and self._is_long_since(self.saved, self.saving / _SHARE)
+
+    def _is_long_since(self, moment: float, seconds: float) -> bool:
+        """The same answer on all processes, whose clocks differ."""
+        return dist.broadcast_object(time.perf_counter() - moment >= seconds)
 
     def _resume(self) -> int | None:
         self.checkpointed = 0

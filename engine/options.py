@@ -21,7 +21,9 @@ class RunOptions:
     threads: int = 0  # CPU threads of torch; 0: as torch decides
     resume: bool = True  # go on from the checkpoint; false: start again and delete what is there
     log_interval: int = 10  # steps between lines of log.jsonl
-    checkpoint_interval: int = 500  # steps between checkpoints
+    checkpoint_interval: int = (
+        0  # steps between checkpoints; 0: 20, or more where saving would take over 2 % of the time
+    )
     stop_after: int = 0  # stop, with a checkpoint, when this many steps are done; 0: run to the end
     tensorboard: bool = True  # write TensorBoard events where tensorboard is installed
 
@@ -33,13 +35,8 @@ class RunOptions:
             if type(value) not in allowed:
                 names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
                 raise UserError(f"{field.name}={value}: must be {names}")
-        for name, least in {
-            "workers": 0,
-            "threads": 0,
-            "stop_after": 0,
-            "log_interval": 1,
-            "checkpoint_interval": 1,
-        }.items():
+        for name in ("workers", "threads", "stop_after", "log_interval", "checkpoint_interval"):
+            least = 1 if name == "log_interval" else 0
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
 

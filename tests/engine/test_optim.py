@@ -125,7 +125,7 @@ def test_a_group_may_opt_out_of_adaptation_and_set_its_own_rate(name):
         {"name": name, "lr": 9.0, "momentum": 0.9, "weight_decay": 0.0},
         [{"params": [ours], "no_adapt": True, "weight_decay": 0.3, "lr_scale": 0.5}, {"params": []}],
     )
-    reference = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.3)
+    reference = optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.3)
     optim.set_lr(optimizer, 0.2)
     for _ in range(3):
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()

@@ -30,7 +30,7 @@ def test_options_are_split_from_recipe_settings():
         ({"resume": 1}, "resume=1: must be bool"),
         ({"workers": True}, "workers=True: must be int"),
         ({"workers": -1}, "workers=-1: must be at least 0"),
-        ({"checkpoint_interval": 0}, "checkpoint_interval=0: must be at least 1"),
+        ({"log_interval": 0}, "log_interval=0: must be at least 1"),
         ({"data": ["a"]}, "data=.*: must be str or null"),
     ],
 )

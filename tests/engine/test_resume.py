@@ -181,3 +181,15 @@ def test_two_processes_cannot_share_a_run_folder_and_a_dead_one_leaves_no_lock(t
 def test_one_process_cannot_run_twice_in_a_folder(tmp_path):
     with lock(tmp_path), pytest.raises(LockedError, match="this very process"):
         toys.run(tmp_path)
+
+
+def test_without_an_interval_checkpoints_are_frequent_unless_saving_is_dear(tmp_path, monkeypatch):
+    saved, write = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (saved.append(state["step"]), write(path, state)))
+    for share, expected in [(1e9, [20, 40, 60, 65]), (1e-9, [20, 65])]:  # of the time that saving may take
+        monkeypatch.setattr("engine.loop._SHARE", share)
+        toys.run(
+            tmp_path / str(share), stream=toys.Stream(epochs=13), options=replace(toys.QUIET, checkpoint_interval=0)
+        )
+        assert saved == expected
+        saved.clear()
