@@ -3,7 +3,7 @@
 no     every image is read from its archive when it is asked for
 part   this process keeps its share (every n-th file) in memory, once for itself and its workers, and lets the other
        processes of the machine read it: together they hold each file once
-full   this process keeps every file in memory, shared with its own workers
+full   every file is kept in memory, by the first process of the machine that asks, for all of them
 """
 
 from __future__ import annotations

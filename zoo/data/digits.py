@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .access import Access
 from .source import ArraySource
 from .specs import DatasetSpec
 
 
-def read(spec: DatasetSpec, root: Path | None, part: str, access: Access) -> ArraySource:
+def read(spec: DatasetSpec, root: Path | None, part: str) -> ArraySource:
     """All images, scaled from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 

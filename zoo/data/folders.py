@@ -1,29 +1,40 @@
-"""Sets in ImageNet's layout: <root>/<part>/<class>/<image>, or one plain folder of images."""
+"""Sets with one label per image in ImageNet's layout, in whichever of its three forms is there.
+
+    <root>/<part>/<class>/<image>          folders, as ImageFolder reads them
+    <root>/<part>.zip, <part>_map.txt      PIC's ImageNet-Zip
+    <root>/<part>-*.tar                    tar shards
+
+A folder of plain images without folders in it is unlabelled.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import UserError
-from . import listing
-from .access import Access
+from . import listing, shards, zipmap
+from .places import PartMissing
 from .source import FileSource, FolderStore
 from .specs import DatasetSpec
 
 
-def read(spec: DatasetSpec, root: Path, part: str, access: Access) -> FileSource:
-    """The images of ``part``; labelled by class folder unless the set is unlabelled or the folder holds no folders."""
-    labelled = spec.options.get("labelled", True)
+def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
+    """The images of ``part``: as folders when there are any, else zip, else shards."""
     folder = root / part
+    if shards.present(root, part) and not (folder.is_dir() and listing.subfolders(folder)):
+        return shards.read(spec, root, part)
     if not folder.is_dir():
-        generic = spec.classes is None
-        if not (generic and part == "train") or any((root / p).is_dir() for p in ("train", "val", "test")):
-            raise UserError(
-                f"{root}: no folder {part}/ in it (found: {', '.join(listing.subfolders(root)[:8]) or 'no folders'})"
-            )
+        if zipmap.present(root, part):
+            return zipmap.read(spec, root, part)
+        if spec.classes is not None or part != "train" or any((root / p).is_dir() for p in ("train", "val", "test")):
+            inside = ", ".join(listing.subfolders(root)[:8]) or "no folders"
+            raise PartMissing(f"{root}: no folder {part}/, no {part}.zip and no {part}-*.tar in it (found: {inside})")
         folder = root
-    found = listing.by_class(folder) if labelled and listing.subfolders(folder) else listing.flat(folder)
-    if not len(found.classes) and spec.classes is not None:
-        raise UserError(f"{folder}: no class folders in it")
+    if spec.options.get("labelled", True) and listing.subfolders(folder):
+        found = listing.by_class(folder)
+    elif spec.classes is not None:
+        raise UserError(f"{folder}: no class folders in it; {spec.prepare}")
+    else:
+        found = listing.flat(folder)
     store = FolderStore(folder, found.names)
     return FileSource(found.names, found.sizes, found.labels, found.classes, store, spec.channels)

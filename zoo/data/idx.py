@@ -6,12 +6,13 @@ import gzip
 import math
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from .access import Access
+from . import indexes
 from .source import ArraySource
 from .specs import DatasetSpec
 
@@ -44,10 +45,10 @@ def write(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
-def read(spec: DatasetSpec, root: Path, part: str, access: Access) -> ArraySource:
+def read(spec: DatasetSpec, root: Path, part: str) -> ArraySource:
     """The ``train`` or ``test`` part of an MNIST-like set below ``root`` (also in torchvision's <Name>/raw)."""
     images, labels = (_find(root, name) for name in FILES[part])
-    pixels, numbers = parse(images), parse(labels)
+    pixels, numbers = (_parsed(path, indexes.stamp(path)) for path in (images, labels))
     if pixels.ndim != 3 or numbers.ndim != 1 or len(pixels) != len(numbers):
         raise UserError(f"{images}: {pixels.shape} images do not go with {numbers.shape} labels in {labels.name}")
     classes = spec.classes if isinstance(spec.classes, list) else [str(k) for k in range(spec.classes or 10)]
@@ -55,6 +56,12 @@ def read(spec: DatasetSpec, root: Path, part: str, access: Access) -> ArraySourc
         at = int(numbers.argmax())
         raise UserError(f"{labels}: label {numbers[at]} of image {at} is out of range for {len(classes)} classes")
     return ArraySource(pixels, numbers.astype(np.int64), classes, prefix=part)
+
+
+@lru_cache(maxsize=4)
+def _parsed(path: Path, stamp: tuple[int, int]) -> np.ndarray:
+    """``parse(path)``, once for all splits that are cut from one file; ``stamp`` is its size and time."""
+    return parse(path)
 
 
 def _find(root: Path, name: str) -> Path:

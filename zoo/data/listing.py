@@ -11,25 +11,25 @@ folder without images.  Hidden files and folders and files whose extension is no
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
+from . import indexes
 from .images import is_image_name
 from .namelist import Names
-
-UNLABELLED = -1
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Names relative to the folder, sizes in bytes, labels (-1: none) and class names."""
+    """Names relative to the folder, sizes in bytes, labels (None: unlabelled) and class names."""
 
     names: Names
     sizes: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     classes: tuple[str, ...]
 
 
@@ -77,20 +77,24 @@ def subfolders(root: str | Path) -> list[str]:
         raise UserError(f"{root}: folder cannot be read: {error.strerror}") from None
 
 
-def flat(root: str | Path, followed: list[str] | None = None) -> Listing:
+def flat(root: str | Path) -> Listing:
     """Every image below ``root``, unlabelled."""
-    return _listing(root, walk(root, followed=followed), [])
+    return _remembered(root, "flat", lambda followed: _listing(root, walk(root, followed=followed), []))
 
 
-def by_class(root: str | Path, followed: list[str] | None = None) -> Listing:
+def by_class(root: str | Path) -> Listing:
     """Images in one folder per class."""
+    return _remembered(root, "by class", lambda followed: _by_class(root, followed))
+
+
+def _by_class(root: str | Path, followed: list[str]) -> Listing:
     found = walk(root, followed=followed)
     classes = subfolders(root)
     loose = [name for folder, name, _ in found if not folder]
     if loose:
         raise UserError(
             f"{root}: {len(loose)} images lie beside the {len(classes)} class folders (first: {loose[0]}) and would have no"
-            f" label; move them, or open the folder as data set 'images' (unlabelled)"
+            " label; move them, or open the folder as data set 'images' (unlabelled)"
         )
     seen = {folder.partition("/")[0] for folder, _, _ in found}
     empty = [c for c in classes if c not in seen]
@@ -101,7 +105,7 @@ def by_class(root: str | Path, followed: list[str] | None = None) -> Listing:
             f"{root}: one class folder only ({classes[0]}): labels would say nothing; open the folder as data set 'images'"
             " (unlabelled)"
         )
-    # ImageFolder sorts class by class; "a b" sorts before "a/x" as a path but class "a" comes first.
+    # ImageFolder sorts class by class: "a b" comes before "a/x" as a path, but class "a" before class "a b".
     number = {c: k for k, c in enumerate(classes)}
     found.sort(key=lambda f: (number[f[0].partition("/")[0]], f))
     return _listing(root, found, classes)
@@ -111,10 +115,41 @@ def _listing(root: str | Path, found: list[tuple[str, str, int]], classes: list[
     if not found:
         raise UserError(f"{root}: no images found (looked for .jpg, .png and the like in it and its folders)")
     number = {c: k for k, c in enumerate(classes)}
-    labels = [number[folder.partition("/")[0]] if classes else UNLABELLED for folder, _, _ in found]
     return Listing(
         names=Names(f"{folder}/{name}" if folder else name for folder, name, _ in found),
         sizes=np.array([size for _, _, size in found], dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
+        labels=np.array([number[f.partition("/")[0]] for f, _, _ in found], dtype=np.int64) if classes else None,
         classes=tuple(classes),
     )
+
+
+def _remembered(root: str | Path, how: str, build: Callable[[list[str]], Listing]) -> Listing:
+    """``build()``, or what it gave before when no folder below ``root`` has changed since."""
+
+    def fresh(kept: indexes.Arrays) -> bool:
+        folders = Names.of(kept["folders"], kept["folders_end"])
+        if not np.array_equal(indexes.folder_stamps(root, folders), kept["stamps"]):
+            return False
+        names, few = Names.of(kept["blob"], kept["ends"]), indexes.sample(len(kept["ends"]))
+        return all(indexes.stamp(f"{root}/{names[int(i)]}")[0] == kept["sizes"][i] for i in few)
+
+    def listed() -> indexes.Arrays:
+        followed: list[str] = []
+        found = build(followed)
+        folders, classes = Names(followed), Names(found.classes)
+        return {
+            "blob": found.names.blob,
+            "ends": found.names.ends,
+            "sizes": found.sizes,
+            "labels": np.empty(0, np.int64) if found.labels is None else found.labels,
+            "classes": classes.blob,
+            "classes_end": classes.ends,
+            "folders": folders.blob,
+            "folders_end": folders.ends,
+            "stamps": indexes.folder_stamps(root, followed),
+        }
+
+    kept = indexes.remember(f"{how} {os.path.realpath(root)}", fresh, listed, lambda k: len(k["ends"]))
+    classes = tuple(Names.of(kept["classes"], kept["classes_end"]))
+    labels = kept["labels"] if classes else None
+    return Listing(Names.of(kept["blob"], kept["ends"]), kept["sizes"], labels, classes)

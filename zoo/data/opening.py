@@ -11,10 +11,10 @@ import numpy as np
 from ..errors import UserError, suggest
 from . import faults, places, seal
 from .access import Access
-from .source import Source
-from .specs import LISTS, DatasetSpec, SplitRule, describe
+from .source import FileSource, Source
+from .specs import LISTS, DatasetSpec, describe
 
-READERS = ("digits", "idx", "folders")
+READERS = ("digits", "idx", "folders", "listed", "torchvisions", "voc", "coco", "yfcc")
 
 
 def open_source(
@@ -28,6 +28,7 @@ def open_source(
 ) -> Source:
     """The images of ``split`` of data set ``name`` (a name in datasets.yaml, or the path of a folder of images).
 
+    split    a split of the data set, or ``train@FILE``: the images of ``train`` that a file names, one a line
     root     folder that holds the data; else SELFZOO_DATA/<name>, folders known to the system, a download are tried
     cache    of packed sets: no, part or full (zoo/data/access.py); default: the variable SELFZOO_CACHE, else no
     share    (process, processes) for cache=part; default: this process among those of the node
@@ -36,6 +37,7 @@ def open_source(
     Raises UserError (unknown name or split, nothing found, incomplete or faulty data), SealedError (zoo.data.sealed).
     """
     spec = describe(name)
+    split, _, chosen_file = split.partition("@")
     if split not in spec.splits:
         raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits)}; there are {', '.join(spec.splits)}")
     if max_bad < 0:
@@ -46,21 +48,31 @@ def open_source(
             raise UserError(f"{name}: the data set is a path already; leave out data={root}")
         root = name
     folder = places.find(spec, root)
-    source = read_part(spec, folder, spec.part(split), Access.of(cache, share), max_bad)
+    access = Access.of(cache, share)
+    source = read_part(spec, folder, spec.part(split), max_bad)
     chosen = positions(spec, split, source, folder)
     _refuse_overlap(spec, split, source, folder, chosen)
     if chosen is not None:
         source = source.subset(chosen)
+        wanted = spec.splits[split].count
+        if wanted is not None and len(source) != wanted and not max_bad:
+            raise UserError(f"{name}: split {split!r} has {len(source):,} images, expected {wanted:,}")
+    if chosen_file:
+        source = source.subset(by_names(Path(chosen_file), source))
+    if isinstance(source, FileSource) and access.mode != "no":
+        from .memory import held
+
+        source = held(source, access)
     source.dataset, source.split = spec.name, split
     return source
 
 
-def read_part(spec: DatasetSpec, folder: Path | None, part: str, access: Access, max_bad: int = 0) -> Source:
-    """One of the reader's own parts, whole and checked."""
+def read_part(spec: DatasetSpec, folder: Path | None, part: str, max_bad: int = 0, check: bool = True) -> Source:
+    """One of the reader's own parts, whole; ``check`` its length and its empty or unreadable files."""
     if spec.reader not in READERS:
         raise UserError(f"datasets.yaml: {spec.name}: no reader {spec.reader!r}{suggest(spec.reader, READERS)}")
     module = importlib.import_module(f".{spec.reader}", __package__)
-    source: Source = module.read(spec, folder, part, access)
+    source: Source = module.read(spec, folder, part)
     expected = next((rule.count for rule in spec.splits.values() if rule.read == part), None)
     wanted = spec.class_count
     if wanted is not None and len(source.classes) not in (0, wanted):
@@ -68,7 +80,7 @@ def read_part(spec: DatasetSpec, folder: Path | None, part: str, access: Access,
             f"{folder}: found {len(source.classes)} classes, {spec.name} has {wanted};"
             " for another set in this layout use data set 'folder'"
         )
-    return faults.screen(source, f"{spec.name}/{part}", expected, max_bad)
+    return faults.screen(source, f"{spec.name}/{part}", expected, max_bad) if check else source
 
 
 def positions(spec: DatasetSpec, split: str, source: Source, folder: Path | None) -> np.ndarray | None:
@@ -84,7 +96,7 @@ def positions(spec: DatasetSpec, split: str, source: Source, folder: Path | None
     if rule.per_class is not None:
         return _per_class(source, outer, rule.per_class)
     if rule.names is not None:
-        return _by_names(spec, rule, source, folder)
+        return by_names(places.published_list(spec, rule, folder), source)
     if rule.range is not None:
         listed = np.arange(*rule.range)
     else:
@@ -125,11 +137,23 @@ def _per_class(source: Source, outer: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
-def _by_names(spec: DatasetSpec, rule: SplitRule, source: Source, folder: Path | None) -> np.ndarray:
-    path = places.published_list(spec, rule, folder)
-    wanted = path.read_text().split()
-    where = {source.name(i).rpartition("/")[2]: i for i in range(len(source))}
-    missing = [n for n in wanted if n not in where]
-    if missing:
-        raise UserError(f"{path}:{wanted.index(missing[0]) + 1}: {missing[0]} is not in {folder} ({len(missing)} such)")
+def by_names(path: Path, source: Source) -> np.ndarray:
+    """Positions of the images that ``path`` names, one a line: by their names in the source, or by their file names alone."""
+    try:
+        wanted = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    where = {source.name(i): i for i in range(len(source))}
+    if not all(n in where for n in wanted):
+        alone = [n.rpartition("/")[2] for n in where]
+        if len(set(alone)) == len(alone):
+            where = dict(zip(alone, where.values(), strict=True))
+    for number, name in enumerate(wanted, 1):
+        if name not in where:
+            missing = sum(n not in where for n in wanted)
+            raise UserError(
+                f"{path}:{number}: {name!r} is not in {source.dataset or 'the data set'} ({missing} such lines)"
+            )
+    if len(set(wanted)) != len(wanted):
+        raise UserError(f"{path}: names an image twice")
     return np.array([where[n] for n in wanted], dtype=np.int64)

@@ -17,6 +17,10 @@ class DataMissing(UserError):
     """No data found; the message lists every place that was tried and the next step."""
 
 
+class PartMissing(DataMissing):
+    """The data set is there, but not this part of it."""
+
+
 def user_cache() -> Path:
     """The user's folder for downloads and indexes: XDG_CACHE_HOME/selfzoo, else ~/.cache/selfzoo."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "selfzoo"
@@ -48,6 +52,11 @@ def find(spec: DatasetSpec, root: str | Path | None = None) -> Path | None:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
+    if spec.made:
+        from .scenes_files import make
+
+        form, items = str(spec.options["format"]), str(spec.options["items"])
+        return make(user_cache() / "data" / f"scenes_{items}_{form}", form, items)
     if spec.download:
         target = user_cache() / "data" / spec.name
         try:
@@ -55,6 +64,17 @@ def find(spec: DatasetSpec, root: str | Path | None = None) -> Path | None:
         except Exception as error:  # noqa: BLE001  torchvision lets urllib, ssl, tarfile and its own errors through
             tried.append(f"download through torchvision to {target} ({str(error) or type(error).__name__})")
     raise DataMissing(f"{spec.name}: no data found. Tried: {'; '.join(tried)}. Next: {spec.prepare}")
+
+
+def present(spec: DatasetSpec) -> str:
+    """One word on where the set is: embedded, found, download, made on use, or missing."""
+    home = os.environ.get("SELFZOO_DATA")
+    places = [Path(home).expanduser() / spec.name] if home else []
+    if spec.embedded:
+        return "embedded"
+    if any(p.is_dir() for p in [*places, *map(Path, spec.folders), user_cache() / "data" / spec.name]):
+        return "found"
+    return "made on use" if spec.made else "download" if spec.download else "-"
 
 
 def downloaded(spec: DatasetSpec, folder: Path) -> Path:
@@ -65,7 +85,7 @@ def downloaded(spec: DatasetSpec, folder: Path) -> Path:
     from .torchvisions import download
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / ".lock"):
+    with alone(folder / ".lock"):
         if not done.exists():
             print(f"{spec.name}: downloading to {folder}", file=sys.stderr, flush=True)
             download(spec, folder)
@@ -110,7 +130,7 @@ def _verify(content: bytes, rule: SplitRule, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """One process at a time; the others wait."""
     try:
         import fcntl

@@ -28,7 +28,7 @@ class Source:
     dataset, split  the names under which it was opened (empty for a source made by hand)
     channels        3: ``image`` gives mode RGB; 1: mode L
     classes         class names; label k belongs to ``classes[k]``.  Empty when nothing is labelled
-    labels          int64 (N,), -1 where there is no label
+    labels          int64 (N,), -1 where there is no label (``labelled`` is False when there is none at all)
     targets         uint8 (N, C) with 1 present, 0 absent, 255 ignore; None for sources with one label per image
     """
 
@@ -36,20 +36,33 @@ class Source:
     split = ""
     targets: np.ndarray | None = None
 
-    def __init__(self, labels: np.ndarray, classes: Sequence[str], channels: int) -> None:
-        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
+    def __init__(self, labels: np.ndarray | None, classes: Sequence[str], channels: int, length: int = 0) -> None:
         self.classes = tuple(classes)
         self.channels = channels
-        wrong = np.flatnonzero((self.labels < UNLABELLED) | (self.labels >= len(self.classes)))
+        self._length = length if labels is None else len(labels)
+        self._labels = None if labels is None else np.ascontiguousarray(labels, dtype=np.int64)
+        if self._labels is None:
+            return
+        wrong = np.flatnonzero((self._labels < UNLABELLED) | (self._labels >= len(self.classes)))
         if len(wrong):
             i = int(wrong[0])
             raise UserError(
-                f"{self.name(i)}: label {self.labels[i]} is out of range for {len(self.classes)} classes"
+                f"{self.name(i)}: label {self._labels[i]} is out of range for {len(self.classes)} classes"
                 f" ({len(wrong)} such images)"
             )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._length
+
+    @property
+    def labelled(self) -> bool:
+        """True when images have one label each (``targets`` is the other way of being labelled)."""
+        return self._labels is not None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 (N,); -1 throughout, in no memory at all, for a source without labels."""
+        return np.broadcast_to(np.int64(UNLABELLED), (len(self),)) if self._labels is None else self._labels
 
     def image(self, i: int) -> Image.Image:
         """Image ``i`` as PIL, mode RGB or L by ``channels``.  Raises ImageError naming the file when it is unreadable."""
@@ -77,7 +90,7 @@ class Source:
         """32 hex digits over everything that identifies the items, in order: names, sizes and labels, or the pixels."""
         digest = hashlib.sha256(f"{self.channels}".encode())
         self._digest(digest)
-        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(b"unlabelled" if self._labels is None else self._labels.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Source:
@@ -116,17 +129,17 @@ class ArraySource(Source):
     def __init__(
         self,
         array: np.ndarray,
-        labels: np.ndarray,
+        labels: np.ndarray | None,
         classes: Sequence[str],
         prefix: str,
         positions: np.ndarray | None = None,
     ) -> None:
-        if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) != len(labels):
-            raise ValueError(f"array {array.shape} {array.dtype} with {len(labels)} labels")
+        if array.dtype != np.uint8 or array.ndim not in (3, 4) or labels is not None and len(array) != len(labels):
+            raise ValueError(f"array {array.shape} {array.dtype} with {0 if labels is None else len(labels)} labels")
         self._array = np.ascontiguousarray(array)
         self._prefix = prefix
         self._positions = np.arange(len(array)) if positions is None else positions
-        super().__init__(labels, classes, channels=1 if array.ndim == 3 else 3)
+        super().__init__(labels, classes, channels=1 if array.ndim == 3 else 3, length=len(array))
 
     @property
     def array(self) -> np.ndarray:
@@ -147,7 +160,8 @@ class ArraySource(Source):
 
     def _take(self, indices: np.ndarray) -> Source:
         where = self._positions[indices]
-        return ArraySource(self._array[indices], self.labels[indices], self.classes, self._prefix, where)
+        labels = None if self._labels is None else self._labels[indices]
+        return ArraySource(self._array[indices], labels, self.classes, self._prefix, where)
 
 
 class Store(Protocol):
@@ -169,17 +183,17 @@ class FileSource(Source):
         self,
         names: Sequence[str],
         sizes: np.ndarray,
-        labels: np.ndarray,
+        labels: np.ndarray | None,
         classes: Sequence[str],
         store: Store,
         channels: int = 3,
         lenient: bool = False,
     ) -> None:
-        self.names: Sequence[str] = names if hasattr(names, "take") else Names(names)
+        self.names: Any = names if hasattr(names, "take") else Names(names)
         self.sizes = np.ascontiguousarray(sizes, dtype=np.int64)
         self.store = store
         self.lenient = lenient
-        super().__init__(labels, classes, channels)
+        super().__init__(labels, classes, channels, len(self.names))
 
     def raw(self, i: int) -> bytes:
         """The compressed file as it is stored."""
@@ -193,7 +207,7 @@ class FileSource(Source):
         return self.store.where(self._at(i))
 
     def name(self, i: int) -> str:
-        return self.names[i]
+        return str(self.names[i])
 
     def _digest(self, digest: Any) -> None:
         # Layouts share a fingerprint when they hold the same files in the same order: folder, zip and shards.
@@ -202,8 +216,8 @@ class FileSource(Source):
         digest.update(self.sizes.astype("<i8").tobytes())
 
     def _take(self, indices: np.ndarray) -> Source:
-        names = self.names.take(indices)  # type: ignore[attr-defined]
-        store, labels = self.store.take(indices), self.labels[indices]
+        names = self.names.take(indices)
+        store, labels = self.store.take(indices), None if self._labels is None else self._labels[indices]
         return FileSource(names, self.sizes[indices], labels, self.classes, store, self.channels, self.lenient)
 
 

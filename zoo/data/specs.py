@@ -80,6 +80,7 @@ class DatasetSpec(Strict):
     prepare: str
     folders: list[str] = Field(default_factory=list)  # places on the system where a package may have put it
     download: bool = False  # through torchvision, when nothing was found
+    made: bool = False  # composed by this project, when nothing was found
     embedded: bool = False  # comes with an installed package; no folder is ever read
 
     @model_validator(mode="after")

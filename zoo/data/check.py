@@ -1,0 +1,162 @@
+"""``data check``: everything that is wrong with a data set, not only the first thing, with a progress bar."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from . import places, zipmap
+from .annotations import DetectionSource
+from .faults import in_order
+from .opening import read_part
+from .source import FileSource, Source
+from .specs import DatasetSpec
+
+FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF"}
+
+
+@dataclass
+class Report:
+    """What was found.  facts: lines about what is there; problems: what must be mended; notes: odd but readable."""
+
+    facts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def text(self, most: int = 20) -> str:
+        lines = list(self.facts)
+        for title, entries in (("problem", self.problems), ("note", self.notes)):
+            lines += [f"  {title}: {e}" for e in entries[:most]]
+            if len(entries) > most:
+                lines.append(f"  … and {len(entries) - most:,} more {title}s (--all lists them)")
+        lines.append("nothing wrong" if not self.problems else f"{len(self.problems):,} problems")
+        return "\n".join(lines)
+
+
+def check(spec: DatasetSpec, root: str | Path | None) -> Report:
+    """Read every image of every part that is there."""
+    folder = places.find(spec, root)
+    report = Report([f"{spec.name}: {folder or spec.prepare}"])
+    seen: dict[bytes, tuple[str, str]] = {}
+    parts = list(dict.fromkeys(rule.read for rule in spec.splits.values() if rule.read))
+    for part in parts:
+        _part(spec, folder, part, report, seen)
+    if len(report.facts) == 1 and not report.problems:
+        report.problems.append(f"none of its parts ({', '.join(parts)}) is there")
+    return report
+
+
+def _part(
+    spec: DatasetSpec, folder: Path | None, part: str, report: Report, seen: dict[bytes, tuple[str, str]]
+) -> None:
+    report.problems += _map_lines(spec, folder, part)
+    try:
+        source = read_part(spec, folder, part, check=False)
+    except UserError as error:
+        # A set without fixed sizes (the user's own) need not have every part.
+        optional = spec.classes is None and isinstance(error, places.PartMissing)
+        if not optional and not any(str(error).startswith(p) for p in report.problems):
+            report.problems.append(str(error))
+        return
+    expected = next(rule.count for rule in spec.splits.values() if rule.read == part)
+    if expected is not None and len(source) != expected:
+        what = (
+            f"{expected - len(source):,} images missing"
+            if len(source) < expected
+            else f"{len(source) - expected:,} too many"
+        )
+        report.problems.append(f"{part}: {len(source):,} images of {expected:,}: {what}")
+    report.facts.append(f"  {part}: {_counts(source)}")
+    _images(source, part, report, seen)
+    if isinstance(source, DetectionSource):
+        _objects(source, part, report)
+
+
+def _map_lines(spec: DatasetSpec, folder: Path | None, part: str) -> list[str]:
+    """Every wrong line of an ImageNet-Zip map; the reader itself stops at the first."""
+    path = folder / f"{part}_map.txt" if folder else None
+    if spec.reader not in ("folders", "listed") or path is None or not path.is_file():
+        return []
+    names, _, wrong = zipmap.scan_map(path, spec.class_count)
+    if not wrong and (folder / f"{part}.zip").is_file():  # type: ignore[operator]
+        try:
+            inside = set(zipmap.zip_members(path.with_name(f"{part}.zip"))[0])
+        except UserError:
+            return wrong  # the reader says so
+        wrong = [f"{path}:{n}: {name} is not in {part}.zip" for n, name in enumerate(names, 1) if name not in inside]
+    return wrong
+
+
+def _counts(source: Source) -> str:
+    text = f"{len(source):,} images"
+    if source.labelled:
+        each = np.bincount(source.labels, minlength=len(source.classes))
+        text += f", {len(source.classes):,} classes of {each.min():,} to {each.max():,} images"
+    elif source.targets is not None:
+        text += f", {len(source.classes)} classes, {int((source.targets == 1).sum()):,} times present"
+    else:
+        text += ", unlabelled"
+    if isinstance(source, FileSource) and len(source) and source.sizes.min() >= 0:
+        text += f", {source.sizes.sum() / 2**20:,.1f} MiB"
+    return text + f", fingerprint {source.fingerprint[:10]}"
+
+
+def _images(source: Source, part: str, report: Report, seen: dict[bytes, tuple[str, str]]) -> None:
+    """Decode all, find the same bytes twice (also across parts), count what is unusual."""
+    odd: Counter[str] = Counter()
+    digests: dict[int, bytes] = {}
+
+    def attempt(i: int) -> tuple[int, str]:
+        try:
+            if isinstance(source, FileSource):
+                data = source.raw(i)
+                digests[i] = hashlib.blake2b(data, digest_size=12).digest()
+                source.image(i)
+                odd.update(_unusual(source.name(i), data))
+            else:
+                digests[i] = hashlib.blake2b(source.pixels(i).tobytes(), digest_size=12).digest()
+        except UserError as error:
+            return i, str(error)
+        return i, ""
+
+    twins = 0
+    for i, complaint in in_order(attempt, range(len(source)), f"checking {part}"):
+        if complaint:
+            report.problems.append(complaint)
+        if (digest := digests.pop(i, None)) is None:
+            continue
+        here, file = f"{part}: {source.name(i)}", source.where(i) if isinstance(source, FileSource) else str(i)
+        name, where = seen.setdefault(digest, (here, file))
+        if where != file:  # the same file is in several parts of some sets: train and trainval
+            twins += 1
+            report.notes.append(f"{here} is the same as {name}")
+    report.notes += [f"{part}: {count:,} images {what}" for what, count in sorted(odd.items())]
+    if twins:
+        report.facts.append(f"  {part}: {twins:,} images have the bytes of an earlier one")
+
+
+def _unusual(name: str, data: bytes) -> list[str]:
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = FORMATS.get(name.rpartition(".")[2].lower())
+        found = [] if wanted in (None, image.format) else [f"are {image.format} behind another extension"]
+        if image.mode not in ("RGB", "L"):
+            found.append(f"have mode {image.mode} (converted)")
+        return found
+
+
+def _objects(source: DetectionSource, part: str, report: Report) -> None:
+    def attempt(i: int) -> tuple[int, str]:
+        try:
+            source.objects(i)
+        except UserError as error:
+            return i, str(error)
+        return i, ""
+
+    report.problems += [c for _, c in in_order(attempt, range(len(source)), f"checking boxes of {part}") if c]
