@@ -96,7 +96,7 @@ def batches(source: Any, views: Views, size: int, workers: int = 0) -> Iterator[
     array = source.array if _straight(source, views) else None
     if array is not None:
         for at in range(0, len(source), size):
-            part = torch.from_numpy(np.ascontiguousarray(array[at : at + size]))
+            part = torch.from_numpy(np.array(array[at : at + size]))
             pixels = part[..., None] if part.ndim == 3 else part
             if views.transform["pad"]:
                 pixels = F.pad(pixels, (0, 0, *[views.transform["pad"]] * 4))
