@@ -46,7 +46,7 @@ def _row(registry: Registry, model: str) -> tuple[str, ...]:
     layers = registry.layers(model)
     own, merged, method = layers[-1].values, merge_layers(layers), registry.method(registry.owner(model))
     recipe = merged.get("recipe")
-    state = status(own.get("status"), own.get("weights"), recipe)
+    state = status(own, recipe)
     data = own.get("dataset") or (recipe or {}).get("dataset") or method.get("dataset") or ""
     network = (merged.get("backbone") or {}).get("name", "")
     return model, state + (f" since {own['since']}" if "since" in own else ""), network, data, ", ".join(own.get("aliases", []))
@@ -106,15 +106,21 @@ def input_words(spec: Input) -> str:
 def _loading(entry: Entry) -> list[str]:
     if entry.weights is None:
         made = f"python -m reproduce {entry.id}, then " if entry.recipe else ""
-        tail = f'{made}zoo.load("<run folder>")' if entry.recipe else "Nobody released weights."
-        return [f'zoo.load("{entry.id}", pretrained=False)   the network, untrained', tail]
+        lines = [f'zoo.load("{entry.id}", pretrained=False)   the network, untrained']
+        lines.append(f'{made}zoo.load("<run folder>")' if entry.recipe else "Nobody released weights.")
+        return lines + _labels(entry)
     lines = [f'zoo.load("{entry.id}")   features (B, {entry.network.dim if entry.network else "D"})']
     lines += [f'zoo.load("{entry.id}", head="{name}")   the released {h.classes}-class classifier' for name, h in entry.heads.items()]
     groups = _heads(entry.weights.layouts)
     lines += [f'zoo.load("{entry.id}", part="full")   with its {groups}'] if groups else []
-    if entry.pseudolabels:
-        lines.append(f'zoo.pseudolabels("{entry.id}")   {entry.pseudolabels.heads} label(s) per training image')
-    return [*lines, f"file: {', or '.join(where(source) for source in entry.weights.sources)}"]
+    return [*lines, *_labels(entry), f"file: {', or '.join(where(source) for source in entry.weights.sources)}"]
+
+
+def _labels(entry: Entry) -> list[str]:
+    if entry.pseudolabels is None:
+        return []
+    count = entry.pseudolabels.heads
+    return [f'zoo.pseudolabels("{entry.id}")   {count} cluster{"s" * (count > 1)} of each training image']
 
 
 def _heads(layouts: Iterable[Layout]) -> str:

@@ -183,7 +183,8 @@ class Registry:
             if merged.get(need) is None:
                 where = self._place(file, "models", model)
                 raise UserError(f"{where}: {model} has no {need}, nor have its method and profile")
-        licence = (top.code.license if top.code else None) or "not stated"
+        code = own.code or top.code
+        licence = (code.license if code else None) or "not stated"
         layouts, recipe = merged.get("layouts") or [], merged.get("recipe")
         shared = {key: merged[key] for key in ("backbone", "input")} | {"layouts": layouts}
         checked = None
@@ -195,9 +196,9 @@ class Registry:
             "title": own.title or "",
             "summary": top.summary,
             "aliases": own.aliases,
-            "paper": top.paper,
-            "code": top.code,
-            "status": status(own.status, own.weights, recipe),
+            "paper": own.paper or top.paper,
+            "code": code,
+            "status": status(own.model_dump(), recipe),
             "since": own.since,
             "notes": [*(top.notes if own.profile is None else []), *own.notes],
             "dataset": own.dataset or (checked.dataset if checked else top.dataset),
@@ -260,9 +261,10 @@ def _unset(tree: dict[str, Any], before: dict[str, Any], overrides: Mapping[str,
             now.update({key: None for key in now if key not in keep and f"{part}.{key}" not in overrides})
 
 
-def status(declared: str | None, weights: Any, recipe: Any) -> str:
-    """lost (as declared), released, recipe only, or published only: a row of a paper's table."""
-    return declared or ("released" if weights else "recipe only" if recipe else "published only")
+def status(own: Mapping[str, Any], recipe: Any) -> str:
+    """lost (as declared), released, labels only, recipe only, or published only: a row of a paper's table."""
+    found = (("released", own.get("weights")), ("labels only", own.get("pseudolabels")), ("recipe only", recipe))
+    return own.get("status") or next((name for name, there in found if there), "published only")
 
 
 def _title(method: str, entry: Entry) -> str:

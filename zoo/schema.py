@@ -434,7 +434,7 @@ class Entry(Strict):
     aliases: list[str]
     paper: Paper | None
     code: Code | None
-    status: Literal["released", "lost", "recipe only", "published only"]
+    status: Literal["released", "lost", "labels only", "recipe only", "published only"]
     since: str | None
     notes: list[str]
     dataset: str | None
@@ -461,6 +461,8 @@ class ModelFields(Strict):
     status: Literal["lost"] | None = None
     since: Annotated[str, Field(pattern=r"^\d{4}(-\d{2}(-\d{2})?)?$")] | None = None
     notes: list[str] = []
+    paper: Paper | None = None
+    code: Code | None = None
     dataset: str | None = None
     backbone: Any = None
     input: dict[str, Any] | None = None
