@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import zoo
-from engine import dist, loop, provenance, rng
+from engine import dist, loop, optim, provenance, rng
 from engine.options import RunOptions
 from reproduce import methods
 from reproduce.method import Method
@@ -91,8 +91,11 @@ def streamed(recipe: Any, source: Any, method: Method, **where: int) -> Stream:
     if len(augment.crops) < method.needs.views:
         raise UserError(f"{recipe.method} compares at least {method.needs.views} views of an image, the recipe has "
                         f"{len(augment.crops)}; set views.crops.0.count={method.needs.views}")
-    return Stream(source, augment, batch=recipe.batch, seed=recipe.seed, epochs=recipe.schedule.epochs,
-                  images=recipe.schedule.images, method=method, **where)
+    stream = Stream(source, augment, batch=recipe.batch, seed=recipe.seed, epochs=recipe.schedule.epochs,
+                    images=recipe.schedule.images, method=method, **where)
+    stream.optimizer = plain["optimizer"]
+    stream.rates = optim.schedule(plain["schedule"], stream.steps_per_epoch, stream.total_steps, lr=recipe.optimizer.lr)
+    return stream
 
 
 def finished(folder: Path) -> bool:

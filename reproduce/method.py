@@ -127,6 +127,11 @@ class Method(nn.Module):
         return {name: value.detach().cpu() for name, value in self.backbone.state_dict().items()}
 
 
+def full(x: Tensor) -> Tensor:
+    """x in float32 at least: embeddings, logits and losses stay out of half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def mlp(inputs: int, hidden: int, outputs: int, *, norm: bool = False) -> nn.Sequential | nn.Linear:
     """Linear, [BatchNorm], ReLU, Linear; one Linear when hidden is 0."""
     if not hidden:
@@ -149,3 +154,9 @@ def by_size(views: list[Tensor]) -> list[list[Tensor]]:
 def embed(backbone: nn.Module, views: list[Tensor]) -> Tensor:
     """(V*B, D) features, view-major. Views of one size share a pass, hence their batch-norm statistics."""
     return torch.cat([backbone(torch.cat(group)) for group in by_size(views)])
+
+def pic_head(head: nn.Module) -> dict[str, Tensor]:
+    """State of a projection head under the names of PIC's repository."""
+    names = {"0.": "fc1.", "2.": "fc2."} if isinstance(head, nn.Sequential) else {"": "fc."}
+    return {new + key.removeprefix(old): value.detach().cpu() for key, value in head.state_dict().items()
+            for old, new in names.items() if key.startswith(old)}

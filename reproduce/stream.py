@@ -7,7 +7,7 @@ DataLoader, whose workers send uint8 pixels.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ EXTRACT_CHUNK = 512
 
 @dataclass(frozen=True)
 class Context:
-    """What a method's hooks may use: `n` images, the run's `seed`, the stream, and features through `extract`."""
+    """What a method's hooks may use: `n` images, the run's `seed`, its rates, and features through `extract`."""
 
     method: Any
     stream: Stream
@@ -44,6 +44,20 @@ class Context:
     @property
     def steps_per_epoch(self) -> int:
         return self.stream.steps_per_epoch
+
+    @property
+    def batch(self) -> int:
+        """Images of the global batch."""
+        return self.stream.batch
+
+    @property
+    def optimizer(self) -> Mapping[str, Any]:
+        """The recipe's optimizer settings."""
+        return self.stream.optimizer
+
+    def lr(self, step: int) -> float:
+        """The scheduled learning rate of a step."""
+        return float(self.stream.rates[step])
 
     def extract(self, view: int | None = None) -> tuple[np.ndarray, Tensor]:
         """(index, features) of this process's part of the data; see Stream.extract."""
@@ -77,6 +91,8 @@ class Stream:
             self.total_steps = round(images / batch) if images else 0
         if self.steps_per_epoch == 0 and (epochs or images):
             raise UserError(f"batch={batch} is larger than the {drawn} images of an epoch; choose batch={drawn} or smaller")
+        self.optimizer: Mapping[str, Any] = {}       # for methods that keep parameters out of the engine's optimiser
+        self.rates: np.ndarray = np.zeros(0)
         self._array = source.array
         self._loader: DataLoader | None = None
 

@@ -1,6 +1,7 @@
 """One file per method, found by the method's name: nothing to register.
 
-`mocov1` and `mocov2` have no file of their own, so the name without its version is tried: `moco.py`.
+`mocov1` and `mocov2` have no file of their own, so the name without its version is tried: `moco.py`. Where a file defines
+several methods, the class whose name is the method's is taken (MoCoV1), else the first of them (MoCo).
 """
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ def find(method: str) -> type[Method]:
     module = importlib.import_module(f"reproduce.methods.{stem}")
     found = [c for _, c in inspect.getmembers(module, inspect.isclass)
              if issubclass(c, Method) and c.__module__ == module.__name__]
-    if len(found) != 1:
-        raise UserError(f"reproduce/methods/{stem}.py must define exactly one Method, it defines {len(found)}")
-    return found[0]
+    named = [c for c in found if c.__name__.lower() == method.lower()] or found[:1]
+    if not named:
+        raise UserError(f"reproduce/methods/{stem}.py defines no Method")
+    return named[0]
 
 
 def build(recipe: Any, backbone: nn.Module, *, instances: int | None = None, classes: int | None = None) -> Method:
@@ -60,7 +62,13 @@ def build(recipe: Any, backbone: nn.Module, *, instances: int | None = None, cla
 
 
 def parameters(cls: type[Method]) -> dict[str, Any]:
-    """Name -> default of the constructor's settings: what the method's YAML must list under params."""
+    """Name -> default of the constructor's settings, as plain values: what the method's YAML must list under params."""
     facts = {"instances", "classes"}
-    return {p.name: p.default for p in inspect.signature(cls.__init__).parameters.values()
+    return {p.name: _plain(p.default) for p in inspect.signature(cls.__init__).parameters.values()
             if p.kind is p.KEYWORD_ONLY and p.name not in facts}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

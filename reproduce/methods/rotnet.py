@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.method import Deviation, Method
+from reproduce.method import Deviation, Method, full
 
 DEVIATIONS = (
     Deviation("rotnet-nominal-lr", "a learning rate of 0.1", "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
@@ -53,7 +53,7 @@ class RotNet(Method):
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         turned = [rotations(view, self.angles) for view in batch.views]
-        logits = [self.head(self.backbone(view)).float() for view in turned]
+        logits = [full(self.head(self.backbone(view))) for view in turned]
         return torch.stack([rotation_loss(x) for x in logits]).mean(), {}
 
     def exported(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine import dist
 from reproduce.health import spread
-from reproduce.method import Deviation, Method, Needs, embed, mlp
+from reproduce.method import Deviation, Method, Needs, embed, full, mlp, pic_head
 
 DEVIATIONS = (
     Deviation("simclr-detached-gather", "one loss over the whole batch, gradients to both sides of every pair",
@@ -67,7 +67,7 @@ class SimCLR(Method):
 
     def project(self, views: list[Tensor]) -> Tensor:
         """(V, B, D) unit embeddings, float32."""
-        z = F.normalize(self.head(embed(self.backbone, views)).float(), dim=1).unflatten(0, (len(views), -1))
+        z = F.normalize(full(self.head(embed(self.backbone, views))), dim=1).unflatten(0, (len(views), -1))
         self._seen = z[0].detach()
         return z
 
@@ -95,10 +95,3 @@ class SimCLR(Method):
         """PIC's names: the encoder holds backbone and head (fc1, fc2; fc when linear)."""
         backbone = {f"encoder.{k}": v for k, v in super().exported().items()}
         return {**backbone, **{f"encoder.{k}": v for k, v in pic_head(self.head).items()}}
-
-
-def pic_head(head: nn.Module) -> dict[str, Tensor]:
-    """State of a projection head under the names of PIC's repository."""
-    names = {"0.": "fc1.", "2.": "fc2."} if isinstance(head, nn.Sequential) else {"": "fc."}
-    return {new + key.removeprefix(old): value.detach().cpu() for key, value in head.state_dict().items()
-            for old, new in names.items() if key.startswith(old)}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.method import Method, Needs, embed
+from reproduce.method import Method, Needs, embed, full
 
 
 class Supervised(Method):
@@ -23,7 +23,7 @@ class Supervised(Method):
         self.head = nn.Linear(backbone.dim, classes)
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        logits = self.head(embed(self.backbone, batch.views)).float()
+        logits = full(self.head(embed(self.backbone, batch.views)))
         labels = batch.labels.repeat(len(batch.views))
         hits = (logits.detach().argmax(1) == labels).float().mean()
         return F.cross_entropy(logits, labels), {"accuracy": hits}

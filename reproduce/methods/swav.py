@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine import dist
 from engine.maths.sinkhorn import sinkhorn
 from reproduce.health import spread
-from reproduce.method import Deviation, Method, Needs, embed, mlp
+from reproduce.method import Deviation, Method, Needs, embed, full, mlp
 from zoo.errors import UserError
 
 QUEUE = MappingProxyType({"length": 0, "start_epoch": 15})
@@ -94,13 +94,16 @@ class SwAV(Method):
         """Unit embeddings (V, B, D) and their cosines with the prototypes (V, B, K), float32. The head runs once on all views."""
         head = self.projection_head(embed(self.backbone, views))
         with torch.autocast(head.device.type, enabled=False):
-            z = F.normalize(head.float(), dim=1)
+            z = F.normalize(full(head), dim=1)
             return z.unflatten(0, (len(views), -1)), self.prototypes(z).unflatten(0, (len(views), -1))
 
-    def swav_loss(self, z: Tensor, scores: Tensor, epoch: int) -> Tensor:
-        """The loss of one batch; assigns, then pushes the assigned views' embeddings into the queue."""
+    def swav_loss(self, z: Tensor, scores: Tensor, epoch: int, assigned: Tensor | None = None) -> Tensor:
+        """The loss of one batch; assigns, then pushes the assigned views' embeddings into the queue.
+
+        assigned: other scores for the assignment than those of the prediction (Un-Mix).
+        """
         with torch.autocast(z.device.type, enabled=False):
-            targets = self.assign(z.detach(), scores.detach(), epoch)
+            targets = self.assign(z.detach(), (scores if assigned is None else assigned).detach(), epoch)
             self._seen = {"z": z[0].detach(), "targets": targets[0]}
             return swapped_prediction(scores, targets, self.assign_crops, self.temperature)
 

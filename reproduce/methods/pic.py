@@ -1,0 +1,210 @@
+"""PIC: every image is a class of its own; a cosine softmax over all of them, one branch, one view of an image at a time.
+
+Paper     https://arxiv.org/abs/2006.14618
+Recipe    zoo/methods/pic.yaml: the authors' scripts at 200, 400 and 1600 epochs; pic_digits and pic_fashion_mnist for a laptop
+Expect    loss from ln N (14.1 on ImageNet) downwards; ImageNet linear 68.6 after 200 epochs with multi-crop (authors)
+Deviates  see DEVIATIONS. Recent negative sampling and its weight-update correction are in the paper and were never released:
+          they are implemented here from the description (params.negatives, params.correction)
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import dist, rng
+from reproduce.health import spread
+from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
+from reproduce.rows import Rows, sharded_cross_entropy
+from zoo.errors import UserError
+
+WINDOW = MappingProxyType({"size": 131072, "stride": 16384, "mode": "sliding"})
+
+DEVIATIONS = (
+    Deviation("pic-window-modulo", "a window over the data slides by its stride and wraps around the data set",
+              "wraps around the window, so that without reshuffling only the first window is ever used, and with it windows are fresh "
+              "random subsets", "slides over the whole data set", "params.window.mode=subset"),
+    Deviation("pic-window-epochs", "epochs", "converts epochs and warm-up to windows, and counts windows in its checkpoints",
+              "an epoch is a pass over as many images as the data has, whatever the window"),
+    Deviation("pic-window-resume", "nothing said", "the checkpoint keeps the window's start, neither its permutation nor its random state",
+              "the order is a function of (seed, step): a resume changes nothing"),
+    Deviation("pic-negatives", "recent negative sampling and a correction of idle class weights", "neither", "both", "params.negatives=0"),
+    Deviation("pic-matrix-copies", "nothing said", "every process holds the whole class matrix", "rows are spread over processes"),
+    Deviation("pic-crops-axis", "views are crops", "a batch (B, 3, H, W) is read as three crops of one channel and refused",
+              "views are a list; one view is one crop"),
+    Deviation("pic-nan", "nothing said", "half-precision softmax over all classes; very long runs end in NaN",
+              "features, class weights, logits and loss are float32 at every precision, norms have a floor"),
+)
+
+
+def pic_logits(large: Tensor, small: Tensor, rows: Tensor, temperature: float) -> Tensor:
+    """(M + m, n) cosines of crops with the classes `rows`, over the temperature.
+
+    large, small  (M, D) and (m, D) unit features, crop-major; small crops see the class rows without gradient
+    rows          (n, D) class weights, normalised here
+    """
+    unit = F.normalize(rows.to(large.dtype), dim=1)
+    return torch.cat([large @ unit.T, small @ unit.detach().T]) / temperature
+
+
+def windows(images: int, size: int) -> int:
+    """Windows needed for so many images, the last perhaps in part."""
+    return -(-images // size)
+
+
+def window(order: np.ndarray, number: int, size: int, stride: int) -> np.ndarray:
+    """The images of sliding window `number`: `size` consecutive ones of a permutation, wrapping around its end."""
+    return order[(number * stride + np.arange(size)) % len(order)]
+
+
+class PIC(Method):
+    """Backbone, head, and a class row for every training image.
+
+    dim, hidden   embedding, and hidden width of the head (0: a linear head)
+    temperature
+    window        size, stride: images are drawn from a window of `size` that moves by `stride` (0: plain epochs); mode: sliding, or
+                  subset: each window is a fresh random subset, as the released sampler with its shuffling flag behaves
+    negatives     classes of the softmax: the most recently visited images and the batch; 0: all classes
+    correction    rows that were no negatives catch up with momentum and weight decay when they are next used
+    """
+
+    needs = Needs(instances=True)
+    deviations = DEVIATIONS
+    remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.5", "params.negatives=0")}
+
+    def __init__(self, backbone: nn.Module, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
+                 window: Mapping[str, Any] = WINDOW, negatives: int = 0, correction: bool = True) -> None:
+        super().__init__(backbone)
+        self.head = mlp(backbone.dim, hidden, dim)
+        self.temperature, self.window, self.negatives = temperature, dict(window), negatives
+        self.rows = Rows(instances, dim, seed=torch.initial_seed(), correction=correction)
+        self.recent = torch.empty(0, dtype=torch.int64)          # images visited last, newest first, of all processes
+        self.collapsed_loss = math.log(min(instances, negatives or instances))
+        self.optimizer: Mapping[str, Any] = {}
+        self.lr, self._scale, self._seen = 0.0, 1.0, None
+        self._taken: tuple[Tensor, Tensor] | None = None
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+    def before_step(self, step: int, ctx: Any) -> None:
+        self.optimizer, self.lr = ctx.optimizer, ctx.lr(step)
+        if self.optimizer["name"] != "sgd" or self.optimizer.get("nesterov"):
+            raise UserError(f"optimizer.name={self.optimizer['name']}: pic trains its class rows by plain SGD with momentum; "
+                            "set optimizer.name=sgd, optimizer.nesterov=false")
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            seen = dist.all_gather(batch.index.to(batch.views[0].device))
+        features = [F.normalize(full(self.head(self.backbone(view))), dim=1) for view in batch.views]   # each crop by itself
+        self._seen = features[0].detach()
+        with torch.autocast(features[0].device.type, enabled=False):
+            loss = self.classify(features, [view.shape[-1] for view in batch.views], seen)
+        if loss.requires_grad:
+            loss.register_hook(self._note_scale)
+        return loss, {}
+
+    def classify(self, features: list[Tensor], sides: list[int], seen: Tensor) -> Tensor:
+        """The loss of the global batch, the same on every process. seen (N,): images of all processes, in rank order."""
+        every = [_shared(f) for f in features]
+        large = [f for f, side in zip(every, sides, strict=True) if side == max(sides)]
+        small = [f for f, side in zip(every, sides, strict=True) if side < max(sides)]
+        ids = self.rows.own(self.classes(seen.cpu()))
+        if not self.negatives:
+            self.rows.move(seen.device)                      # all of them are needed every step
+        rows = self.rows.take(ids, seen.device)
+        self._taken = (ids, rows)
+        logits = pic_logits(torch.cat(large), torch.cat(small) if small else large[0][:0], rows, self.temperature)
+        target = self.column(seen.cpu(), ids).to(seen.device).repeat(len(features))
+        return sharded_cross_entropy(logits, target).mean()                # each crop has equal weight
+
+    def classes(self, seen: Tensor) -> Tensor:
+        """Sorted ids of the softmax's classes; the images seen become the most recent."""
+        if not self.negatives:
+            return torch.arange(self.rows.count)
+        self.recent = torch.cat([seen, self.recent])[:max(self.negatives, len(seen))]
+        return torch.unique(self.recent)
+
+    @staticmethod
+    def column(seen: Tensor, ids: Tensor) -> Tensor:
+        """Position of each image among sorted ids; -1 for those on another process."""
+        if not len(ids):
+            return torch.full_like(seen, -1)
+        at = torch.searchsorted(ids, seen).clamp(max=len(ids) - 1)
+        return torch.where(ids[at] == seen, at, -1)
+
+    def after_backward(self, step: int) -> None:
+        """The rows' own step of SGD, with the recipe's rate, momentum and weight decay."""
+        ids, rows = self._taken
+        self._taken = None
+        grad = rows.grad / self._scale
+        if self._scale != 1.0 and not dist.all_reduce_(grad.isfinite().all().float(), "min"):
+            return                                           # mixed precision overflowed: the engine skips this step as well
+        self.rows.update(ids, grad, lr=self.lr, momentum=self.optimizer.get("momentum") or 0.0,
+                         decay=self.optimizer.get("weight_decay") or 0.0)
+
+    def _note_scale(self, grad: Tensor) -> None:
+        self._scale = float(grad)                            # of the loss under mixed precision, else 1
+
+    # -- the window --------------------------------------------------------------------------------------------------
+    def sampler(self, n: int, epoch: int, ctx: Any) -> np.ndarray | None:
+        size = self.window["size"]
+        if not size:
+            return None
+        if size > n:
+            raise UserError(f"params.window.size={size} is larger than the {n} images; set params.window.size=0 for plain epochs")
+        length = ctx.steps_per_epoch * ctx.batch            # windows follow each other without regard to epochs
+        first, last = epoch * length // size, windows((epoch + 1) * length, size)
+        drawn = np.concatenate([self.images(n, number, ctx.seed) for number in range(first, last)])
+        return drawn[epoch * length - first * size:][:length]
+
+    def images(self, n: int, number: int, seed: int) -> np.ndarray:
+        """Window `number`, shuffled."""
+        size, stride = self.window["size"], self.window["stride"]
+        if self.window["mode"] == "subset":
+            return rng.permutation(seed, "subset", number, n)[:size]
+        whole = rng.permutation(seed, "windows", 0, n)
+        return window(whole, number, size, stride)[rng.permutation(seed, "window", number, size)]
+
+    # -- memory and looks --------------------------------------------------------------------------------------------
+    def extra_state(self) -> dict[str, Any]:
+        return {"rows": self.rows.state(), "recent": self.recent}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.rows.load(state["rows"])
+        self.recent = state["recent"]
+
+    def health(self) -> dict[str, float]:
+        return {} if self._seen is None else {"feature_std": spread(self._seen)}
+
+    def export(self) -> dict[str, Tensor]:
+        matrix = self.rows.whole()                            # every process takes part
+        return {**super().export(), "module.sim_matrix": matrix}
+
+    def exported(self) -> dict[str, Tensor]:
+        return {f"encoder.{k}": v for k, v in {**super().exported(), **pic_head(self.head)}.items()}
+
+
+class _Shared(torch.autograd.Function):
+    """Rows of all processes; the gradient of mine, summed over processes, times their number.
+
+    Every process computes the loss of the whole batch, and gradients are averaged over processes afterwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        ctx.share = len(mine)
+        return dist.all_gather(mine)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        first = dist.rank() * ctx.share
+        return dist.all_reduce_(grad.contiguous().clone())[first:first + ctx.share] * dist.world_size()
+
+
+def _shared(mine: Tensor) -> Tensor:
+    return _Shared.apply(mine) if dist.world_size() > 1 else mine

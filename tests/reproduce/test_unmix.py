@@ -1,0 +1,190 @@
+"""Un-Mix: mixing and losses against the authors' numbers, and the paper's formula against a plain one."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from golden import load
+from reproduce.methods.unmix import BASES, Unmix, box, mix
+
+
+def flat(dim: int) -> nn.Module:
+    backbone = nn.Flatten()
+    backbone.dim = dim
+    return backbone
+
+
+SWAV = {"prototypes": 7, "dim": 8, "hidden": 0, "head_batchnorm": False, "sinkhorn_iterations": 3, "epsilon": 0.05,
+        "temperature": 0.1, "assign_crops": [0, 1], "freeze_prototypes_steps": 0, "assignment": "soft",
+        "queue": {"length": 0, "start_epoch": 0}}
+
+
+def test_boxes_agree_with_the_authors():
+    g = load("swav/unmix_bbox.npz")
+    rows = g.checked("rows", "a table of inputs and outputs: the last four columns are compared below")
+    assert json.loads(str(g.given("columns"))) == ["H", "W", "lam", "cx", "cy", "x1", "y1", "x2", "y2"]
+    for h, w, lam, cx, cy, x1, y1, x2, y2 in rows:                # their x is the first axis
+        assert box(int(h), int(w), lam, int(cx), int(cy)) == (x1, y1, x2, y2)
+
+
+def swav_case(g, meta, form):
+    name = meta["name"]
+    queue = {"length": len(g.given(f"{name}.queue_before")[0]), "start_epoch": 0} if "queue" in name else SWAV["queue"]
+    method = Unmix(flat(432), base="swav", form=form, pairing="reversed", swav={**SWAV, "queue": queue})
+    base = method.base
+    base.projection_head = nn.Linear(432, 8, bias=False)
+    with torch.no_grad():
+        base.projection_head.weight.copy_(torch.from_numpy(g.given(f"{name}.fc")))
+        base.prototypes.weight.copy_(F.normalize(torch.from_numpy(g.given(f"{name}.prototypes_raw")), dim=1))
+    if "queue" in name:
+        base.queue = torch.from_numpy(g.given(f"{name}.queue_before")).clone()
+        base.share, base.pushed = meta["bs"], 100
+    return method
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_unmix_on_swav_agrees_with_the_released_code(case, monkeypatch):
+    g = load("swav/unmix_swav.npz")
+    meta = g.meta[case]
+    name, crops = meta["name"], torch.from_numpy(g.given(f"{g.meta[case]['name']}.crops"))
+    method = swav_case(g, meta, "released")
+    mixed, lam = [], meta["lam_drawn"]
+    for j, view in enumerate(crops[::2]):
+        region = tuple(int(v) for v in meta["bbox"][j][1:]) if meta["bbox"] else None
+        one, lam = mix(view, method.swap(view), lam, region)
+        mixed.append(one)
+    g.agree(f"{name}.mixed", torch.stack(mixed))
+    assert lam == pytest.approx(meta["lam_loss"], abs=1e-9)
+    losses = []
+    plain = method.base.swav_loss
+    monkeypatch.setattr(method.base, "swav_loss", lambda *a, **k: losses.append(plain(*a, **k)) or losses[-1])
+    total = method.swav_loss(SimpleNamespace(views=list(crops), epoch=0), mixed, lam, 0)
+    total.backward()
+    for loss, key in zip([*losses, total], ("loss_ori", "loss_mix", "loss_mix_flip", "loss_total"), strict=True):
+        assert loss.item() == pytest.approx(meta[key], abs=1e-4 if key == "loss_total" else 3e-5), key
+    g.agree(f"{name}.grad_fc", method.base.projection_head.weight.grad)
+    if "queue" in name:
+        g.agree(f"{name}.queue_after", method.base.queue)
+
+
+@pytest.mark.parametrize("case", range(2))
+def test_unmix_on_moco_agrees_with_the_released_code(case):
+    g = load("swav/unmix_moco.npz")
+    meta = g.meta[case]
+    name = meta["name"]
+    method = Unmix(flat(192), base="mocov1", pairing="reversed",
+                   mocov1={"dim": meta["dim"], "hidden": 0, "queue": meta["K"], "momentum": meta["m"], "temperature": meta["T"]})
+    base = method.base
+    for encoder, key in ((base, "W_q"), (base.key_encoder, "W_k")):
+        layer = nn.Linear(192, meta["dim"], bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(g.given(f"{name}.{key}")))
+        if encoder is base:
+            base.head = layer
+        else:
+            base.key_encoder[1] = layer.requires_grad_(False)
+    base.queue.copy_(torch.from_numpy(g.given(f"{name}.queue")))
+    method.before_step(0, SimpleNamespace(seed=0))
+    g.agree(f"{name}.W_k_after", base.key_encoder[1].weight)
+    query, key = (torch.from_numpy(g.given(f"{name}.{k}")) for k in ("im_q", "im_k"))
+    region = tuple(int(v) for v in meta["bbox"][0][1:]) if meta["bbox"] else None
+    mixed, lam = mix(query, method.swap(query), meta["lam_drawn"], region)
+    g.agree(f"{name}.mixed", mixed)
+    assert lam == pytest.approx(meta["lam_loss"], abs=1e-9)
+    q, q_mix, k = base.queries(query), base.queries(mixed), base.keys(key, 0)
+    for rows, entry in ((q, "loss_ori"), (q_mix, "loss_mix"), (q_mix.flip(0), "loss_mix_flip")):
+        assert base.contrast(rows, k).item() == pytest.approx(meta[entry], abs=3e-5)
+    total = method.moco_loss(SimpleNamespace(views=[query, key]), [mixed], lam, 0)
+    total.backward()
+    assert total.item() == pytest.approx(meta["loss_total"], abs=1e-4)
+    g.agree(f"{name}.grad_W_q", base.head.weight.grad)
+    g.agree(f"{name}.queue_after", base.queue)
+
+
+def unmix(base: str, **params) -> Unmix:
+    torch.manual_seed(0)
+    small = {"swav": SWAV, "simclr": {"dim": 4, "hidden": 0}, "mocov1": {"dim": 4, "queue": 20},
+             "mocov2": {"dim": 4, "hidden": 6, "queue": 20}}[base]
+    return Unmix(flat(48), base=base, **{base: small}, **params)
+
+
+def batch(count: int = 2, size: int = 6):
+    g = torch.Generator().manual_seed(1)
+    return SimpleNamespace(views=[torch.randn(size, 3, 4, 4, generator=g) for _ in range(count)], epoch=0, index=torch.arange(size))
+
+
+def test_in_the_papers_form_predictions_and_assignments_are_read_backwards_together():
+    """The last term is SwAV's own loss on crops of which every even one is the mixture of the partner."""
+    method = unmix("swav").double()
+    one = batch(4)
+    views = [v.double() for v in one.views]
+    mixed = [mix(v, method.swap(v), 0.3, None)[0] for v in views[::2]]
+    method.base.before_step(0)
+    total = method.swav_loss(SimpleNamespace(views=views, epoch=0), mixed, 0.3, 0)
+
+    def plain(views):
+        return method.base.loss(SimpleNamespace(views=views, epoch=0), 0)[0]
+
+    there = [mixed[0], views[1], mixed[1], views[3]]
+    back = [method.swap(mixed[0]), views[1], method.swap(mixed[1]), views[3]]
+    torch.testing.assert_close(total, plain(views) + 0.3 * plain(there) + 0.7 * plain(back))
+
+
+def test_a_mixture_read_backwards_is_the_mixture_with_the_shares_exchanged():
+    for pairing in ("neighbours", "reversed"):
+        method = unmix("simclr", pairing=pairing)
+        x = torch.randn(6, 3, 4, 4)
+        torch.testing.assert_close(method.swap(mix(x, method.swap(x), 0.3, None)[0]), mix(x, method.swap(x), 0.7, None)[0])
+        assert torch.equal(method.swap(method.swap(x)), x)
+
+
+def test_neighbours_stay_together_when_processes_share_a_batch():
+    method = unmix("simclr")
+    x = torch.arange(8.)
+    assert torch.equal(method.swap(x), torch.cat([method.swap(x[:4]), method.swap(x[4:])]))
+    assert method.swap(torch.arange(5.)).tolist() == [1, 0, 3, 2, 4]
+
+
+def test_shares_match_the_pixels_exchanged():
+    method = unmix("simclr", pairing="reversed")
+    ones = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
+    for step in range(40):
+        mixed, lam = method.mixtures([ones], step)
+        assert mixed[0][1].mean().item() == pytest.approx(lam, abs=1e-6)
+    method.probability = 1.0
+    mixed, lam = method.mixtures([ones], 0)
+    assert len(mixed[0].unique()) == 2 and mixed[0][1].mean().item() == pytest.approx(lam, abs=1e-6)
+
+
+def test_probability_one_mixes_whole_images_zero_regions_and_half_both():
+    for probability, expected in ((0.0, {False}), (1.0, {True}), (0.5, {True, False})):
+        method = unmix("simclr", probability=probability)
+        assert {method.draw(step)[0] for step in range(60)} == expected
+    lams = np.array([unmix("simclr").draw(step)[1] for step in range(400)])
+    assert 0.45 < lams.mean() < 0.55 and lams.std() > 0.25          # Beta(1, 1) is uniform
+
+
+@pytest.mark.parametrize("base", sorted(BASES))
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_base_trains_with_any_number_of_views(base, count):
+    method = unmix(base)
+    method.before_step(0, SimpleNamespace(seed=0))
+    loss, logs = method.loss(batch(count), 0)
+    loss.backward()
+    assert loss.isfinite() and 0 <= logs["lam"] <= 1
+    trained = [p for group in method.param_groups() for p in group["params"]]
+    assert trained and all(p.grad is not None for p in trained)
+    assert not any(k.startswith("backbone") for k in method.state_dict())        # held once, by the base
+
+
+def test_the_queue_path_runs_which_the_released_one_cannot():
+    method = unmix("swav", form="paper")
+    method.base.queue_spec = {"length": 6, "start_epoch": 0}
+    for step in range(4):
+        method.before_step(step, SimpleNamespace(seed=0))
+        assert method.loss(batch(), step)[0].isfinite()
+    assert method.base.queue_full and method.base.pushed == 12
