@@ -306,8 +306,8 @@ class Recipe(Strict):
         return self.model_dump(mode="json")
 
     def hash(self) -> str:
-        """10 hexadecimal digits over everything except the seed; settings that are null do not count."""
-        content = _without_null(self.model_dump(mode="json", exclude={"seed"}))
+        """10 hexadecimal digits over all that can change a weight: not the seed, not how files are read; null does not count."""
+        content = _without_null(self.model_dump(mode="json", exclude={"seed", "layouts"}))
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
