@@ -8,9 +8,13 @@ from functools import partial
 from typing import Any
 
 from ..errors import UserError, suggest
+from .alexnet import AlexNet
 from .common import Backbone
+from .nin import Nin
+from .preact import PreactResNet
 from .resnet import ResNet, tiny_resnet
 from .tiny import Pixels
+from .vgg import Vgg16
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, [2, 2, 2, 2], False),
@@ -21,6 +25,10 @@ BUILDERS: dict[str, Callable[..., Backbone]] = {
     "resnet50w2": partial(ResNet, [3, 4, 6, 3], width=128),
     "resnet50w4": partial(ResNet, [3, 4, 6, 3], width=256),
     "resnet50w5": partial(ResNet, [3, 4, 6, 3], width=320),
+    "resnet50v2": PreactResNet,
+    "vgg16": Vgg16,
+    "alexnet": AlexNet,
+    "nin": Nin,
     "tiny_resnet": tiny_resnet,
     "pixels": Pixels,
 }

@@ -92,10 +92,9 @@ class ResNet(Backbone):
         channels = stem_width or width
         if deep_stem:
             half = channels // 2
-            self.conv1: nn.Module = nn.Sequential(
-                conv(in_channels, half, 3, stem_stride), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
-                conv(half, half, 3), nn.BatchNorm2d(half), nn.ReLU(inplace=True), conv(half, channels, 3),
-            )  # fmt: skip
+            steps = [(in_channels, half, stem_stride), (half, half, 1)]
+            triples = [nn.Sequential(conv(i, o, 3, s), nn.BatchNorm2d(o), nn.ReLU(inplace=True)) for i, o, s in steps]
+            self.conv1: nn.Module = nn.Sequential(*triples, conv(half, channels, 3))
         else:
             self.conv1 = conv(in_channels, channels, stem_kernel, stem_stride, stem_padding)
         self.bn1 = nn.BatchNorm2d(channels)
