@@ -51,7 +51,7 @@ class Fact:
     place: str
 
     @property
-    def whose(self) -> tuple[str, str, str, str | None]:
+    def question(self) -> tuple[str, str, str, str | None]:
         p = self.published
         return (p.protocol, p.metric, p.origin, p.by)
 
@@ -109,13 +109,13 @@ class Catalogue:
             if fact.row != row:
                 continue
             twin = next(
-                (f for f in found if f.whose == fact.whose and f.published.source == fact.published.source), None
+                (f for f in found if f.question == fact.question and f.published.source == fact.published.source), None
             )
             if twin is None:
                 found.append(fact)
             elif twin.published.value != fact.published.value:
                 raise UserError(
-                    f"{twin.place} and {fact.place}: two values of {row} {fact.whose}; keep the one that was read"
+                    f"{twin.place} and {fact.place}: two values of {row} {fact.question}; keep the one that was read"
                 )
         return found
 
@@ -197,7 +197,7 @@ def whose(published: Published) -> str:
         case "authors":
             return "the method's authors"
         case "quoted":
-            return f"as quoted by {published.by or published.source}"
+            return f"as quoted by {published.by or published.source.split(',')[0]}"
         case "retrain":
             return f"{published.by}, own training"
         case _:
