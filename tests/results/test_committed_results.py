@@ -111,7 +111,7 @@ def test_every_published_number_has_a_source_and_a_row_that_exists():
     assert len(facts) > 10
     for fact in facts:
         assert len(fact.published.source) > 8, fact
-        assert fact.published.origin == "authors" or fact.published.by, fact
+        assert fact.published.origin in ("authors", "quoted") or fact.published.by, fact
         assert "recalled" not in f"{fact.published.source} {fact.published.note}", fact
 
 
