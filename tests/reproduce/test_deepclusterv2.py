@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import load
 from torch import nn
 
 from engine import rng
 from engine.batch import Batch
+from golden import load
 from reproduce.clustering import UNSEEN
 from reproduce.methods.deepclusterv2 import DeepClusterV2, cluster_prediction
 from zoo.errors import UserError
