@@ -101,3 +101,26 @@ class Progress:
             self._width = len(text)
         else:
             print(text, file=self.stream, flush=True)
+
+
+class Counter:
+    """As Progress, for work that has no loss: images whose features were computed, rows that were read."""
+
+    def __init__(self, name: str, total: int, *, start: int = 0, every: float = 10.0, quiet: bool = False) -> None:
+        self.name, self.total, self.start, self.quiet = name, total, start, quiet
+        self.live = sys.stderr.isatty()
+        self.every = 0.2 if self.live else every
+        self._began = self._printed = time.perf_counter()
+
+    def update(self, done: int) -> None:
+        now = time.perf_counter()
+        if not self.quiet and now - self._printed >= self.every:
+            self._printed = now
+            rate = (done - self.start) / (now - self._began)
+            text = f"{self.name}  {done:,}/{self.total:,}  {rate:,.0f}/s  left {duration((self.total - done) / rate)}"
+            print(f"\r{text}   " if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the live line."""
+        if self.live and not self.quiet and self._printed > self._began:
+            print(file=sys.stderr, flush=True)
