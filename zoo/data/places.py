@@ -53,10 +53,7 @@ def find(spec: DatasetSpec, root: str | Path | None = None) -> Path | None:
         if candidate.is_dir():
             return candidate
     if spec.made:
-        from .scenes_files import make
-
-        form, items = str(spec.options["format"]), str(spec.options["items"])
-        return make(user_cache() / "data" / f"scenes_{items}_{form}", form, items)
+        return _made(spec)
     if spec.download:
         target = user_cache() / "data" / spec.name
         try:
@@ -64,6 +61,17 @@ def find(spec: DatasetSpec, root: str | Path | None = None) -> Path | None:
         except Exception as error:  # noqa: BLE001  torchvision lets urllib, ssl, tarfile and its own errors through
             tried.append(f"download through torchvision to {target} ({str(error) or type(error).__name__})")
     raise DataMissing(f"{spec.name}: no data found. Tried: {'; '.join(tried)}. Next: {spec.prepare}")
+
+
+def _made(spec: DatasetSpec) -> Path:
+    """The composed scenes in the user's cache, made there by the first process that wants them."""
+    from .scenes_files import VERSION, make
+
+    form, items = str(spec.options["format"]), str(spec.options["items"])
+    folder = user_cache() / "data" / f"scenes_{items}_{form}_v{VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(folder.with_suffix(".lock")):
+        return folder if (folder / "scenes.json").is_file() else make(folder, form, items)
 
 
 def present(spec: DatasetSpec) -> str:

@@ -103,11 +103,14 @@ def _devkit(path: Path) -> dict[str, str]:
     if path.is_dir():
         content = {n: (path / "data" / n).read_bytes() for n in (truth, meta) if (path / "data" / n).is_file()}
     else:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                name = member.name.rpartition("/")[2]
-                if name in (truth, meta) and (file := tar.extractfile(member)):
-                    content[name] = file.read()
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    name = member.name.rpartition("/")[2]
+                    if name in (truth, meta) and (file := tar.extractfile(member)):
+                        content[name] = file.read()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if set(content) != {truth, meta}:
         raise UserError(f"{path}: needs data/{truth} and data/{meta}")
     synsets: Any = loadmat(io.BytesIO(content[meta]), squeeze_me=True)["synsets"]
