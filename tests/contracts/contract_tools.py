@@ -1,7 +1,6 @@
 """Every registered method on a handful of real digits: built, trained for a few steps, and taken apart again."""
 from __future__ import annotations
 
-import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,21 @@ from reproduce import launch
 from zoo import data, registry
 
 IMAGES, BATCH = 100, 16          # six steps in an epoch, four images left over
-EXTRA: dict[str, dict[str, Any]] = {}      # settings that a method needs to be small; none by default
+# Adam would turn gradients that are zero but for rounding into steps of full size.
+SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
+# Settings of a method that change its mathematics enough to be run as well.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "swav with a queue": ("swav", {"params.queue": {"length": 32, "start_epoch": 0}}),
+    "swav with small crops": ("swav", {"views.crops": [{"count": 2, "size": 10}, {"count": 3, "size": 8, "scale": [0.2, 0.5]}]}),
+    "simclr detached": ("simclr", {"params.gather": "detached"}),
+    "mocov2 symmetric": ("mocov2", {"params.symmetric": True}),
+    "pic with negatives and a window": ("pic", {"params.negatives": 24, "params.window": {"size": 48, "stride": 16}}),
+    "pic with small crops": ("pic", {"views.crops": [{"count": 1, "size": 10}, {"count": 2, "size": 8, "scale": [0.2, 0.5]}]}),
+    "unmix of swav": ("unmix", {"params.base": "swav", "params.swav": {"prototypes": 20, "dim": 8, "hidden": 16}}),
+    "unmix of mocov2": ("unmix", {"params.base": "mocov2", "params.mocov2": {"dim": 8, "hidden": 16, "queue": 64}}),
+}
+# Batch norm over parts of a batch makes the parts matter: which rows they hold, and how many processes hold them.
+WHOLE_BATCH = {name: {"params.splits": 1} for name in ("mocov1", "mocov2", "mocov2 symmetric")}
 
 
 def registered() -> list[str]:
@@ -38,9 +51,15 @@ def source() -> Any:
     return data.open_source("digits", "fit").subset(range(IMAGES))
 
 
-def recipe(method: str, **overrides: Any) -> Any:
-    """The method's digits recipe, cut down: a narrow network, 16 images a step, nine steps."""
-    settings = {"batch": BATCH, "optimizer.lr": 0.02, "precision": "float32", "channels_last": False, **EXTRA.get(method, {})}
+def cases() -> list[str]:
+    """Every method that trains, and the variants of those that are registered."""
+    return trained() + [name for name, (method, _) in VARIANTS.items() if method in trained()]
+
+
+def recipe(name: str, **overrides: Any) -> Any:
+    """The digits recipe of a method or variant, cut down: a narrow network, 16 images a step, nine steps."""
+    method, variant = VARIANTS.get(name, (name, {}))
+    settings = {"batch": BATCH, "optimizer": SGD, "precision": "float32", "channels_last": False, **variant}
     model = zoo.entry(f"{method}_digits")
     if model.backbone.name == "tiny_resnet":
         settings |= {"backbone.options.width": 8}
@@ -87,10 +106,9 @@ def select(batch: Batch, rows: Any) -> Batch:
     return Batch(batch.index[rows], [v[rows] for v in batch.views], labels, batch.epoch)
 
 
-def fit(recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | None = None) -> loop.FitResult:
+def fit(recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | None = None, method: Any = None) -> loop.FitResult:
     """The engine's loop on the handful of digits, with a checkpoint every other step."""
-    world = world or dist.World()
-    method = build(recipe)
+    world, method = world or dist.World(), method or build(recipe)
     options = RunOptions(stop_after=stop_after, checkpoint_interval=2, log_interval=2, tensorboard=False)
     return loop.fit(method, stream(recipe, method, world.rank, world.size), recipe=recipe.dump(), folder=folder,
                     options=options, world=world, provenance={})
@@ -98,7 +116,3 @@ def fit(recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | N
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "weights.pth", weights_only=True)
-
-
-def clone(method: Any) -> Any:
-    return copy.deepcopy(method)

@@ -11,8 +11,9 @@ import zoo
 from engine import loop
 from reproduce import methods
 from zoo import overrides, registry
+from zoo.yamlfile import load_mapping
 
-REGISTERED, TRAINED = tools.registered(), tools.trained()
+REGISTERED, TRAINED, CASES = tools.registered(), tools.trained(), tools.cases()
 # The order of the batch is part of these methods' mathematics.
 ORDER_MATTERS = {"unmix": "image i is mixed with image B-1-i"}
 
@@ -24,16 +25,8 @@ def on(names):
 # -- registry and constructor --------------------------------------------------------------------------------------------
 @on(registry.methods())
 def test_yaml_and_constructor_name_the_same_parameters_with_the_same_defaults(name):
-    written = registry.registry().params(name)[0] if hasattr(registry.registry(), "params") else defaults(name)
-    taken = {k: dict(v) if hasattr(v, "items") else list(v) if isinstance(v, tuple) else v
-             for k, v in methods.parameters(methods.find(name)).items()}
-    assert set(written) == set(taken)
-    assert {k: v for k, v in taken.items() if k in written and v != written[k]} == {}
-
-
-def defaults(name):
-    from zoo.yamlfile import load_mapping
-    return load_mapping(registry.registry().file(name))["recipe"]["params"]
+    written = load_mapping(registry.registry().file(name))["recipe"]["params"]
+    assert written == methods.parameters(methods.find(name))
 
 
 @on(registry.methods())
@@ -124,13 +117,13 @@ def test_the_order_of_a_batch_does_not_matter(name):
     rows = torch.from_numpy(np.random.default_rng(0).permutation(tools.BATCH))
     losses = []
     for order in (slice(None), rows):
-        method, batch, ctx = tools.first(name)
+        method, batch, ctx = tools.first(name, **tools.WHOLE_BATCH.get(name, {}))
         losses.append(tools.loss_of(method, tools.select(batch, order), 0, ctx).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------
-@on(TRAINED)
+@on(CASES)
 def test_state_survives_a_round_trip_through_a_file(name):
     """Two steps, then everything through a weights-only file into a fresh method: the third step is the same."""
     settings = tools.recipe(name)
@@ -155,16 +148,16 @@ def test_state_survives_a_round_trip_through_a_file(name):
     assert torch.equal(a, b)
 
 
-@on(REGISTERED)
+@on(sorted({*REGISTERED, *CASES}))
 def test_a_run_that_is_stopped_twice_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path):
     settings = tools.recipe(name)
     whole = tools.fit(settings, tmp_path / "whole")
     assert whole.finished
-    if name in TRAINED:
+    if name in CASES:
         for stop in (4, 7):                        # within the first epoch, and within the second
             assert not tools.fit(settings, tmp_path / "parts", stop_after=stop).finished
     result = tools.fit(settings, tmp_path / "parts")
-    assert result.finished and result.resumed_from == (7 if name in TRAINED else None)
+    assert result.finished and result.resumed_from == (7 if name in CASES else None)
     a, b = tools.weights(tmp_path / "whole"), tools.weights(tmp_path / "parts")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert isinstance(whole, loop.FitResult) and result.loss == whole.loss
