@@ -212,3 +212,14 @@ def test_the_demo_can_render_one_table_from_records_alone(tmp_path):
     assert page == tmp_path / "tables" / "digits.md" and "77.0 (1)" in page.read_text()
     with pytest.raises(UserError, match="no table"):
         tables.render_to("digit", roots=[], folder=tmp_path)
+
+
+def test_the_table_that_the_docs_show_is_one(tmp_path):
+    text = (REPOSITORY / "docs" / "results.md").read_text()
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "tables.yaml").write_text("tables:\n" + example)
+    (table,) = tables.load(tmp_path / "tables.yaml")
+    assert (
+        tables.build(table, Store([tmp_path / "none"]), CATALOGUE).rows == ()
+    )  # nothing measured, such rows are hidden
+    assert len(tables.row_names(table, CATALOGUE)) == 2
