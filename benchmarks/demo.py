@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     store = Path("results/measured") if args.record else Path(out) / "measured"
     folder = Path("results/tables") if args.record else Path(out) / "tables"
     page = tables.render_to(args.dataset, roots=[store], folder=folder)
-    print(f"\n{page.read_text()}\nfiles written:")
+    table, _, _ = page.read_text(encoding="utf-8").partition("\n## ")
+    print(f"\n{table}\nfiles written:")
     for path in [*sorted(written), page]:
         print(f"  {os.path.relpath(path)}")
     print(f"\n{clock(time.time() - started)} in all. Next: python -m evaluations pair simclr_{args.dataset} "
