@@ -21,14 +21,19 @@ from zoo.errors import UserError
 UNSEEN = -100
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the images of all processes that have a label; 0 if none has. logits (B, K), labels (B,) with UNSEEN.
+def mean_over_known(each: Tensor, known: Tensor) -> Tensor:
+    """Mean of losses (B,) over the images of all processes that are `known` (B,); 0 if none is.
 
-    Processes may hold different numbers of labelled images: the mean over processes of what this returns is the mean over images.
+    Processes may hold different numbers of such images: the mean over processes of what this returns is the mean over images.
     """
-    known = dist.all_reduce_((labels != UNSEEN).sum().float()) / dist.world_size()
-    total = F.cross_entropy(logits.float(), labels, ignore_index=UNSEEN, reduction="sum")
-    return total / known.clamp(min=1 / dist.world_size())
+    count = dist.all_reduce_(known.sum().float()) / dist.world_size()
+    return each.masked_fill(~known, 0.0).sum() / count.clamp(min=1 / dist.world_size())
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Over the images of all processes that have a label. logits (B, K), labels (B,) with UNSEEN."""
+    each = F.cross_entropy(logits.float(), labels, ignore_index=UNSEEN, reduction="none")
+    return mean_over_known(each, labels != UNSEEN)
 
 
 def by_image(index: Any, labels: Tensor, n: int) -> Tensor:
@@ -36,6 +41,13 @@ def by_image(index: Any, labels: Tensor, n: int) -> Tensor:
     out = torch.full((len(labels), n), UNSEEN, dtype=torch.int64)
     where, found = dist.all_gather_rows(torch.as_tensor(index).cpu()), dist.all_gather_rows(labels.cpu().T.contiguous())
     out[:, where] = found.T
+    return out
+
+
+def rows_by_image(index: Any, rows: Tensor, n: int) -> Tensor:
+    """(n, D) rows of all images, on every process, from each process's (n_r,) index and (n_r, D) rows; 0 elsewhere."""
+    out = torch.zeros(n, rows.shape[1])
+    out[dist.all_gather_rows(torch.as_tensor(index).cpu())] = dist.all_gather_rows(rows.float().cpu())
     return out
 
 

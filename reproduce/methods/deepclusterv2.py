@@ -110,7 +110,10 @@ class DeepClusterV2(Method):
             self.bank.add(index, z[self.assign_crops])
             self._seen = z[0].detach()
             scores = [layer(z) for layer in self.prototypes.values()]
-            return cluster_prediction(scores, self.labels[:, index.cpu()].to(z.device), self.temperature)
+            return self.prediction(scores, self.labels[:, index.cpu()].to(z.device), index)
+
+    def prediction(self, scores: Sequence[Tensor], labels: Tensor, index: Tensor) -> Tensor:
+        return cluster_prediction(scores, labels, self.temperature)
 
     def project(self, features: Tensor) -> Tensor:
         """(B, dim) unit embeddings, float32."""
