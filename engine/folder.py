@@ -92,7 +92,8 @@ def _take(stack: ExitStack, folder: Path, recipe: Mapping[str, Any], resume: boo
     if not resume:
         for name in WRITTEN:
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for name in ("tensorboard", "features"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     written = folder / "recipe.yaml"
     if written.exists():
         checkpoint.require_recipe(written, yaml.safe_load(written.read_text()), recipe)

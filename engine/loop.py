@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -75,7 +76,8 @@ def fit(
     """Train `method` on `stream`; leave weights.pth, log.jsonl, recipe.yaml, provenance.json and done.json in `folder`.
 
     method   see reproduce.method.Method; only what this file calls is needed
-    stream   steps_per_epoch, total_steps, epoch(epoch, start) -> batches of this process, context(method, epoch) -> ctx
+    stream   steps_per_epoch, total_steps, epoch(epoch, start) -> batches of this process, context(method, epoch) -> ctx;
+             its attribute `workspace` is set to a folder for large files, which is gone when the run has finished
     recipe   plain values; read here: seed, batch, optimizer, schedule, precision, channels_last, sync_bn, sync_bn_group
     folder   the same for all processes, seen by all of them
     Raises NonFiniteLoss, LockedError or CheckpointError; SystemExit after SIGINT or SIGTERM, with a checkpoint written.
@@ -124,6 +126,7 @@ class _Run:
         self.step, self.prepared, self.seconds = 0, -1, 0.0  # steps done, last epoch prepared, time of earlier sessions
         self.loss = math.nan
         self.path = folder / "checkpoint.pt"
+        stream.workspace = folder / "features"
         self.resumed = self._resume()
         self.began = self.saved = time.perf_counter()
         self.saving = 0.0  # seconds that the last save took
@@ -331,6 +334,7 @@ class _Run:
                 }
                 done["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
                 checkpoint.write_json(self.folder / "done.json", done)
+                shutil.rmtree(self.folder / "features", ignore_errors=True)
             dist.barrier()
         return result
 

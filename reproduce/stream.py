@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine import rng
+from engine import extract, rng
 from engine.batch import Batch
 from reproduce import views
 from reproduce.views import Augment
@@ -72,6 +73,8 @@ class Stream:
     epochs, images   the budget: exactly one of the two (images counts images, not views)
     method   asked for its sampler and whether it wants labels; None for neither
     """
+
+    workspace: Path | None = None        # where many features may lie; the engine's loop says a folder of the run
 
     def __init__(self, source: Any, augment: Augment, *, batch: int, seed: int = 0, epochs: int | None = None,
                  images: int | None = None, rank: int = 0, world: int = 1, workers: int = 0, method: Any = None) -> None:
@@ -154,33 +157,34 @@ class Stream:
         """This process's share of the data set and its features: (n_r,) int64 in rising order, (n_r, D) float32 on the CPU.
 
         view: None for the whole image without chance (its central square); a number for that augmented view of the epoch.
-        The method is put in evaluation mode meanwhile.
+        The method is put in evaluation mode meanwhile. Many features lie in a memory-mapped file of the run folder.
         """
         index = np.array_split(np.arange(len(self.source), dtype=np.int64), self.world)[self.rank]
         training, method_device = method.training, next(method.parameters(), torch.empty(0)).device
         method.eval()
         try:
-            parts = [method.features(images.to(method_device)).float().cpu() for images in self._plain(index, view, epoch)]
+            where = None if self.workspace is None else self.workspace / f"view{view}-{self.rank}of{self.world}.npy"
+            key = extract.fingerprint(method, view, epoch, self.seed, self.source.fingerprint) if where is not None else ""
+            found = extract.collect(lambda a, b: method.features(self._plain(index[a:b], view, epoch).to(method_device)), len(index),
+                                    path=where, key=key, block=EXTRACT_CHUNK, quiet=self.rank > 0)
         finally:
             method.train(training)
-        return index, torch.cat(parts)
+        return index, found
 
-    def _plain(self, index: np.ndarray, view: int | None, epoch: int) -> Iterator[Tensor]:
-        """Normalised images of `index`, a chunk at a time."""
+    def _plain(self, part: np.ndarray, view: int | None, epoch: int) -> Tensor:
+        """Normalised images of `part`."""
         augment, crop = (self.augment, self.augment.crops[view]) if view is not None else \
             views.plain(self.augment, self.augment.crops[0].size)
         number = view or 0
-        for start in range(0, len(index), EXTRACT_CHUNK):
-            part = index[start:start + EXTRACT_CHUNK]
-            if self._array is not None:
-                images = torch.from_numpy(self._array[part])
-                sizes = [np.full(len(part), side) for side in images.shape[1:3]]
-                params = self._params(epoch, part, number, *sizes) if view is not None else \
-                    views.whole(*sizes, augment.pad)
-                rendered = views.render_batch(images, params, crop, augment)
-            else:
-                rendered = torch.stack([self._one(augment, crop, int(i), view, epoch) for i in part])
-            yield views.finish(rendered, augment, self.seed, epoch, part, number)
+        if self._array is not None:
+            images = torch.from_numpy(self._array[part])
+            sizes = [np.full(len(part), side) for side in images.shape[1:3]]
+            params = self._params(epoch, part, number, *sizes) if view is not None else \
+                views.whole(*sizes, augment.pad)
+            rendered = views.render_batch(images, params, crop, augment)
+        else:
+            rendered = torch.stack([self._one(augment, crop, int(i), view, epoch) for i in part])
+        return views.finish(rendered, augment, self.seed, epoch, part, number)
 
     def _one(self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int) -> Tensor:
         image = self.source.image(i)
