@@ -70,10 +70,16 @@ def _run(options: argparse.Namespace) -> int:
 
         print(plan([options.protocol], options.model, given))
         return 0
+    from engine import dist
+
     from .run import evaluate
 
-    path = evaluate(options.protocol, options.model, given, record=options.record)
-    print(path)
+    try:
+        path = evaluate(options.protocol, options.model, given, record=options.record)
+        if dist.is_main():
+            print(path)
+    finally:
+        dist.finish()
     return 0
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,19 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import dist
 from zoo.errors import UserError, suggest
 
 from .models import Model
 from .pooling import pooled
 from .protocol import Protocol, Transform
-from .views import Views, batches
+from .views import Views, stream
 
 SAY_EVERY = 10.0  # seconds between lines of progress
 
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """Features of every image of a split. view: "centre", "ten_crop:0".."ten_crop:9" or "augmented:0", "augmented:1", ..."""
+    """Features of every image of a split, in one view of each (see views.py; "ten_crop" itself is ten views)."""
 
     split: str
     layer: str = "output"
@@ -79,18 +79,27 @@ class Store:
 
     @contextmanager
     def create(self, key: str, shape: tuple[int, int]) -> Iterator[np.ndarray]:
-        """A float32 (N, D) map to fill; it appears under its key only when the block has ended without an error."""
+        """A float32 (N, D) map to fill; it appears under its key only when the block has ended without an error.
+
+        Several processes fill different rows of the same file; the first of them makes it and gives it its name.
+        """
         target = self.path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".tmp")
-        os.close(handle)
+        owner = torch.tensor([os.getpid()])
+        temporary = target.parent / f".{key}.{int(dist.broadcast_(owner))}.tmp"
         try:
-            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            if dist.is_main():
+                np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape).flush()
+            dist.barrier()
+            rows = np.lib.format.open_memmap(temporary, mode="r+")
             yield rows
             rows.flush()
-            os.replace(temporary, target)
+            dist.barrier()
+            if dist.is_main():
+                os.replace(temporary, target)
+            dist.barrier()
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 class Features:
@@ -107,11 +116,13 @@ class Features:
         release: Callable[[], None],
         also: Iterable[FeatureRequest] = (),
         say: Callable[[str], None] = lambda line: None,
+        workspace: Path | None = None,
     ) -> None:
         self.model, self.protocol, self.store = model, protocol, store
         self.compute = compute or Compute()
         self.selection: Any = None
-        self._open, self._release, self._say = open_split, release, say
+        self.say, self._workspace = say, workspace
+        self._open, self._release = open_split, release
         self._sources: dict[str, Any] = {}
         self._planned = dict.fromkeys(also)
         self.passes = 0
@@ -156,6 +167,13 @@ class Features:
         self.selection = selection
         self._release()
 
+    @property
+    def workspace(self) -> Path:
+        """A folder for what this measurement keeps while it runs: checkpoints of heads."""
+        if self._workspace is None:
+            raise UserError(f"{self.protocol.id}: this measurement has no folder for its checkpoints")
+        return self._workspace
+
     # ------------------------------------------------------------ keys and passes
 
     def key(self, request: FeatureRequest) -> str:
@@ -181,22 +199,23 @@ class Features:
         views = Views(transform_of(self.model, self.protocol.transform), view)
         network = self.model.backbone.to(self.compute.device).eval()
         started = said = time.monotonic()
-        n, done = len(source), 0
+        n = len(source)
+        mine = np.array_split(np.arange(n), dist.world_size())[dist.rank()]
+        done = 0
         maps: dict[FeatureRequest, np.ndarray] = {}
         self.passes += 1
         with ExitStack() as stack:  # all files of a pass appear, or none
-            for images in batches(source, views, self.compute.batch, self.compute.workers):
-                found = forward(network, images, requests, self.compute)
+            order = np.array_split(mine, max(1, -(-len(mine) // self.compute.batch)))
+            for rows, images in stream(source, views, order, self.compute.workers):
+                found = forward(network, images[:, 0], requests, self.compute)
                 for request, value in found.items():
                     if request not in maps:
                         maps[request] = stack.enter_context(self.store.create(self.key(request), (n, value.shape[1])))
-                    maps[request][done : done + len(images)] = value.cpu().numpy()
+                    maps[request][rows] = value.cpu().numpy()
                 done += len(images)
                 if time.monotonic() - said > SAY_EVERY:
                     said = time.monotonic()
-                    self._say(_progress(split, done, n, said - started))
-            if done != n:
-                raise UserError(f"{self.protocol.dataset}/{split}: {done} of {n} images could be read")
+                    self.say(_progress(split, done, len(mine), said - started))
 
 
 def plan_requests(

@@ -52,7 +52,9 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     train, test = protocol.splits.train, protocol.splits.test
     labels, classes = features.labels(train), features.classes(train)
     layer = layers_of(protocol, features.model)[0]
-    cells: list[dict[str, Any]] = [{"k": int(k), "temperature": t} for k in protocol.grid["k"] for t in protocol.grid["temperature"]]
+    cells: list[dict[str, Any]] = [
+        {"k": int(k), "temperature": t} for k in protocol.grid["k"] for t in protocol.grid["temperature"]
+    ]
     most = max(int(c["k"]) for c in cells)
     if most >= len(labels):
         raise UserError(f"grid.k: {most} neighbours of {len(labels)} training images; lower it")

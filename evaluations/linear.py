@@ -23,7 +23,7 @@ from .features import FeatureRequest, Features, layers_of, plan_requests, pool_o
 from .models import Model
 from .protocol import Protocol, head_of
 from .result import Result, rate, rates
-from .splits import stratified_folds
+from .splits import deepercluster_folds, stratified_folds
 
 GRID = ("lr", "weight_decay", "penalty")
 
@@ -42,24 +42,34 @@ class ScheduleOptions(Strict):
 
 
 class Head(Strict):
-    """Settings under ``head`` of a linear protocol; rates and decays stand under ``grid``."""
+    """Settings under ``head`` of a linear protocol; rates and decays stand under ``grid``.
+
+    norm    before the linear layer: none; batch, a BatchNorm without affine; batch_affine, with. The fast form
+            standardises features with the training split's statistics instead of either
+    trunk   faithful form: the frozen backbone's batch norm in eval mode, or in train mode as PIC's and SeLa's code has it
+    snapshots   evenly spaced epochs that are kept for "best on test"
+    """
 
     solver: Literal["sgd", "ridge"] = "sgd"
     epochs: Annotated[int, Field(ge=1)] = 100
     batch: Annotated[int, Field(ge=1)] = 256
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     schedule: ScheduleOptions = ScheduleOptions()
-    standardise: bool = True
+    norm: Literal["none", "batch", "batch_affine"] = "batch"
+    init: Literal["default", "normal", "xavier", "he_out"] = "normal"
     init_std: float = 0.01
+    trunk: Literal["eval", "train"] = "eval"
+    drop_last: bool = False
     snapshots: Annotated[int, Field(ge=0)] = 10
 
     def settings(self, seed: int) -> heads.Settings:
+        """As the fast form has it."""
         return heads.Settings(
             epochs=self.epochs,
             batch=self.batch,
             momentum=self.momentum,
             schedule=self.schedule.build(),
-            standardise=self.standardise,
+            standardise=self.norm != "none",
             init_std=self.init_std,
             snapshots=self.snapshots,
             seed=seed,
@@ -68,6 +78,8 @@ class Head(Strict):
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     """The training split with every layer; the validation split when selection needs it; the test split last."""
+    if protocol.form == "faithful":
+        return []  # reads images, not kept features
     splits = [
         protocol.splits.train,
         *([protocol.splits.val] if protocol.select.on == "val" else []),
@@ -77,6 +89,11 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
 
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
+    return run_faithful(protocol, features, seed) if protocol.form == "faithful" else run_fast(protocol, features, seed)
+
+
+def run_fast(protocol: Protocol, features: Features, seed: int) -> Result:
+    """Kept features of one fixed view, all heads of a layer in one batched run."""
     head = head_of(protocol)
     train, test = protocol.splits.train, protocol.splits.test
     labels, classes = features.labels(train), features.classes(train)
@@ -94,23 +111,70 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 
     truth = features.labels(test)
     metrics: dict[str, Metric] = {}
-    predictions = None
     for layer in layers:
-        suffix = f"_{layer}" if len(layers) > 1 else ""
         x = features.get(FeatureRequest(test, layer, pool_of(protocol, layer)))
-        found, predictions = test_metrics(x, truth, trained[layer], chosen[layer])
+        guesses, top5, others = test_guesses(x, truth, trained[layer], chosen[layer])
+        suffix = f"_{layer}" if len(layers) > 1 else ""
+        found = metrics_of(guesses, top5, others, truth, classes, chosen[layer])
         metrics.update({f"{name}{suffix}": metric for name, metric in found.items()})
-    assert predictions is not None
-    return Result(metrics, predictions, (predictions == truth).astype(np.int8))
+    return Result(metrics, guesses[0], (guesses[0] == truth).astype(np.int8))
+
+
+def run_faithful(protocol: Protocol, features: Features, seed: int) -> Result:
+    """Fresh views every epoch, heads as the authors trained them (faithful.py)."""
+    from . import faithful
+
+    head = head_of(protocol)
+    train, test = protocol.splits.train, protocol.splits.test
+    labels, classes = features.labels(train), features.classes(train)
+    weights, held_out = folds_of(protocol, labels, seed)
+    grid = grid_of(protocol, seed)
+    trained = faithful.train(protocol, head, features, weights, grid, seed)
+    cells = range(len(grid))
+    layers = list(trained.heads)
+
+    scores: dict[str, Any] = dict.fromkeys(layers)
+    if protocol.select.on == "folds":
+        held: list[tuple[int, int, int | None]] = [
+            (fold, cell, None) for fold in range(len(held_out)) for cell in cells
+        ]
+        guesses, _ = faithful.score(protocol, features, train, trained, "centre", held)
+        for layer in layers:
+            right = (guesses[layer] == labels).reshape(len(held_out), len(grid), -1) & held_out[:, None]
+            scores[layer] = 100 * right.sum(2) / held_out.sum(1, keepdims=True)
+    elif protocol.select.on == "val":
+        val = str(protocol.splits.val)
+        guesses, _ = faithful.score(protocol, features, val, trained, "centre", [(-1, cell, None) for cell in cells])
+        scores = {layer: 100 * (guesses[layer] == features.labels(val)).mean(1)[None] for layer in layers}
+    chosen = {layer: choose(grid, scores[layer]) for layer in layers}
+    features.finish_selection(selection_of(protocol, chosen))
+
+    truth = features.labels(test)
+    which: list[tuple[int, int, int | None]] = [(-1, cell, None) for cell in cells]
+    which += [(-1, cell, epoch) for epoch in trained.kept for cell in cells]
+    guesses, top5 = faithful.score(protocol, features, test, trained, protocol.transform.test, which)
+    metrics = {}
+    for layer in layers:
+        mine = guesses[layer][chosen[layer]["cells"]]
+        suffix = f"_{layer}" if len(layers) > 1 else ""
+        best = top5[chosen[layer]["cells"]] if len(layers) == 1 else None
+        found = metrics_of(mine, best, guesses[layer], truth, classes, chosen[layer])
+        metrics.update({f"{name}{suffix}": metric for name, metric in found.items()})
+    return Result(metrics, mine[0], (mine[0] == truth).astype(np.int8))
 
 
 def folds_of(protocol: Protocol, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sample weights (F+1, N), the last row everything, and what each fold holds out (F, N); F = 0 without folds."""
     if protocol.select.on != "folds":
         return np.ones((1, len(labels)), np.float32), np.zeros((0, len(labels)), bool)
-    fold = stratified_folds(labels, protocol.select.folds, seed)
-    held_out = fold[None] == np.arange(protocol.select.folds)[:, None]
-    return np.concatenate([~held_out, np.ones((1, len(labels)), bool)]).astype(np.float32), held_out
+    folds = protocol.select.folds
+    if protocol.select.rule == "deepercluster":
+        pairs = [deepercluster_folds(labels, folds, i) for i in range(folds)]
+        seen, held_out = (np.stack([np.isin(np.arange(len(labels)), p[k]) for p in pairs]) for k in (0, 1))
+    else:
+        held_out = stratified_folds(labels, folds, seed)[None] == np.arange(folds)[:, None]
+        seen = ~held_out
+    return np.concatenate([seen, np.ones((1, len(labels)), bool)]).astype(np.float32), held_out
 
 
 def fit(
@@ -125,9 +189,13 @@ def fit(
 ) -> heads.Heads:
     if head.solver == "ridge":
         return heads.ridge(x, labels, weights, protocol.grid["penalty"], classes=classes)
-    seeds = tuple(range(seed * 1000, seed * 1000 + protocol.seeds))
-    grid = heads.Grid(tuple(protocol.grid["lr"]), tuple(protocol.grid.get("weight_decay", [0.0])), seeds)
+    grid = grid_of(protocol, seed)
     return heads.train(x, labels, weights, grid, head.settings(seed), classes=classes, device=device)
+
+
+def grid_of(protocol: Protocol, seed: int) -> heads.Grid:
+    seeds = tuple(range(seed * 1000, seed * 1000 + protocol.seeds))
+    return heads.Grid(tuple(protocol.grid["lr"]), tuple(protocol.grid.get("weight_decay", [0.0])), seeds)
 
 
 def validation_scores(
@@ -192,23 +260,31 @@ def selection_of(protocol: Protocol, chosen: dict[str, dict[str, Any]]) -> Selec
     )
 
 
-def test_metrics(
+def test_guesses(
     x: np.ndarray, truth: np.ndarray, trained: heads.Heads, chosen: dict[str, Any]
-) -> tuple[dict[str, Metric], np.ndarray]:
-    """top1 (honest), top5 beyond ten classes, top1_best_on_test; and the predictions of the first seed's head."""
-    n = len(truth)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions (seeds, N) and top-5 hits of the chosen heads, and (others, N) of every head at every kept epoch."""
     scores = heads.all_scores(x, trained).cpu()
-    labels = torch.as_tensor(truth)
-    hits = (scores.argmax(2) == labels[:, None]).double().mean(0) * 100  # (G,)
-    each = [float(hits[c]) for c in chosen["cells"]]
-    found = {"top1": rates(each, n, per_fold=chosen["per_fold"])}
-    if scores.shape[2] > 10:
-        best = scores[:, chosen["cells"]].topk(5, dim=2).indices
-        top5 = (best == labels[:, None, None]).any(2).double().mean(0) * 100
-        found["top5"] = rates([float(v) for v in top5], n)
-    highest = float(hits.max())
-    for epoch, _, _ in trained.history:
-        kept = heads.all_scores(x, trained, epoch=epoch).cpu().argmax(2)
-        highest = max(highest, float((kept == labels[:, None]).double().mean(0).max() * 100))
+    best = scores[:, chosen["cells"]].topk(min(5, scores.shape[2]), dim=2).indices
+    top5 = (best == torch.as_tensor(truth)[:, None, None]).any(2).T.numpy()
+    guesses = scores.argmax(2).T.numpy()
+    kept = [heads.all_scores(x, trained, epoch=e).argmax(2).T.cpu().numpy() for e, _, _ in trained.history]
+    return guesses[chosen["cells"]], top5, np.concatenate([guesses, *kept])
+
+
+def metrics_of(
+    guesses: np.ndarray,
+    top5: np.ndarray | None,
+    others: np.ndarray,
+    truth: np.ndarray,
+    classes: int,
+    chosen: dict[str, Any],
+) -> dict[str, Metric]:
+    """top1 (honest, one value per seed), top5 beyond ten classes, top1_best_on_test over all heads and kept epochs."""
+    n = len(truth)
+    found = {"top1": rates([float(v) for v in 100 * (guesses == truth).mean(1)], n, per_fold=chosen["per_fold"])}
+    if classes > 10 and top5 is not None:
+        found["top5"] = rates([float(v) for v in 100 * top5.mean(1)], n)
+    highest = 100 * float((others == truth).mean(1).max())
     found["top1_best_on_test"] = rate(highest, n, style="paper", note="best head and epoch on the test split")
-    return found, scores[:, chosen["cells"][0]].argmax(1).numpy()
+    return found

@@ -19,12 +19,17 @@ from zoo.errors import UserError
 
 def pooled(x: Tensor, pool: str) -> Tensor:
     """(B, C, H, W) -> (B, D) by one of the names above."""
+    return pool_map(x, pool).flatten(1)
+
+
+def pool_map(x: Tensor, pool: str) -> Tensor:
+    """(B, C, H, W) -> (B, C, h, w): the same before it is made flat."""
     name, _, rest = pool.partition(":")
     numbers = [int(n) for n in rest.split(":")] if rest and rest.replace(":", "").isdigit() else []
     if name == "avg" and not numbers:
-        return x.mean((2, 3))
+        return x.mean((2, 3), keepdim=True)
     if name == "flat" and not rest:
-        return x.flatten(1)
+        return x
     if name in ("avg", "max") and len(numbers) in (1, 2, 3):
         kernel, stride, padding = (numbers + [numbers[0], 0][len(numbers) - 1 :])[:3]
         if min(x.shape[2:]) + 2 * padding < kernel:
@@ -32,14 +37,14 @@ def pooled(x: Tensor, pool: str) -> Tensor:
                 f"pool {pool!r} needs a map of at least {kernel - 2 * padding} pixels, this one is {_size(x)}"
             )
         if name == "max":
-            return F.max_pool2d(x, kernel, stride, padding).flatten(1)
-        return F.avg_pool2d(x, kernel, stride, padding).flatten(1)
+            return F.max_pool2d(x, kernel, stride, padding)
+        return F.avg_pool2d(x, kernel, stride, padding)
     if name == "adaptive_max" and len(numbers) == 1:
-        return F.adaptive_max_pool2d(x, numbers[0]).flatten(1)
+        return F.adaptive_max_pool2d(x, numbers[0])
     if name == "adaptive_avg" and len(numbers) == 1:
-        return F.adaptive_avg_pool2d(x, numbers[0]).flatten(1)
+        return F.adaptive_avg_pool2d(x, numbers[0])
     if name == "below" and len(numbers) == 1:
-        return F.avg_pool2d(x, kernel_below(x, numbers[0])).flatten(1)
+        return F.avg_pool2d(x, kernel_below(x, numbers[0]))
     raise UserError(
         f"pool {pool!r}: not one of avg, flat, avg:K, avg:K:S:P, max:K:S:P, adaptive_max:n, adaptive_avg:n, below:N"
     )

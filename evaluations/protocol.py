@@ -33,19 +33,26 @@ class Splits(Strict):
 
 
 class Transform(Strict):
-    """How an image becomes the network's input where a protocol differs from the model's own card; null: as the card."""
+    """How an image becomes the network's input. resize, crop: null where the model's own card decides.
+
+    train    views of the training images in the faithful form; the fast form sees each image once, as it tests
+    test     one centre crop, or ten crops whose logits (or softmax) are averaged
+    """
 
     resize: Annotated[int, Field(ge=1)] | None = None
     crop: Annotated[int, Field(ge=1)] | None = None
-    views: Literal["centre", "augmented", "ten_crop"] = "centre"
+    train: Literal["random_resized_crop", "random_crop", "centre"] = "random_resized_crop"
+    test: Literal["centre", "ten_crop"] = "centre"
+    average: Literal["logits", "softmax"] = "logits"
 
 
 class Select(Strict):
     """What hyper-parameters are chosen on: stratified ``folds`` of the training split, each of its images against all
-    others (``leave_one_out``), a ``val`` split, or nothing."""
+    others (``leave_one_out``), a ``val`` split, or nothing. rule: how folds are cut (splits.py)."""
 
     on: Literal["folds", "leave_one_out", "val", "none"] = "folds"
     folds: Annotated[int, Field(ge=2)] = 5
+    rule: Literal["stratified", "deepercluster"] = "stratified"
     metric: str = "top1"
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import provenance
+from engine import dist, provenance
 from engine.options import RunOptions
 from engine.progress import duration, peak_memory
 from results import record as records
@@ -68,12 +68,11 @@ class Settings:
         """What makes this another measurement than the plain protocol."""
         return {**self.overrides, **({"precision": self.precision} if self.precision != "float32" else {})}
 
-    @property
+    @cached_property
     def compute(self) -> Compute:
-        device = self.options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Compute(torch.device(device), self.precision, self.batch, self.options.workers)
+        """Joins the processes that torchrun started, if any."""
+        device = dist.init(self.options.device).device
+        return Compute(device, self.precision, self.batch, self.options.workers)
 
 
 def evaluate(
@@ -94,7 +93,8 @@ def evaluate(
     settings = Settings.of(overrides or {}, out)
     if settings.options.threads:
         torch.set_num_threads(settings.options.threads)
-    say = _silent if quiet else _say
+    device = settings.compute.device  # joins the other processes first
+    say = _silent if quiet or not dist.is_main() else _say
     protocol = complete(load(protocol_id, settings.overrides))
     judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
     root = records.COMMITTED if record else Path(settings.options.out) / "measured"
@@ -106,6 +106,9 @@ def evaluate(
     started = time.perf_counter()
     result, features = measure(protocol, judged, settings, say, [r for plan in plans for r in plan])
     seconds = time.perf_counter() - started
+    if not dist.is_main():
+        dist.barrier()
+        return root / judged.name
     predictions = keep_predictions(result, Path(settings.options.out) / "predictions")
     written = records.write(
         records.Record(
@@ -123,20 +126,26 @@ def evaluate(
             data_fingerprint=fingerprint_of(protocol, settings),
             weights_sha256=judged.weights_sha256,
             predictions_sha256=predictions,
-            provenance=_provenance(seconds, settings.compute.device),
+            provenance=_provenance(seconds, device),
             overrides=settings.recorded,
             evaluation_seed=settings.seed,
             transductive=judged.saw(protocol.dataset, protocol.splits.test),
         ),
         root,
     )
+    dist.barrier()
     say(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
     return written
 
 
 def measured(protocol: Protocol, judged: models.Model, settings: Settings, root: Path) -> Path | None:
     """The record of this measurement below ``root``, if it was made before."""
-    key = records.key(
+    return records.find(root, judged.name, protocol.id, key_of(protocol, judged, settings))
+
+
+def key_of(protocol: Protocol, judged: models.Model, settings: Settings) -> str:
+    """The name of this measurement, known before it is made."""
+    return records.key(
         weights_sha256=judged.weights_sha256,
         data_fingerprint=fingerprint_of(protocol, settings),
         protocol=protocol.id,
@@ -144,7 +153,6 @@ def measured(protocol: Protocol, judged: models.Model, settings: Settings, root:
         overrides=settings.recorded,
         evaluation_seed=settings.seed,
     )
-    return records.find(root, judged.name, protocol.id, key)
 
 
 def measure(
@@ -164,6 +172,10 @@ def measure(
             release=seal.release if seal else _nothing,
             also=[*module.plan(protocol, judged), *also],
             say=say or _silent,
+            workspace=Path(settings.options.out)
+            / "probes"
+            / judged.name
+            / f"{protocol.id}--{key_of(protocol, judged, settings)}",
         )
         return module.run(protocol, features, settings.seed), features
 

@@ -6,7 +6,7 @@ A small source that is held in memory and needs no resizing goes through as one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,15 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Views:
-    """transform: the fields of a model's ``input``; view: "centre", "ten_crop:i" (0..9) or "augmented:e" (epoch e).
+    """transform: the fields of a model's ``input``; view: one of
 
-    An augmented view is RandomResizedCrop (area 8-100 %, aspect 3/4-4/3) and a flip, a function of (seed, epoch, image).
+    centre                  the card's own: pad, resize, centre crop
+    ten_crop                four corners, centre, and their mirror images: ten views
+    ten_crop:i              one of the ten
+    random_resized_crop:e   area 8-100 %, aspect 3/4-4/3, and a flip, in epoch e
+    random_crop:e           resize, then a crop at a random place, and a flip, in epoch e
+
+    Random views are a function of (seed, epoch, image).
     """
 
     transform: dict[str, Any]
@@ -36,45 +42,55 @@ class Views:
     seed: int = 0
 
     def __call__(self, image: Image.Image, index: int) -> Tensor:
-        """One image as (C, H, W) float32, normalised."""
+        """One image as (V, C, H, W) float32, normalised; V = 1 but for ten_crop."""
         mode = "L" if self.transform["channels"] == 1 else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
+        if self.transform["pad"]:
+            image = TF.pad(image, [self.transform["pad"]])
         name, _, number = self.view.partition(":")
-        if name == "augmented":
-            image = self._augmented(image, index, int(number))
+        if name == "random_resized_crop":
+            images = [self._resized_crop(image, self._draws(index, int(number)))]
         else:
-            image = self._fixed(image, int(number) if name == "ten_crop" else None)
-        return self.normalise(torch.from_numpy(np.array(image, copy=True)).reshape(1, *image.size[::-1], -1))[0]
+            if self.transform["resize"] is not None:
+                image = TF.resize(image, self.transform["resize"], self._how)
+            images = self._cut(image, name, number, index)
+        return torch.cat([self.normalise(_pixels(i)) for i in images])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, H, W, C) uint8 -> (B, C, H, W) float32."""
         mean, std = (torch.tensor(self.transform[k], dtype=torch.float32)[:, None, None] for k in ("mean", "std"))
         return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
-    def _fixed(self, image: Image.Image, ten: int | None) -> Image.Image:
-        how = InterpolationMode(self.transform["interpolation"])
-        if self.transform["pad"]:
-            image = TF.pad(image, [self.transform["pad"]])
-        if self.transform["resize"] is not None:
-            image = TF.resize(image, self.transform["resize"], how)
+    def _cut(self, image: Image.Image, name: str, number: str, index: int) -> list[Image.Image]:
         crop = self.transform["crop"]
-        if ten is not None:
-            crop = crop or min(image.size)
-            return TF.ten_crop(image, crop)[ten]
-        return image if crop is None else TF.center_crop(image, crop)
+        if name == "ten_crop":
+            ten = TF.ten_crop(image, crop or min(image.size))
+            return [ten[int(number)]] if number else list(ten)
+        if name == "random_crop" and crop is not None:
+            draws = self._draws(index, int(number))
+            left, top = (int(u * (max(side - crop, 0) + 1)) for u, side in zip(draws, image.size, strict=False))
+            image = TF.crop(image, top, left, crop, crop)
+            return [TF.hflip(image) if draws[40] < 0.5 else image]
+        return [image if crop is None else TF.center_crop(image, crop)]
 
-    def _augmented(self, image: Image.Image, index: int, epoch: int) -> Image.Image:
-        draws = rng.uniforms(self.seed, "probe view", epoch, np.array([index]), 0, 41)[0]
-        if self.transform["pad"]:
-            image = TF.pad(image, [self.transform["pad"]])
+    def _resized_crop(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
         width, height = image.size
         left, top, w, h = random_resized_crop(width, height, draws[:40].reshape(10, 4))
-        size = self.transform["crop"] or (height, width)
-        how = InterpolationMode(self.transform["interpolation"])
-        size = [size, size] if isinstance(size, int) else list(size)
-        image = TF.resized_crop(image, top, left, h, w, size, how)
+        crop = self.transform["crop"]
+        image = TF.resized_crop(image, top, left, h, w, [crop, crop] if crop else [height, width], self._how)
         return TF.hflip(image) if draws[40] < 0.5 else image
+
+    def _draws(self, index: int, epoch: int) -> np.ndarray:
+        return rng.uniforms(self.seed, "probe view", epoch, np.array([index]), 0, 41)[0]
+
+    @property
+    def _how(self) -> InterpolationMode:
+        return InterpolationMode(self.transform["interpolation"])
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).reshape(1, image.size[1], image.size[0], -1)
 
 
 def random_resized_crop(width: int, height: int, draws: np.ndarray) -> tuple[int, int, int, int]:
@@ -91,21 +107,23 @@ def random_resized_crop(width: int, height: int, draws: np.ndarray) -> tuple[int
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def batches(source: Any, views: Views, size: int, workers: int = 0) -> Iterator[Tensor]:
-    """(B, C, H, W) float32 batches of every image of a source, in order."""
-    array = source.array if _straight(source, views) else None
-    if array is not None:
-        for at in range(0, len(source), size):
-            part = torch.from_numpy(np.array(array[at : at + size]))
+def stream(
+    source: Any, views: Views, order: Sequence[np.ndarray], workers: int = 0
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(indices (B,), images (B, V, C, H, W)) for each array of indices in ``order``."""
+    if _straight(source, views):
+        for rows in order:
+            part = torch.from_numpy(source.array[rows])
             pixels = part[..., None] if part.ndim == 3 else part
             if views.transform["pad"]:
                 pixels = F.pad(pixels, (0, 0, *[views.transform["pad"]] * 4))
-            yield views.normalise(pixels.expand(-1, -1, -1, views.transform["channels"]))
+            yield rows, views.normalise(pixels.expand(-1, -1, -1, views.transform["channels"]))[:, None]
         return
+    lists = [rows.tolist() for rows in order]
     loader = torch.utils.data.DataLoader(
-        _Items(source, views), batch_size=size, num_workers=workers, collate_fn=_stack, persistent_workers=False
+        _Items(source, views), batch_sampler=lists, num_workers=workers, collate_fn=_stack
     )
-    yield from loader
+    yield from zip(order, loader, strict=True)
 
 
 def _straight(source: Any, views: Views) -> bool:

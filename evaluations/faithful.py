@@ -1,0 +1,260 @@
+"""The linear probe as its authors ran it: fresh crops every epoch, plain heads under SGD, one or several processes.
+
+The backbone runs once per batch for every head (layers x folds x rates x decays x seeds), each an ordinary module with
+its own rate and schedule. Heads are kept at evenly spaced epochs; when training and selection are over, one pass over
+the test split scores them all, so that "best epoch on test" costs no second look.
+
+Used by   linear.py for protocols with ``form: faithful``;  torchrun divides each batch among its processes
+Resumes   after every epoch, from ``<out>/probes/<model>/<protocol>--<key>/checkpoint.pt``
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import checkpoint, dist, rng
+from zoo.errors import UserError
+
+from .features import SAY_EVERY, Features, layers_of, pool_of, transform_of
+from .heads import Grid
+from .pooling import pool_map
+from .protocol import Protocol
+from .views import Views, stream
+
+NORMS = {
+    "none": lambda channels: nn.Identity(),
+    "batch": lambda channels: nn.BatchNorm2d(channels, affine=False),
+    "batch_affine": nn.BatchNorm2d,
+}
+
+
+class LinearProbe(nn.Module):
+    """A pooled map, perhaps a batch norm over its channels, and one linear layer.
+
+    shape (C, h, w) of the pooled map; norm: none, batch (no affine: self-label, RotNet), batch_affine (SwAV's option);
+    init: default (PyTorch's), normal (N(0, std), bias 0: SwAV, MoCo), xavier (SeLa), he_out (RotNet).
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, norm: str = "none", init: str = "default", std: float = 0.01
+    ):
+        super().__init__()
+        self.bn = NORMS[norm](shape[0])
+        self.linear = nn.Linear(int(np.prod(shape)), classes)
+        if init != "default":
+            nn.init.zeros_(self.linear.bias)
+        if init == "normal":
+            nn.init.normal_(self.linear.weight, 0, std)
+        elif init == "xavier":
+            nn.init.xavier_uniform_(self.linear.weight)
+        elif init == "he_out":
+            nn.init.normal_(self.linear.weight, 0, (2 / classes) ** 0.5)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, classes)."""
+        return self.linear(self.bn(pooled).flatten(1))
+
+
+@dataclass
+class Trained:
+    """Every head, and what it looked like at the kept epochs. ``heads[layer][fold][cell]``; the last fold is everything."""
+
+    net: Any  # the frozen backbone; a copy of its own where batch norm statistics drift
+    heads: dict[str, list[list[LinearProbe]]]
+    grid: Grid
+    kept: dict[int, dict[str, list[dict[str, Tensor]]]] = field(
+        default_factory=dict
+    )  # epoch -> layer -> state per cell
+
+    def all(self) -> Iterator[LinearProbe]:
+        for folds in self.heads.values():
+            for cells in folds:
+                yield from cells
+
+
+def train(protocol: Protocol, head: Any, features: Features, weights: np.ndarray, grid: Grid, seed: int) -> Trained:
+    """Train every head on random views of the training split. weights (F+1, N): which samples a fold may see."""
+    split, n = protocol.splits.train, weights.shape[1]
+    labels = torch.as_tensor(features.labels(split))
+    allowed = torch.as_tensor(weights > 0)
+    device = features.compute.device
+    found = _build(protocol, head, features, len(weights), grid)
+    # One group per head, so that each follows its own schedule; the rate is set before every step.
+    optimizer = torch.optim.SGD([{"params": list(h.parameters())} for h in found.all()], lr=0.0, momentum=head.momentum)
+    repeats = len(found.heads) * len(weights)
+    lr, decay = (np.array([c[k] for c in grid.cells]) for k in ("lr", "weight_decay"))
+    for group, value in zip(optimizer.param_groups, np.tile(decay, repeats), strict=True):
+        group["weight_decay"] = float(value)
+    steps = -(-n // head.batch)
+    rates = head.schedule.build().rates(lr, decay, head.epochs, steps)
+    keep = set(np.linspace(0, head.epochs, min(head.snapshots, head.epochs) + 1).round().astype(int)[1:].tolist())
+
+    file = features.workspace / "checkpoint.pt"
+    first = _resume(file, found, optimizer)
+    said = time.monotonic()
+    for epoch in range(first, head.epochs):
+        order = _order(n, head.batch, seed, epoch, drop_last=head.drop_last)
+        views = Views(transform_of(features.model, protocol.transform), f"{protocol.transform.train}:{epoch}", seed)
+        for step, (rows, images) in enumerate(stream(features.source(split), views, order, features.compute.workers)):
+            maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
+            for group, rate in zip(optimizer.param_groups, np.tile(rates[epoch * steps + step], repeats), strict=True):
+                group["lr"] = float(rate)
+            optimizer.zero_grad()
+            loss = total_loss(found, maps, labels[rows].to(device), allowed[:, rows].to(device))
+            if loss.requires_grad:
+                loss.backward()
+            _average_gradients(found)
+            optimizer.step()
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                features.say(f"epoch {epoch + 1}/{head.epochs}, batch {step + 1}/{len(order)}, loss {loss.item():.3f}")
+        if epoch + 1 in keep:
+            found.kept[epoch + 1] = {name: [_state(h) for h in folds[-1]] for name, folds in found.heads.items()}
+        if dist.is_main():
+            _save(file, epoch + 1, found, optimizer)
+        dist.barrier()
+    return found
+
+
+def total_loss(found: Trained, maps: dict[str, Tensor], labels: Tensor, allowed: Tensor) -> Tensor:
+    """Sum over heads of the cross-entropy on the rows that each may see: every head learns as if it were alone.
+
+    Means are over the rows of all processes, so that averaging gradients over processes gives the global mean.
+    """
+    counts = dist.all_reduce_(allowed.sum(1).float().clone())
+    total = torch.zeros((), device=labels.device)
+    for name, folds in found.heads.items():
+        for fold, cells in enumerate(folds):
+            rows = allowed[fold]
+            if rows.any():
+                x, y = maps[name][rows], labels[rows]
+                each = sum(F.cross_entropy(h(x), y, reduction="sum") for h in cells)
+                total = total + each * dist.world_size() / counts[fold]
+    return total
+
+
+def score(
+    protocol: Protocol,
+    features: Features,
+    split: str,
+    found: Trained,
+    view: str,
+    which: list[tuple[int, int, int | None]],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Predictions {layer: (len(which), N)} and top-5 hits (last layer) of heads (fold, cell, kept epoch or None), one pass."""
+    source, labels = features.source(split), torch.as_tensor(features.labels(split))
+    device = features.compute.device
+    for module in (found.net, *found.all()):
+        module.eval()
+    views = Views(transform_of(features.model, protocol.transform), view)
+    guesses = {name: np.zeros((len(which), len(source)), np.int64) for name in found.heads}
+    top5 = np.zeros((len(which), len(source)), bool)
+    size = max(1, features.compute.batch // (10 if view == "ten_crop" else 1))
+    order = np.array_split(np.arange(len(source)), -(-len(source) // size))
+    for rows, images in stream(source, views, order[dist.rank() :: dist.world_size()], features.compute.workers):
+        maps = pooled_maps(found.net, images.flatten(0, 1).to(device), protocol, list(found.heads))
+        for name, folds in found.heads.items():
+            for i, (fold, cell, epoch) in enumerate(which):
+                probe = folds[fold][cell]
+                state = None if epoch is None else {k: v.to(device) for k, v in found.kept[epoch][name][cell].items()}
+                with torch.no_grad():
+                    out = probe(maps[name]) if state is None else torch.func.functional_call(probe, state, maps[name])
+                    out = out.softmax(1) if protocol.transform.average == "softmax" else out
+                    mean = out.unflatten(0, (len(rows), -1)).mean(1).cpu()
+                guesses[name][i, rows] = mean.argmax(1).numpy()
+                best = mean.topk(min(5, mean.shape[1]), dim=1).indices
+                top5[i, rows] = (best == labels[rows, None]).any(1).numpy()
+    for array in (*guesses.values(), top5):  # each process filled its own rows and left zeros elsewhere
+        array[:] = dist.all_reduce_(torch.from_numpy(array.astype(np.int64)).to(device)).cpu().numpy()
+    return guesses, top5
+
+
+def pooled_maps(net: Any, images: Tensor, protocol: Protocol, layers: list[str]) -> dict[str, Tensor]:
+    """{layer: (B, C, h, w)} of one pass; "output" is the backbone's vector as a map of one position."""
+    with torch.no_grad():
+        names = [name for name in layers if name != "output"]
+        maps = net.forward_layers(images, names) if names else {}
+        found = {name: pool_map(maps[name].float(), pool_of(protocol, name)) for name in names}
+        if "output" in layers:
+            found["output"] = net(images).float()[:, :, None, None]
+    return found
+
+
+def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: Grid) -> Trained:
+    split, device = protocol.splits.train, features.compute.device
+    layers = layers_of(protocol, features.model)
+    views = Views(transform_of(features.model, protocol.transform), f"{protocol.transform.train}:0")
+    _, images = next(iter(stream(features.source(split), views, [np.arange(1)])))
+    net = features.model.backbone.to(device).requires_grad_(False).eval()
+    shapes = {name: tuple(m.shape[1:]) for name, m in pooled_maps(net, images[0].to(device), protocol, layers).items()}
+    classes = features.classes(split)
+    built: dict[str, list[list[LinearProbe]]] = {}
+    for name, shape in shapes.items():
+        built[name] = []
+        for _ in range(folds):
+            cells = []
+            for cell in grid.cells:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(rng.key(int(cell["seed"]), "linear head"))
+                    cells.append(LinearProbe(shape, classes, head.norm, head.init, head.init_std).to(device))
+            built[name].append(cells)
+    # In train mode batch norm takes the batch's statistics and lets the running ones drift, as PIC's and SeLa's code does.
+    return Trained(copy.deepcopy(net).train() if head.trunk == "train" else net, built, grid)
+
+
+def _order(n: int, batch: int, seed: int, epoch: int, drop_last: bool) -> list[np.ndarray]:
+    """This process's part of every global batch of an epoch."""
+    shuffled = rng.permutation(seed, "linear head batches", epoch, n)
+    stop = n - n % batch if drop_last and n >= batch else n
+    world, rank = dist.world_size(), dist.rank()
+    return [np.array_split(shuffled[at : min(at + batch, stop)], world)[rank] for at in range(0, stop, batch)]
+
+
+def _average_gradients(found: Trained) -> None:
+    """The mean over processes; a head that saw no row of this batch has a zero gradient, and only decays."""
+    parameters = [p for h in found.all() for p in h.parameters()]
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    if dist.world_size() > 1:
+        flat = dist.all_reduce_(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        for p, part in zip(parameters, (flat / dist.world_size()).split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
+
+
+def _state(probe: LinearProbe) -> dict[str, Tensor]:
+    return {k: v.detach().to("cpu", copy=True) for k, v in probe.state_dict().items()}
+
+
+def _save(file: Path, epoch: int, found: Trained, optimizer: torch.optim.Optimizer) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    momentum = [optimizer.state[p].get("momentum_buffer") for g in optimizer.param_groups for p in g["params"]]
+    state = {"epoch": epoch, "heads": [_state(h) for h in found.all()], "momentum": momentum}
+    checkpoint.save(file, {**state, "kept": {str(k): v for k, v in found.kept.items()}})
+
+
+def _resume(file: Path, found: Trained, optimizer: torch.optim.Optimizer) -> int:
+    """Epochs that are done already; the heads and their momentum as they were after the last of them."""
+    if not file.is_file():
+        return 0
+    state = checkpoint.load(file)
+    assert state is not None
+    if len(state["heads"]) != sum(1 for _ in found.all()):
+        raise UserError(f"{file}: was written with other heads; remove it to start again")
+    for probe, values in zip(found.all(), state["heads"], strict=True):
+        probe.load_state_dict(values)
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    for p, value in zip(parameters, state["momentum"], strict=True):
+        if value is not None:
+            optimizer.state[p]["momentum_buffer"] = value.to(p)
+    found.kept.update({int(k): v for k, v in state["kept"].items()})
+    return int(state["epoch"])

@@ -1,0 +1,224 @@
+"""Linear probes as the authors ran them: golden forwards and schedules, one process = two, resume, honest selection."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluation_fakes import finished_run
+
+from evaluations import faithful, run
+from evaluations.faithful import LinearProbe
+from evaluations.heads import Schedule
+from evaluations.metrics import topk
+from evaluations.pooling import kernel_below, pool_map, pooled
+from golden import load, load_json
+from results import record as records
+from zoo.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SELA_POOLS = ["max:6:6:3", "max:4:4:0", "max:3:3:1", "max:3:3:1", "max:2:2:0"]
+VGG_POOLS = [18, 18, 14, 14, 9, 9, 9, 6, 6, 6, 3, 3, 3]
+ALEXNET_POOLS = ["avg:6:6:3", "avg:4:4:0", "avg:3:3:1", "avg:3:3:1", "avg:2:2:0"]
+FAST = {
+    "form": "faithful",
+    "head.epochs": 3,
+    "head.batch": 200,
+    "head.snapshots": 3,
+    "grid.lr": [0.3],
+    "head.norm": "none",
+}
+
+
+def deepercluster_tensor(key, shape):
+    g = np.random.default_rng(zlib.crc32(key.encode()) + 1000)
+    values = g.standard_normal(shape) * (0.1 if key.endswith("bias") else np.sqrt(2 / np.prod(shape[1:])))
+    return torch.tensor(values.astype(np.float32))
+
+
+def swav_tensor(salt, key, shape):
+    rs = np.random.RandomState(zlib.crc32((salt + key).encode()))
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if key.endswith("running_mean"):
+        values = 0.1 * rs.standard_normal(shape)
+    elif key.endswith("running_var"):
+        values = 0.5 + rs.random_sample(shape)
+    elif len(shape) == 2:
+        values = rs.standard_normal(shape) / np.sqrt(shape[1])
+    elif key.endswith("weight"):
+        values = 0.5 + 0.5 * rs.random_sample(shape)
+    else:
+        values = 0.1 * rs.standard_normal(shape)
+    return torch.tensor(values.astype(np.float32))
+
+
+def sela_tensor(key, shape, salt):
+    g = np.random.default_rng(zlib.crc32(key.encode()) + salt)
+    if key.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if key.endswith("running_mean"):
+        values = 0.1 * g.standard_normal(shape)
+    elif key.endswith("running_var"):
+        values = 0.5 + g.random(shape)
+    elif len(shape) > 1:
+        values = g.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    else:
+        values = 0.5 + g.random(shape) if key.endswith("weight") else 0.1 * g.standard_normal(shape)
+    return torch.tensor(values.astype(np.float32))
+
+
+def test_pooled_dimensions_are_the_authors():
+    for name, wanted in load_json("deepercluster/linear_probe_dims.json").items():
+        kind, _, number = name.partition("_conv")
+        pool = f"avg:{VGG_POOLS[int(number) - 1]}" if kind == "vgg16" else ALEXNET_POOLS[int(number) - 1]
+        x = torch.zeros(1, *wanted["map"])
+        assert list(pool_map(x, pool).shape[1:]) == wanted["pooled"]
+        assert pooled(x, pool).shape == (1, wanted["dim"])
+        kernel = wanted["pool_kernel"]
+        assert pool.split(":")[1:] in (
+            [str(kernel)],
+            [str(wanted[f"pool_{k}"]) for k in ("kernel", "stride")] + [str(wanted.get("pool_padding", 0))],
+        )
+    assert kernel_below(torch.zeros(1, 512, 14, 14), 10000) == 3
+
+
+def test_a_conv13_probe_gives_the_authors_logits():
+    g = load("deepercluster/reglog_conv13.npz")
+    x = np.random.default_rng(zlib.crc32(b"reglog") + 1000).standard_normal((2, 512, 14, 14)).astype(np.float32)
+    maps = pool_map(torch.tensor(x), "avg:3")
+    probe = LinearProbe(tuple(maps.shape[1:]), 5)
+    probe.load_state_dict({k: deepercluster_tensor(k, v.shape) for k, v in probe.state_dict().items()})
+    g.agree("pooled_first256", maps.flatten(1)[:, :256])
+    g.agree("logits", probe(maps).detach())
+
+
+def test_swavs_evaluation_heads_rates_and_accuracy_are_the_authors():
+    g = load("swav/eval_linear.npz")
+    x = np.random.RandomState(g.meta["input_seed"]).standard_normal((2, 2048, 7, 7)).astype(np.float32)
+    for case, pool, norm in (
+        ("avg", "avg", "none"),
+        ("pool6", "avg:6:1:0", "none"),
+        ("pool6_bn", "avg:6:1:0", "batch_affine"),
+    ):
+        maps = pool_map(torch.tensor(x), pool)
+        probe = LinearProbe(tuple(maps.shape[1:]), 20, norm).eval()
+        state = {k: swav_tensor(g.meta["salt"], k, tuple(v.shape)) for k, v in probe.state_dict().items()}
+        assert {k: list(v.shape) for k, v in state.items()} == __import__("json").loads(str(g.given(f"{case}.keys")))
+        probe.load_state_dict(state)
+        g.agree(f"{case}.logits", probe(maps).detach())
+    logits, targets = torch.tensor(g.given("acc_logits")), torch.tensor(g.given("acc_targets"))
+    g.agree("acc1", [topk(logits, targets, 1)])
+    g.agree("acc5", [topk(logits, targets, 5)])
+    g.agree("linear_lr_per_epoch", Schedule("cosine").rates(np.array([0.3]), np.array([1e-6]), 100, 2)[::2, 0])
+
+
+def test_selas_five_probes_train_and_evaluate_as_the_authors():
+    g = load("sela/forwards.npz")
+    from zoo import backbones
+
+    salt = int(g.given("salt"))
+    net = backbones.build({"name": "alexnet", "filters": "big"}).eval()
+    net.load_state_dict({k: sela_tensor(k, tuple(v.shape), salt) for k, v in net.state_dict().items()})
+    x = np.random.default_rng(int(g.given("image_seeds")[1])).standard_normal((4, 3, 224, 224)).astype(np.float32)
+    names = [f"conv{i}" for i in range(1, 6)]
+    with torch.no_grad():
+        maps = net.forward_layers(torch.tensor(x), names)
+        pools = [pool_map(maps[n], p) for n, p in zip(names, SELA_POOLS, strict=True)]
+        g.exact("lp_predictor_shapes", [[10, *p.shape[1:]] for p in pools])
+        probes = [LinearProbe(tuple(p.shape[1:]), 10, "batch") for p in pools]
+        for i, (probe, p) in enumerate(zip(probes, pools, strict=True)):
+            probe.linear.weight.data = sela_tensor(f"probe{i}.weight", (10, *p.shape[1:]), salt).flatten(1)
+            probe.linear.bias.data = sela_tensor(f"probe{i}.bias", (10,), salt)
+        g.agree("lp_train_mode_logits", torch.stack([h.train()(p) for h, p in zip(probes, pools, strict=True)]))
+        after = torch.stack([h.eval()(p) for h, p in zip(probes, pools, strict=True)])
+        g.agree("lp_eval_mode_logits_after_one_train_pass", after)
+
+
+def test_selas_rate_table_is_its_step_schedule():
+    rates = Schedule("steps", milestones=(10, 20, 30)).rates(np.array([0.01]), np.array([0.0]), 36, 1)[:, 0]
+    load("sela/schedules.npz").agree("lr_linear_probe_alexnet", rates)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A faithful probe of raw pixels with three folds, in one process."""
+    out = tmp_path_factory.mktemp("faithful")
+    finished_run("pixels_digits", out)
+    path = run.evaluate("linear_digits", "pixels_digits", {**FAST, "select.folds": 2}, out=str(out), quiet=True)
+    return out, path
+
+
+def test_a_faithful_probe_learns_and_says_its_form(measured):
+    found = records.read(measured[1])
+    assert found.form == "faithful" and found.test_reads == 1 and found.metrics["top1"].value > 60
+    assert found.selection.on == "2 folds of train" and len(found.selection.grid) == 2
+    assert found.metrics["top1_best_on_test"].value >= found.metrics["top1"].value
+
+
+def test_an_interrupted_probe_goes_on_and_ends_with_the_same_predictions(measured, tmp_path, monkeypatch):
+    _, path = measured
+    finished_run("pixels_digits", tmp_path)
+    real, saved = faithful._save, []
+
+    def save_once(*rest):
+        real(*rest)
+        saved.append(1)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(faithful, "_save", save_once)
+    again = lambda: run.evaluate(
+        "linear_digits", "pixels_digits", {**FAST, "select.folds": 2}, out=str(tmp_path), quiet=True
+    )
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    assert records.read(again()).predictions_sha256 == records.read(path).predictions_sha256
+    assert len(saved) == 3  # one epoch before the interruption, two after
+
+
+def test_two_processes_give_the_heads_of_one(measured, tmp_path):
+    folder = finished_run("pixels_digits", tmp_path)
+    words = [f"{k}={v}" for k, v in {**FAST, "select.folds": 2}.items()]
+    command = ["-m", "evaluations", "run", "linear_digits", str(folder), f"out={tmp_path}", "device=cpu", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command]
+    done = subprocess.run(launch, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = records.read(measured[1]), records.read(done.stdout.strip().splitlines()[-1])
+    for name in ("top1", "top1_best_on_test"):
+        assert abs(one.metrics[name].value - two.metrics[name].value) < 0.2
+    assert abs(one.selection.score - two.selection.score) < 0.1
+
+
+def test_ten_crops_and_a_drifting_trunk_are_options(tmp_path):
+    finished_run("random_digits", tmp_path)
+    given = {
+        **FAST,
+        "head.epochs": 1,
+        "select.on": "none",
+        "grid.weight_decay": [0.0],
+        "layers": ["res2", "output"],
+        "transform": {"crop": 8, "resize": 10, "test": "ten_crop", "average": "softmax", "train": "random_crop"},
+        "head.trunk": "train",
+        "head.init": "xavier",
+        "head.norm": "batch",
+        "grid.lr": [0.05],
+    }
+    found = records.read(run.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True))
+    assert {"top1_res2", "top1_output"} <= set(found.metrics)
+
+
+def test_the_authors_folds_are_a_rule_of_selection(measured, tmp_path):
+    out, _ = measured
+    given = {"select.rule": "deepercluster", "select.folds": 3, "head.epochs": 5}
+    found = records.read(run.evaluate("linear_digits", "pixels_digits", given, out=str(out), quiet=True))
+    assert found.selection.on == "3 folds of train" and len(found.metrics["top1"].per_fold) == 3
+    with pytest.raises(UserError, match="rule"):
+        run.evaluate("linear_digits", "pixels_digits", {"select.rule": "random"}, out=str(out), quiet=True)
