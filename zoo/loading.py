@@ -65,8 +65,10 @@ def load(
             raise UserError(f'{source.name}: part="full" and head= come with the weights; pretrained=False has neither')
         backbone = backbones.build(source.backbone)
     else:
-        backbone, choice = fit(source, read(source.file()))
+        spec, choice = fit(source, read(source.file()))
         choice.report.require(source.name, source.where)
+        with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
+            backbone = backbones.build(spec)
         fill(backbone, choice, source.name)
         if part == "full":
             return heads.Full(backbone, choice.report.heads, choice.tensors).eval()
@@ -91,7 +93,7 @@ def load_weights(model: nn.Module, name: str | Path) -> Report:
     else:
         source = origin(name)
         tree, layouts, where, what = read(source.file()), source.layouts, source.where, source.name
-        expected = shapes(fit(source, tree)[0])
+        expected = expected_shapes(fit(source, tree)[0])
     lacking = [key for key in expected if key not in own]
     if lacking:
         raise UserError(f"{what}: the model has no {lacking[0]} (nor {len(lacking) - 1} more); it is not this backbone")
@@ -172,7 +174,7 @@ def recognise(path: Path) -> Origin:
             continue
         candidate = Origin(str(path), entry.backbone, entry.input, layouts, f"{entry.file}:{entry.line}", lambda: path)
         with suppress(UserError):
-            if select(tree, layouts, _known_shapes(key), str(path)).report.ok:
+            if fit(candidate, tree)[1].report.ok:
                 found[key] = candidate
     if len(found) != 1:
         what = f"fits several networks ({'; '.join(found)})" if found else "fits no network of the registry"
@@ -234,11 +236,22 @@ def _known_shapes(spec: str) -> dict[str, tuple[int, ...]]:
         return shapes(backbones.build(json.loads(spec)))
 
 
-def fit(source: Origin, tree: Mapping[str, Any]) -> tuple[backbones.Backbone, Choice]:
-    """The origin's backbone, without memory for its weights, and how the file's tensors fit it."""
-    with torch.device("meta"):
-        backbone = backbones.build(source.backbone)
-    return backbone, select(tree, source.layouts, shapes(backbone), source.name)
+def expected_shapes(spec: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a backbone's tensors, from its description alone."""
+    name, options = backbones.parts(spec)
+    return _known_shapes(json.dumps({"name": name, "options": options}, sort_keys=True))
+
+
+def fit(source: Origin, tree: Mapping[str, Any]) -> tuple[dict[str, Any], Choice]:
+    """The backbone that the file's tensors fit (the origin's, or the variant of it that the file decides), and how."""
+    found = []
+    for spec in backbones.variants(source.backbone):
+        choice = select(tree, source.layouts, expected_shapes(spec), source.name)
+        if choice.report.ok:
+            return spec, choice
+        found.append((len(choice.report.problems()), spec, choice))
+    _, spec, choice = min(found, key=lambda one: one[0])
+    return spec, choice
 
 
 def fill(module: nn.Module, choice: Choice, what: str, assign: bool = True) -> None:

@@ -90,7 +90,7 @@ def _allowed() -> list[Any]:
     names = [(np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         names += [(scalar, f"{module}.scalar"), (array, f"{module}._reconstruct")]  # type: ignore[list-item]
-    kinds = [type(np.dtype(code)) for code in (*"?bBhHiIqQefd", "S1", "U1")]
+    kinds = [type(np.dtype(code)) for code in (*"?bBhHiIlLqQefd", "S1", "U1")]
     return [argparse.Namespace, *names, *dict.fromkeys(kinds)]
 
 
@@ -167,7 +167,8 @@ def _explain(path: Path, error: Exception) -> str:
         return f"{path}: PyTorch's format of 2016, which cannot be read safely; save it again with a newer PyTorch"
     if "TorchScript" in text or "torch.jit" in text:
         return f"{path}: a TorchScript program, not weights; refused"
-    detail = text.strip().splitlines()[0][:160] if text.strip() else "no detail"
+    reason = text.partition("WeightsUnpickler error:")[2].strip() or text.strip() or "no detail"
+    detail = reason.splitlines()[0][:160]
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return f"{path}: refused: it claims more memory than this machine has ({detail})"
     kind = "unreadable" if isinstance(error, pickle.UnpicklingError) else f"unreadable ({type(error).__name__})"

@@ -190,8 +190,8 @@ def follow(tree: Any, path: str | None) -> tuple[Mapping[str, Any] | None, str]:
     if not isinstance(node, Mapping):
         return None, f"{at} holds {type(node).__name__}, not tensors by name"
     others = [str(key) for key, value in node.items() if not (isinstance(key, str) and hasattr(value, "shape"))]
-    if others or not node:
-        return None, f"{at} holds {listed(others) if others else 'nothing'}, not only tensors"
+    if others:
+        return None, f"{at} holds {listed(others)}, not only tensors"
     return node, ""
 
 

@@ -65,6 +65,15 @@ def parts(spec: Any) -> tuple[str, dict[str, Any]]:
     return name, chosen
 
 
+def variants(spec: Any) -> list[dict[str, Any]]:
+    """The concrete networks that a spec leaves open for the weight file to decide (``vgg16`` with ``stem: auto``)."""
+    name, chosen = parts(spec)
+    if name == "vgg16" and chosen.get("stem") == "auto":
+        stems = ("deepercluster_rgb", "deepercluster_sobel")
+        return [{"name": name, "options": {**chosen, "stem": stem}} for stem in stems]
+    return [{"name": name, "options": chosen}]
+
+
 def build(spec: Any) -> Backbone:
     """A freshly initialised backbone; its device and random numbers are torch's current ones.
 
@@ -81,4 +90,4 @@ def build(spec: Any) -> Backbone:
     return BUILDERS[name](**chosen)
 
 
-__all__ = ["BUILDERS", "Backbone", "build", "names", "options", "parts"]
+__all__ = ["BUILDERS", "Backbone", "build", "names", "options", "parts", "variants"]
