@@ -104,13 +104,14 @@ def _profiles(registry: Registry) -> Iterator[str]:
 
 def _method(registry: Registry, method: str) -> Iterator[str]:
     from .checking import place
+    from .overrides import leaves
     from .params import check_params
     from .schema import ParamSpec
 
     content, file = registry.method(method), registry.file(method)
     defaults = (content.get("recipe") or {}).get("params") or {}
     specs = {name: ParamSpec.model_validate(spec) for name, spec in (content.get("params_spec") or {}).items()}
-    names = {name for name in defaults} | {f"{a}.{b}" for a, value in defaults.items() if isinstance(value, dict) for b in value}
+    names = leaves(defaults)
     for name in specs:
         if name not in names:
             yield f"{place(file, ('params_spec', name), registry.root)}: limits for {name!r}, which has no default{suggest(name, names)}"

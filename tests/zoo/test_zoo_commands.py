@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import resource
 import subprocess
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([sys.executable, "-c", code], check=False, cwd=cwd, capture_output=True, text=True, timeout=120, **options)
 
 
 def test_listing_needs_no_torch_and_answers_at_once():
@@ -134,10 +135,10 @@ def test_hub_names_its_dependencies_as_they_are_imported():
     import importlib.util
 
     text = (ROOT / "hubconf.py").read_text()
-    scope: dict = {}
-    exec(next(line for line in text.splitlines() if line.startswith("dependencies")), scope)
-    assert all(importlib.util.find_spec(name) for name in scope["dependencies"])
-    assert "yaml" in scope["dependencies"] and "pyyaml" not in scope["dependencies"]
+    line = next(line for line in text.splitlines() if line.startswith("dependencies = "))
+    names = ast.literal_eval(line.removeprefix("dependencies = "))
+    assert all(importlib.util.find_spec(name) for name in names)
+    assert "yaml" in names and "pyyaml" not in names
 
 
 def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
