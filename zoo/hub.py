@@ -24,7 +24,7 @@ def _function(name: str, entry: Entry) -> Callable[..., Any]:
     def load(pretrained: bool = True, progress: bool = True, num_classes: int = 0, **options: Any) -> Any:
         from .loading import load as load_model
 
-        return load_model(entry.id, pretrained=pretrained, progress=progress, num_classes=num_classes, progress=progress, **options)
+        return load_model(entry.id, pretrained=pretrained, progress=progress, num_classes=num_classes, **options)
 
     load.__name__ = load.__qualname__ = name
     load.__doc__ = describe(entry, name)
