@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from engine import checkpoint, dist, rng
 from zoo.errors import UserError
 
-from .features import SAY_EVERY, Features, layers_of, pool_of, transform_of
+from .features import SAY_EVERY, Features, layers_of, pool_of
 from .heads import Grid
 from .pooling import pool_map
 from .protocol import Protocol
-from .views import Views, stream
+from .views import stream
 
 NORMS = {
     "none": lambda channels: nn.Identity(),
@@ -104,7 +104,7 @@ def train(protocol: Protocol, head: Any, features: Features, weights: np.ndarray
     said = time.monotonic()
     for epoch in range(first, head.epochs):
         order = _order(n, head.batch, seed, epoch, drop_last=head.drop_last)
-        views = Views(transform_of(features.model, protocol.transform), f"{protocol.transform.train}:{epoch}", seed)
+        views = features.views(f"{protocol.transform.train}:{epoch}", seed)
         for step, (rows, images) in enumerate(stream(features.source(split), views, order, features.compute.workers)):
             maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
             for group, rate in zip(optimizer.param_groups, np.tile(rates[epoch * steps + step], repeats), strict=True):
@@ -156,7 +156,7 @@ def score(
     device = features.compute.device
     for module in (found.net, *found.all()):
         module.eval()
-    views = Views(transform_of(features.model, protocol.transform), view)
+    views = features.views(view)
     guesses = {name: np.zeros((len(which), len(source)), np.int64) for name in found.heads}
     top5 = np.zeros((len(which), len(source)), bool)
     size = max(1, features.compute.batch // (10 if view == "ten_crop" else 1))
@@ -193,7 +193,7 @@ def pooled_maps(net: Any, images: Tensor, protocol: Protocol, layers: list[str])
 def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: Grid) -> Trained:
     split, device = protocol.splits.train, features.compute.device
     layers = layers_of(protocol, features.model)
-    views = Views(transform_of(features.model, protocol.transform), f"{protocol.transform.train}:0")
+    views = features.views(f"{protocol.transform.train}:0")
     _, images = next(iter(stream(features.source(split), views, [np.arange(1)])))
     net = features.model.backbone.to(device).requires_grad_(False).eval()
     shapes = {name: tuple(m.shape[1:]) for name, m in pooled_maps(net, images[0].to(device), protocol, layers).items()}

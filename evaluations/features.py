@@ -162,6 +162,12 @@ class Features:
             assert found is not None
         return found
 
+    def views(self, view: str, seed: int = 0) -> Views:
+        """How images become inputs here: the model's card, what the protocol changes, and a view's name (views.py)."""
+        wanted = self.protocol.transform
+        crops = {name: tuple(v) for name in ("scale", "ratio") if (v := getattr(wanted, name)) is not None}
+        return Views(transform_of(self.model, wanted), view, seed, **crops)
+
     def finish_selection(self, selection: Any) -> None:
         """Every choice has been made and is ``selection`` (None: nothing to choose): the test split may be opened."""
         self.selection = selection
@@ -196,7 +202,7 @@ class Features:
     def _pass(self, requests: list[FeatureRequest]) -> None:
         split, view = requests[0].split, requests[0].view
         source = self.source(split)
-        views = Views(transform_of(self.model, self.protocol.transform), view)
+        views = self.views(view)
         network = self.model.backbone.to(self.compute.device).eval()
         started = said = time.monotonic()
         n = len(source)

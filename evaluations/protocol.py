@@ -25,9 +25,13 @@ FOLDER = Path(__file__).parent / "protocols"
 
 
 class Splits(Strict):
-    """Names of splits of the data set. ``train`` fits and selects, ``test`` is opened once selection has finished."""
+    """Names of splits of the data set. ``train`` fits and selects, ``test`` is opened once selection has finished.
+
+    fit   where training on ``train`` would include ``val``: the part that trials for selection are trained on
+    """
 
     train: str = "train"
+    fit: str | None = None
     val: str | None = None
     test: str = "test"
 
@@ -44,6 +48,8 @@ class Transform(Strict):
     train: Literal["random_resized_crop", "random_crop", "centre"] = "random_resized_crop"
     test: Literal["centre", "ten_crop"] = "centre"
     average: Literal["logits", "softmax"] = "logits"
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # area of a random resized crop
+    ratio: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None  # its aspect
 
 
 class Select(Strict):

@@ -40,6 +40,8 @@ class Views:
     transform: dict[str, Any]
     view: str = "centre"
     seed: int = 0
+    scale: tuple[float, float] = SCALE
+    ratio: tuple[float, float] = RATIO
 
     def __call__(self, image: Image.Image, index: int) -> Tensor:
         """One image as (V, C, H, W) float32, normalised; V = 1 but for ten_crop."""
@@ -76,7 +78,7 @@ class Views:
 
     def _resized_crop(self, image: Image.Image, draws: np.ndarray) -> Image.Image:
         width, height = image.size
-        left, top, w, h = random_resized_crop(width, height, draws[:40].reshape(10, 4))
+        left, top, w, h = random_resized_crop(width, height, draws[:40].reshape(10, 4), self.scale, self.ratio)
         crop = self.transform["crop"]
         image = TF.resized_crop(image, top, left, h, w, [crop, crop] if crop else [height, width], self._how)
         return TF.hflip(image) if draws[40] < 0.5 else image
@@ -93,17 +95,24 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).reshape(1, image.size[1], image.size[0], -1)
 
 
-def random_resized_crop(width: int, height: int, draws: np.ndarray) -> tuple[int, int, int, int]:
+def random_resized_crop(
+    width: int,
+    height: int,
+    draws: np.ndarray,
+    scale: tuple[float, float] = SCALE,
+    ratio: tuple[float, float] = RATIO,
+) -> tuple[int, int, int, int]:
     """(left, top, width, height) of torchvision's RandomResizedCrop rule, from uniform draws (tries, 4)."""
+    low, high = (math.log(r) for r in ratio)
     for area, aspect, x, y in draws:
-        target = width * height * (SCALE[0] + area * (SCALE[1] - SCALE[0]))
-        ratio = math.exp(math.log(RATIO[0]) + aspect * (math.log(RATIO[1]) - math.log(RATIO[0])))
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        target = width * height * (scale[0] + area * (scale[1] - scale[0]))
+        shape = math.exp(low + aspect * (high - low))
+        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
         if 0 < w <= width and 0 < h <= height:
             return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
-    ratio = width / height
-    w, h = (width, round(width / RATIO[0])) if ratio < RATIO[0] else (round(height * RATIO[1]), height)
-    w, h = (width, height) if RATIO[0] <= ratio <= RATIO[1] else (min(w, width), min(h, height))
+    shape = width / height  # no try fitted: the largest centred crop whose aspect is allowed
+    w = width if shape <= ratio[1] else round(height * ratio[1])
+    h = height if shape >= ratio[0] else round(width / ratio[0])
     return (width - w) // 2, (height - h) // 2, w, h
 
 

@@ -1,0 +1,185 @@
+"""Evaluations that train the network: the authors' VOC steps, resume, seeds, few labels, and the closed test split."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from evaluation_fakes import finished_run, protocol
+from sklearn.metrics import average_precision_score
+from torch import nn
+
+from evaluations import finetune, metrics, run, tuning, voc
+from evaluations.features import Compute
+from evaluations.tuning import Job, Tuned
+from golden import load
+from results import record as records
+from zoo.errors import UserError
+
+
+class ToyBody(nn.Module):
+    """conv, batch norm, ReLU, 2x2 average pool, then a fully connected layer: the shape of the golden network."""
+
+    def __init__(self):
+        super().__init__()
+        self.dim = 8
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
+        self.classifier = nn.Sequential(nn.Linear(16, 8), nn.ReLU())
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def golden_state(net):
+    state = {}
+    for key, value in net.state_dict().items():
+        g, shape = np.random.default_rng(zlib.crc32(key.encode()) + 1000), tuple(value.shape)
+        if key.endswith("num_batches_tracked"):
+            state[key] = value
+            continue
+        if key.endswith("running_var"):
+            drawn = g.uniform(0.5, 1.5, shape)
+        elif key.endswith(("running_mean", "bias")):
+            drawn = 0.1 * g.standard_normal(shape)
+        elif len(shape) == 1:
+            drawn = 1 + 0.1 * g.standard_normal(shape)
+        else:
+            drawn = g.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        state[key] = torch.tensor(drawn.astype(np.float32))
+    return state
+
+
+@pytest.mark.parametrize(("case", "train"), [("fc68", "fc68"), ("all", "all")])
+def test_voc_training_steps_are_the_authors(case, train):
+    g = load("deepercluster/voc_train_steps.npz")
+    head = voc.Head(train=train, batch=4, iterations=int(g.given("nit")), momentum=float(g.given("momentum")))
+    cell = {"lr": float(g.given("lr")), "weight_decay": float(g.given("wd")), "stepsize": float(g.given("stepsize"))}
+    net = Tuned(ToyBody(), 20)
+    voc.begin(net, head)
+    net.load_state_dict(golden_state(net))
+    job = voc.job_of(net, head, cell, np.arange(20))
+    inputs, targets = torch.tensor(g.given("inputs")), torch.tensor(g.given("targets"))
+    for step in range(head.iterations):
+        job.losses.append(tuning.one_step(job, step, inputs[step % 5], targets[step % 5], 4, Compute()))
+    g.agree(f"{case}_loss_avg", np.mean(job.losses))
+    g.agree(f"{case}_final_lr", job.rates[-1, 0])
+    for key, value in net.state_dict().items():
+        g.agree(f"{case}:{key}", value)
+    assert sum(len(epoch) for epoch in job.order) == 8 and len(job.order) == 2
+
+
+def test_mean_average_precision_is_the_authors_with_ties_and_difficult_objects():
+    g = load("deepercluster/voc_map.npz")
+    targets, base = g.given("gts"), g.given("base")
+    for name, scores in (("single", base), ("ten", np.sum([base + n for n in g.given("noise")], axis=0))):
+        each = [metrics.average_precision(scores[:, c], targets[:, c]) for c in range(20)]
+        g.agree(f"ap_{name}", each)
+        g.agree(f"map_{name}", metrics.mean_average_precision(scores, targets) / 100)
+
+
+def test_average_precision_equals_scikit_learn_and_eleven_points_a_hand_count():
+    rng = np.random.default_rng(0)
+    targets, scores = rng.integers(0, 2, 200), rng.standard_normal(200)
+    assert metrics.average_precision(scores, targets) == pytest.approx(average_precision_score(targets, scores))
+    # hits at ranks 1 and 3 of 4: precision 1 up to recall 0.5, then 2/3: (6 * 1 + 5 * 2/3) / 11
+    value = metrics.average_precision(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0]), points=11)
+    assert value == pytest.approx((6 + 5 * 2 / 3) / 11)
+    assert np.isnan(metrics.average_precision(scores, np.zeros(200)))
+
+
+def toy_job(order=None):
+    torch.manual_seed(0)
+    net = Tuned(ToyBody(), 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    order = order or [[np.arange(0, 4), np.arange(4, 8)]] * 3
+    return Job(net, optimizer, order, np.full((6, 1), 0.05), finetune.cross_entropy, finetune.whole, keep=[1, 3])
+
+
+class ToySource:
+    array, channels = np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), dtype=np.uint8), 3
+
+    def __len__(self):
+        return 8
+
+
+def toy_views(epoch):
+    from evaluations.views import Views
+
+    card = {
+        "pad": 0,
+        "resize": None,
+        "crop": None,
+        "interpolation": "bilinear",
+        "channels": 3,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    return Views(card, "centre")
+
+
+def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(tmp_path, monkeypatch):
+    targets = torch.arange(8) % 3
+    whole, cut = toy_job(), toy_job()
+    tuning.fit(whole, ToySource(), targets, toy_views, Compute(), tmp_path / "a.pt", every=2)
+    real, calls = tuning.one_step, []
+
+    def dies(*rest):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(tuning, "one_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.fit(cut, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+    again = toy_job()
+    tuning.fit(again, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+    assert len(calls) == 3 + 1 + 4 and again.losses == whole.losses
+    for key, value in whole.net.state_dict().items():
+        assert torch.equal(value, again.net.state_dict()[key]), key
+    kept = copy.deepcopy(whole.net)
+    tuning.restore(kept, tuning.kept_file(tmp_path / "a.pt", 3))
+    assert torch.equal(kept.pred_layer.weight, whole.net.pred_layer.weight)
+    tuning.discard(tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_rates_follow_two_groups_and_their_milestones():
+    head = finetune.Head(epochs=20, batch=4, milestones=[12, 16], factor=0.2)
+    job = finetune.job_of(Tuned(ToyBody(), 3), head, {"lr": 0.02, "lr_head": 5.0, "weight_decay": 0.0}, np.arange(8), 0)
+    assert job.rates.shape == (40, 2) and len(job.order) == 20
+    np.testing.assert_allclose(job.rates[[0, 23, 24, 31, 32]], np.outer([1, 1, 0.2, 0.2, 0.04], [0.02, 5.0]))
+    assert [len(g["params"]) for g in job.optimizer.param_groups] == [6, 2]
+
+
+def test_labelled_images_are_drawn_per_seed_or_are_a_split():
+    labels = np.arange(300) % 3
+    draws = [finetune.labelled(labels, finetune.Head(percent=2.0), s) for s in (0, 1)]
+    assert all(np.bincount(labels[d]).tolist() == [2, 2, 2] for d in draws) and not np.array_equal(*draws)
+    assert len(finetune.labelled(labels, finetune.Head(), 0)) == 300
+    with pytest.raises(UserError, match="fewer samples"):
+        finetune.labelled(labels, finetune.Head(per_class=101), 0)
+
+
+def test_fine_tuning_with_few_labels_writes_a_record_over_seeds_and_cleans_up(tmp_path):
+    finished_run("random_digits", tmp_path)
+    given = {"seeds": 2, "head.epochs": 2, "head.per_class": 10, "head.percent": None}
+    path = run.evaluate("semisup_digits_10pct", "random_digits", given, out=str(tmp_path), quiet=True)
+    found = records.read(path)
+    assert len(found.metrics["top1"].per_seed) == 2 and found.metrics["top1"].value > 15 and found.test_reads == 1
+    assert found.metrics["top1_best_on_test"].style == "paper"
+    assert not list((tmp_path / "probes").rglob("*.pt"))
+
+
+def test_voc_classification_needs_several_labels_and_a_closed_test_split(tmp_path):
+    with pytest.raises(UserError, match="one label per image"):
+        source = SimpleNamespace(targets=None, source=None)
+        voc.train(
+            protocol("voc07_fc68_scenes"), voc.Head(), SimpleNamespace(source=lambda s: source), "train", {}, 0, "x"
+        )
