@@ -4,6 +4,7 @@ import pytest
 import torch
 from two_processes import run
 
+from engine.maths.hierarchy import hierarchy
 from engine.maths.kmeans import kmeans
 from engine.maths.pca import pca
 from engine.maths.sela import sela_labels
@@ -21,6 +22,8 @@ def on_rank(rank, inputs):
     for relaxation in (1.0, 1.6):
         found = sela_labels(inputs["logits"][rank], relaxation=relaxation)
         out[f"sela {relaxation}"] = [found.labels.numpy(), found.sizes.numpy(), found.iterations, found.cost]
+    found = hierarchy(inputs["halves"][rank], 2, 8, iterations=3)
+    out["hierarchy"] = [found.supers.numpy(), found.subs.numpy()]
     found = pca(inputs["halves"][rank], 2)
     out["pca"] = [found.mean.numpy(), found.projection.numpy()]
     return out
@@ -105,3 +108,9 @@ def test_sela_over_two_processes_equals_one(world2, relaxation):
     for _, sizes, iterations, cost in answers:
         assert sizes.tolist() == one.sizes.tolist() and iterations == one.iterations
         assert cost == pytest.approx(one.cost, rel=1e-6)
+
+
+def test_two_levels_over_two_processes_equal_one(world2):
+    one = hierarchy(world2[0]["x"], 2, 8, iterations=3)
+    for i, expected in enumerate((one.supers, one.subs)):
+        assert torch.equal(torch.cat([torch.from_numpy(answer["hierarchy"][i]) for answer in world2[1]]), expected)
