@@ -1,6 +1,7 @@
 """From a registry id and overrides to a finished run folder: `pretrain("swav_digits", {"seed": 1})`."""
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -19,7 +20,7 @@ from reproduce import methods
 from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
-from zoo import backbones, data
+from zoo import backbones, data, overrides
 from zoo.errors import UserError
 
 
@@ -125,19 +126,20 @@ def next_command(work: Job) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """python -m reproduce ID [path=value …] [--plan]."""
-    import argparse
+    """python -m reproduce ID [path=value …] [--plan], or python -m reproduce labels RUN --to FILE."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["labels"]:
+        from reproduce.labels import main as labels
 
-    from zoo import overrides
-
+        return labels(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m reproduce", description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
         epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
-               + ", ".join(f"{name}=" for name in RunOptions.names()))
+               + ", ".join(f"{name}=" for name in RunOptions.names()) + ". Also: python -m reproduce labels RUN --to FILE")
     parser.add_argument("id", help="a model of the registry: python -m zoo list")
     parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(words)
     work = job(args.id, overrides.parse(args.settings))
     if args.plan:
         from reproduce.plan import plan

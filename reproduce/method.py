@@ -56,6 +56,7 @@ class Method(nn.Module):
     deviations: ClassVar[tuple[Deviation, ...]] = ()
     remedies: ClassVar[Mapping[str, tuple[str, ...]]] = {}      # alarm -> settings to try; see reproduce.health
     collapsed_loss: float | None = None     # the loss of a network that says the same of every image, where there is one
+    backbone: nn.Module
     generation: int = 0          # raise it when param_groups() returns other parameters: the engine rebuilds the optimiser
 
     def __init__(self, backbone: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from engine.options import RunOptions
 from reproduce import methods
 from reproduce.launch import Job, finished, streamed
+from reproduce.method import Method
 from zoo import backbones, data
 from zoo.errors import UserError
 
@@ -70,12 +71,13 @@ def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
         return Unread(count, spec.class_count or 0), f"{recipe.dataset}/{recipe.split}, NOT FOUND ({error})"
 
 
-def memory(recipe: Any, method: nn.Module, augment: Any, world: int) -> str:
+def memory(recipe: Any, method: Method, augment: Any, world: int) -> str:
     """Weights, gradients, optimiser and the outputs of all layers for one process's batch: an estimate from shapes alone."""
     parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     fixed = 4 * parameters * (2 + _STATES[recipe.optimizer.name])
-    activations = sum(crops * outputs(method.backbone, recipe.input.channels, side)
-                      for side, crops in Counter(crop.size for crop in augment.crops).items())
+    activations = 0
+    for side, crops in Counter(crop.size for crop in augment.crops).items():
+        activations += crops * outputs(method.backbone, recipe.input.channels, side)
     batch = activations * (recipe.batch // world) * _BYTES[recipe.precision]
     return f"about {size(fixed + batch)} a process ({size(fixed)} weights and optimiser, {size(batch)} activations)"
 

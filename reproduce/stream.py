@@ -8,6 +8,7 @@ DataLoader, whose workers send uint8 pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,12 +179,13 @@ class Stream:
         number = view or 0
         if self._array is not None:
             images = torch.from_numpy(self._array[part])
-            sizes = [np.full(len(part), side) for side in images.shape[1:3]]
-            params = self._params(epoch, part, number, *sizes) if view is not None else \
-                views.whole(*sizes, augment.pad)
+            height, width = (np.full(len(part), side) for side in images.shape[1:3])
+            params = self._params(epoch, part, number, height, width) if view is not None else \
+                views.whole(height, width, augment.pad)
             rendered = views.render_batch(images, params, crop, augment)
         else:
-            rendered = torch.stack([self._one(augment, crop, int(i), view, epoch) for i in part])
+            with ThreadPoolExecutor(max(1, self.workers)) as threads:          # decoding and resizing leave the interpreter free
+                rendered = torch.stack(list(threads.map(lambda i: self._one(augment, crop, int(i), view, epoch), part)))
         return views.finish(rendered, augment, self.seed, epoch, part, number)
 
     def _one(self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int) -> Tensor:

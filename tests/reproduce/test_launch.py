@@ -3,6 +3,7 @@ import json
 import runpy
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -150,3 +151,26 @@ def test_a_model_without_a_recipe_cannot_be_run(monkeypatch):
     monkeypatch.setattr(zoo, "entry", lambda name: entry)
     with pytest.raises(UserError, match="released no recipe"):
         launch.job("swav_800ep")
+
+
+def test_labels_of_a_clustering_run_are_written_by_image_name(capsys, tmp_path):
+    words = ["deepclusterv2_digits", *small(tmp_path), "params.prototypes=[12, 9]"]
+    assert command(capsys, *words)[0] == 0
+    [folder] = (tmp_path / "deepclusterv2_digits").iterdir()
+    status, out, _ = command(capsys, "labels", str(folder), "--to", str(tmp_path / "labels.csv"))
+    assert status == 0 and "1,258 images, 2 heads" in out
+    head, *rows = (tmp_path / "labels.csv").read_text().splitlines()
+    assert head == "image,head0,head1" and len(rows) == 1258 and len({row.split(",")[0] for row in rows}) == 1258
+    assert command(capsys, "labels", str(folder), "--to", str(tmp_path / "labels.npz"))[0] == 0
+    kept = np.load(tmp_path / "labels.npz")
+    assert kept["labels"].shape == (1258, 2) and set(np.unique(kept["labels"][:, 1])) <= set(range(-1, 9))
+    for wrong, told in ((["labels", str(folder), "--to", "x.txt"], ".csv or .npz"), (["labels", str(tmp_path), "--to", "x.csv"], "no run folder")):
+        status, _, err = command(capsys, *wrong)
+        assert status == 2 and told in err
+
+
+def test_a_run_without_labels_says_so(capsys, tmp_path):
+    assert command(capsys, "rotnet_digits", *small(tmp_path))[0] == 0
+    [folder] = (tmp_path / "rotnet_digits").iterdir()
+    status, _, err = command(capsys, "labels", str(folder), "--to", "x.csv")
+    assert status == 2 and "keeps no labels" in err

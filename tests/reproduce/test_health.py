@@ -1,0 +1,74 @@
+"""Alarms: each trouble is named once, after patience, with the authors' remedies; a healthy run stays quiet."""
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from reproduce.health import PATIENCE, Watch, spread
+from reproduce.methods.swav import SwAV
+
+
+def swav(prototypes: int = 100) -> SwAV:
+    backbone = nn.Flatten()
+    backbone.dim = 4
+    return SwAV(backbone, prototypes=prototypes, dim=4, hidden=0)
+
+
+def listen(watch, losses, numbers=lambda step: {}):
+    """Messages of a run that reports every ten steps."""
+    return [m for i, loss in enumerate(losses) for m in watch(10 * i, loss, numbers(10 * i))]
+
+
+def test_a_loss_stuck_at_ln_k_is_a_collapse_with_the_authors_remedies():
+    messages = listen(Watch(swav()), [math.log(100) * 1.002] * 80)
+    assert len(messages) == 1                                              # said once
+    for part in ("collapse", "4.61", "params.epsilon=0.03", "params.freeze_prototypes_steps", "params.queue.length=0",
+                 "params.assignment=hard", "params.head_batchnorm=false", "params.prototypes"):
+        assert part in messages[0]
+
+
+def test_a_loss_that_leaves_ln_k_in_time_or_passes_it_again_is_no_collapse():
+    early = [math.log(100)] * (PATIENCE // 10 - 1)
+    assert listen(Watch(swav()), [*early, *[4.0] * 50]) == []
+    assert listen(Watch(swav()), [*early, 4.0, *early]) == []
+
+
+def test_a_loss_that_stays_higher_after_the_queue_starts_is_named():
+    numbers = lambda step: {"queue_full": float(step >= 500)}
+    messages = listen(Watch(swav()), [3.0] * 50 + [3.5] * 60, numbers)
+    assert len(messages) == 1 and "queue" in messages[0] and "params.queue.start_epoch" in messages[0]
+    assert listen(Watch(swav()), [3.0] * 50 + [3.5] * 20 + [2.9] * 60, numbers) == []
+    assert listen(Watch(swav()), [3.0] * 110, lambda step: {"queue_full": 1.0}) == []      # nothing to compare with
+
+
+def test_dead_features_and_a_few_prototypes_that_take_all_are_named():
+    dead = listen(Watch(swav()), [3.0] * 60, lambda step: {"feature_std": 0.001})
+    few = listen(Watch(swav()), [3.0] * 60, lambda step: {"prototype_usage": 0.05})
+    assert "dead features" in dead[0] and "usage" in few[0] and len(dead) == len(few) == 1
+
+
+def test_a_healthy_run_is_quiet():
+    losses = [4.6 - 0.01 * i for i in range(200)]
+    numbers = lambda step: {"feature_std": 0.9, "prototype_usage": 0.95, "queue_full": float(step > 300)}
+    assert listen(Watch(swav()), losses, numbers) == []
+
+
+def test_spread_is_one_for_spread_out_embeddings_and_zero_for_equal_ones():
+    z = torch.nn.functional.normalize(torch.randn(4000, 16), dim=1)
+    assert spread(z) == pytest.approx(1.0, abs=0.05) and spread(z[:1].expand(50, -1)) == 0.0
+    assert spread(z[:1]) == 0.0                                            # a batch of one is not NaN
+
+
+def test_a_network_that_really_says_the_same_of_every_image_raises_the_alarm():
+    """Constant embeddings through the method itself: loss, health and alarms agree on what is wrong."""
+    method = swav(20)
+    nn.init.zeros_(method.projection_head.weight)
+    nn.init.constant_(method.projection_head.bias, 1.0)
+    messages = []
+    for step in range(0, 400, 10):
+        nn.init.constant_(method.prototypes.weight, 0.1)
+        loss, _ = method.loss(SimpleNamespace(views=[torch.randn(6, 4)[..., None, None]] * 2, epoch=0), step)
+        messages += method.alarms(step, float(loss), method.health())
+    assert sum("collapse" in m for m in messages) == 1 and sum("dead features" in m for m in messages) == 1
