@@ -158,7 +158,7 @@ class _Run:
     def _one_step(self, batch: Any, ctx: Any) -> bool:
         """One update of the weights; True if a process was asked to stop."""
         step, method = self.step, self.method
-        torch.manual_seed(rng.key(self.recipe["seed"], "step", step, self.world.rank))  # dropout
+        rng.seed_torch(self.world.device, self.recipe["seed"], "step", step, self.world.rank)  # dropout
         method.before_step(step, ctx)
         optimizer = self._current_optimizer()
         optim.set_lr(optimizer, self.rates[step])
@@ -183,7 +183,7 @@ class _Run:
         dist.broadcast_batchnorm_(self.method)
         if self._is_long_since(self.saved, _LONG):
             self.save()
-        torch.manual_seed(rng.key(self.recipe["seed"], "epoch", epoch))
+        rng.seed_torch(self.world.device, self.recipe["seed"], "epoch", epoch)  # new heads
         began, self.signals.at_once = time.perf_counter(), True
         self.method.before_epoch(epoch, ctx)
         self.signals.at_once, self.prepared = False, epoch
