@@ -165,23 +165,30 @@ def recognise(path: Path) -> Origin:
     if path.is_dir():
         raise UserError(f"{path}: no recipe.yaml in this folder; a run folder has recipe.yaml and weights.pth")
     tree = read(path)
-    found: dict[str, Origin] = {}
-    for model in registry.models():
-        entry = registry.entry(model)
-        layouts = list(entry.weights.layouts) if entry.weights else list(entry.layouts)
-        key = json.dumps(entry.backbone.model_dump(mode="json"), sort_keys=True)
-        if key in found or not layouts:
-            continue
-        candidate = Origin(str(path), entry.backbone, entry.input, layouts, f"{entry.file}:{entry.line}", lambda: path)
-        with suppress(UserError):
-            if fit(candidate, tree)[1].report.ok:
-                found[key] = candidate
+    found = _fitting(path, tree, own=True) or _fitting(path, tree, own=False)
     if len(found) != 1:
         what = f"fits several networks ({'; '.join(found)})" if found else "fits no network of the registry"
         raise UserError(
             f"{path}: {what}; give its id, its run folder, or use zoo.load_weights(model, path) with a model of your own"
         )
     return next(iter(found.values()))
+
+
+def _fitting(path: Path, tree: Mapping[str, Any], own: bool) -> dict[str, Origin]:
+    """The different backbones of the registry that a file fits, under the layouts of their entries or under any."""
+    found: dict[str, Origin] = {}
+    every = [] if own else _every_layout()
+    for model in registry.models():
+        entry = registry.entry(model)
+        layouts = list((entry.weights or entry).layouts) if own else every
+        key = json.dumps(entry.backbone.model_dump(mode="json"), sort_keys=True)
+        if key in found or not layouts or entry.backbone.name == "pixels":
+            continue
+        candidate = Origin(str(path), entry.backbone, entry.input, layouts, f"{entry.file}:{entry.line}", lambda: path)
+        with suppress(UserError):
+            if fit(candidate, tree)[1].report.ok:
+                found[key] = candidate
+    return found
 
 
 def _place(name: str | Path) -> Path | None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 from .errors import UserError
@@ -94,6 +95,11 @@ class Report:
 
 def rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
     """The key after every ``(regular expression, replacement)``, applied in order."""
+    return _rename(key, tuple((pattern, replacement) for pattern, replacement in rules))
+
+
+@lru_cache(maxsize=1 << 16)
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
@@ -101,14 +107,14 @@ def rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
 
 def match(file_shapes: Shapes, model_shapes: Shapes, layout: Any) -> Report:
     """Compare names and shapes under one layout (``rules``, ``ignore``, ``heads``); pure, never raises on a misfit."""
-    rules, ignore = list(layout.rules), list(layout.ignore)
+    rules, ignore = tuple((pattern, replacement) for pattern, replacement in layout.rules), list(layout.ignore)
     groups: Mapping[str, Sequence[str]] = getattr(layout, "heads", None) or {}
     mapping: dict[str, str] = {}
     wrong, unexpected, ignored = [], [], []
     twice: list[tuple[str, str, str]] = []
     heads: dict[str, dict[str, str]] = {name: {} for name in groups}
     for source in file_shapes:
-        key = rename(source, rules)
+        key = _rename(source, rules)
         if key in model_shapes:
             if key in mapping:
                 twice.append((key, mapping[key], source))
@@ -128,7 +134,8 @@ def match(file_shapes: Shapes, model_shapes: Shapes, layout: Any) -> Report:
         if in_file != in_model:
             wrong.append((key, in_file, in_model))
             del mapping[key]
-    absent = [key for key in model_shapes if key not in mapping and all(key != w[0] for w in wrong)]
+    differing = {key for key, _, _ in wrong}
+    absent = [key for key in model_shapes if key not in mapping and key not in differing]
     old = not any(key.endswith(COUNTER) for key in file_shapes)
     filled = [key for key in absent if old and key.endswith(COUNTER)]
     return Report(
