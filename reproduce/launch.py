@@ -65,7 +65,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
         return loop.FitResult(work.folder, finished=True, already=True)
     world = dist.init(work.options.device)
     recipe = work.recipe
-    source = data.open_source(recipe.dataset, recipe.split, root=work.options.data)
+    source = data.open_source(recipe.dataset, recipe.split, root=work.options.data, max_bad=recipe.max_bad)
     method = build(recipe, source)
     stream = streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers)
     origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,

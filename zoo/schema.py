@@ -289,6 +289,7 @@ class Recipe(Strict):
     layouts: list[Layout] = []
     dataset: str
     split: str = "train"
+    max_bad: Annotated[int, Field(ge=0)] | None = None  # missing or unreadable images that may be left out; null: none
     init: str | None = None  # an id or a file to start from
     views: Views
     batch: Positive  # global: images per optimiser step over all processes
@@ -448,6 +449,7 @@ class Entry(Strict):
     pseudolabels: Pseudolabels | None
     published: list[Published]
     profile: str | None
+    laptop: bool
     file: str
     line: int
 
@@ -501,9 +503,14 @@ class MethodFile(Strict):
 
 
 class Profile(Strict):
-    """One laptop-scale setting of zoo/profiles.yaml; merged between a method and its model."""
+    """One setting of zoo/profiles.yaml, merged between a method and its model.
+
+    ``laptop``: a scale of this project's own, which everybody trains for himself; else one that authors shared.
+    """
 
     title: str
+    laptop: bool = True
+    notes: list[str] = []
     backbone: Any = None
     input: dict[str, Any] | None = None
     network: dict[str, Any] | None = None

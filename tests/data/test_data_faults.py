@@ -130,11 +130,15 @@ def test_a_missing_image_counts_against_the_limit(monkeypatch, root):
     complete = data.describe("folder").splits["train"].model_copy(update={"count": 13})
     spec = data.describe("folder").model_copy(update={"splits": {"train": complete}})
     monkeypatch.setattr(specs, "load", lambda *_: {"folder": spec})
-    with pytest.raises(UserError, match="1 of 13 images are missing; allow it with max_bad=N"):
+    with pytest.raises(UserError, match="1 of 13 images are missing; mend the data, or allow it with max_bad=N"):
         train(root)
     assert len(train(root, max_bad=1)) == 12
-    with pytest.raises(UserError, match="max_bad is -1"):
+    with pytest.raises(UserError, match="is -1; it counts images"):
         train(root, max_bad=-1)
+    monkeypatch.setenv("SELFZOO_MAX_BAD", "1")
+    assert len(train(root)) == 12
+    with pytest.raises(UserError, match="1 of 13 images are missing"):
+        train(root, max_bad=0)  # what the caller says counts
     picture(root / "train/ant/more.jpg", 1)
     picture(root / "train/ant/most.jpg", 1)
     with pytest.raises(UserError, match="14 images found, the set has 13; is it another data set"):

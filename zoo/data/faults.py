@@ -16,6 +16,14 @@ from .places import user_cache
 from .source import FileSource, Source
 
 
+def limit(max_bad: int | None) -> int:
+    """How many images may be left out: as said, else SELFZOO_MAX_BAD, else none."""
+    given = os.environ.get("SELFZOO_MAX_BAD") or "0" if max_bad is None else str(max_bad)
+    if not given.isdigit():
+        raise UserError(f"max_bad (or SELFZOO_MAX_BAD) is {given}; it counts images: a whole number of 0 or more")
+    return int(given)
+
+
 def screen(source: Source, what: str, expected: int | None, max_bad: int) -> Source:
     """``source`` when it is complete; without its bad images when ``max_bad`` allows; else an error naming the first.
 
@@ -34,7 +42,7 @@ def screen(source: Source, what: str, expected: int | None, max_bad: int) -> Sou
         first = next(iter(bad.values()))
         found.append(f"{len(bad):,} of {len(source):,} images cannot be read (first: {first})")
     if missing + len(bad) > max_bad:
-        limit = f"more than max_bad={max_bad}" if max_bad else "allow it with max_bad=N, or mend the data"
+        limit = f"more than max_bad={max_bad}" if max_bad else "mend the data, or allow it with max_bad=N (SELFZOO_MAX_BAD=N)"
         raise UserError(f"{what}: {' and '.join(found)}; {limit}. `python -m zoo data check` lists them all")
     print(f"{what}: {' and '.join(found)}; left out (max_bad={max_bad})", file=sys.stderr, flush=True)
     return source.subset(np.setdiff1d(np.arange(len(source)), list(bad))) if bad else source

@@ -24,7 +24,7 @@ def open_source(
     *,
     cache: str | None = None,
     share: tuple[int, int] | None = None,
-    max_bad: int = 0,
+    max_bad: int | None = None,
 ) -> Source:
     """The images of ``split`` of data set ``name`` (a name in datasets.yaml, or the path of a folder of images).
 
@@ -32,16 +32,15 @@ def open_source(
     root     folder that holds the data; else SELFZOO_DATA/<name>, folders known to the system, a download are tried
     cache    of packed sets: no, part or full (zoo/data/access.py); default: the variable SELFZOO_CACHE, else no
     share    (process, processes) for cache=part; default: this process among those of the node
-    max_bad  how many missing or unreadable images may be left out; 0: the first one is an error.  A limit above 0
-             reads every image once (the result is remembered by fingerprint)
+    max_bad  how many missing or unreadable images may be left out (a recipe's setting); 0: the first one is an error.
+             A limit above 0 reads every image once and remembers the result.  Default: SELFZOO_MAX_BAD, else 0
     Raises UserError (unknown name or split, nothing found, incomplete or faulty data), SealedError (zoo.data.sealed).
     """
     spec = describe(name)
     split, _, chosen_file = split.partition("@")
     if split not in spec.splits:
         raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits)}; there are {', '.join(spec.splits)}")
-    if max_bad < 0:
-        raise UserError(f"{name}: max_bad is {max_bad}; it counts images and cannot be negative")
+    allowed = faults.limit(max_bad)
     seal.permit(spec.name, split)
     if spec.name == "folder" and name != spec.name:
         if root is not None:
@@ -49,13 +48,13 @@ def open_source(
         root = name
     folder = places.find(spec, root)
     access = Access.of(cache, share)
-    source = read_part(spec, folder, spec.part(split), max_bad)
+    source = read_part(spec, folder, spec.part(split), allowed)
     chosen = positions(spec, split, source, folder)
     _refuse_overlap(spec, split, source, folder, chosen)
     if chosen is not None:
         source = source.subset(chosen)
         wanted = spec.splits[split].count
-        if wanted is not None and len(source) != wanted and not max_bad:
+        if wanted is not None and len(source) != wanted and not allowed:
             raise UserError(f"{name}: split {split!r} has {len(source):,} images, expected {wanted:,}")
     if chosen_file:
         source = source.subset(by_names(Path(chosen_file), source))
