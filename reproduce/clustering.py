@@ -102,21 +102,30 @@ def rows_of_images(index: Tensor, rows: Tensor, clusters: int, generator: torch.
     return found[:, :-1] / found[:, -1:]
 
 
-def uniform_over_labels(labels: np.ndarray, total: int, draw: Any, *, always_shuffle: bool = True) -> np.ndarray:
+def uniform_over_labels(labels: np.ndarray, total: int, draw: Any) -> np.ndarray:
     """(total,) positions such that every label that occurs is drawn equally often (DeepCluster's and DeeperCluster's sampler).
 
     labels  (n,) integers; UNSEEN is never drawn.
     draw    np.random.Generator, or RandomState for the authors' own numbers: its choice() and shuffle() are used.
     A label takes total // (number of labels) + 1 of its images, with repetition if it has no more than that.
     """
-    present = np.unique(labels[labels != UNSEEN])
-    if not len(present):
+    by_label = np.argsort(labels, kind="stable")
+    present, first = np.unique(labels[by_label], return_index=True)
+    groups = [members for label, members in zip(present, np.split(by_label, first[1:]), strict=True) if label != UNSEEN]
+    if not groups:
         raise UserError("no image has a label: nothing can be drawn")
-    quota = total // len(present) + 1
-    parts = [draw.choice(np.flatnonzero(labels == label), quota, replace=bool((labels == label).sum() <= quota)) for label in present]
-    order = np.concatenate(parts)
+    quota = total // len(groups) + 1
+    order = np.concatenate([draw.choice(members, quota, replace=len(members) <= quota) for members in groups])
     draw.shuffle(order)
     return order[:total].astype(np.int64)
+
+
+def compact(labels: np.ndarray) -> np.ndarray:
+    """Labels renumbered 0, 1, ... over those that occur, in their order; UNSEEN stays."""
+    result = np.full_like(labels, UNSEEN)
+    known = labels != UNSEEN
+    result[known] = np.unique(labels[known], return_inverse=True)[1]
+    return result
 
 
 # -- health ----------------------------------------------------------------------------------------------------------------
