@@ -53,6 +53,7 @@ def test_check_lists_everything_that_is_wrong(run, tmp_path):
     (root / "val/cat/cat_3.JPEG").write_bytes((root / "train/bee/bee_0.jpg").read_bytes())
     picture(root / "train/cat/real.png", 1).replace(root / "train/cat/cat_2.jpg")
     picture(root / "train/cat/grey.png", 1, mode="P")
+    (root / "train/cat/notes.txt").write_text("not an image")
     status, out, _ = run("check", "folder", root)
     assert status == 1 and "2 problems" in out
     for line in (
@@ -62,6 +63,7 @@ def test_check_lists_everything_that_is_wrong(run, tmp_path):
         "val: cat/cat_3.JPEG is the same as train: bee/bee_0.jpg",
         "1 images are PNG behind another extension",
         "1 images have mode P (converted)",
+        "train: 1 other files are not read",
     ):
         assert line in out
     assert "test/" not in out  # a folder of one's own need not have every split
@@ -77,6 +79,8 @@ def test_check_lists_every_wrong_map_line(run, tmp_path):
     assert (
         status == 1 and "train_map.txt:2: expected" in out and "train_map.txt:4: ant/ant_0.jpg is listed already" in out
     )
+    path.write_text("\n".join(lines[4:]))
+    assert "train: 4 images in the zip are not in its map" in run("check", "folder", tmp_path / "set")[1]
     path.write_text("\n".join([*lines[:1], "ghost.jpg\t0", "spook.jpg\t1"]))
     status, out, _ = run("check", "folder", tmp_path / "set")
     assert "train_map.txt:2: ghost.jpg is not in train.zip" in out and "train_map.txt:3: spook.jpg" in out
@@ -246,4 +250,6 @@ def test_prepare_says_which_lists_it_knows(run, tmp_path):
     assert "does not exist" in run("prepare", "imagenet-val", tmp_path, "--labels", tmp_path / "none.csv")[2]
     (tmp_path / "LOC_val_solution.csv").unlink()
     (tmp_path / "bad.tar").write_bytes(io.BytesIO(b"no tar").read())
-    assert run("prepare", "imagenet-val", tmp_path, "--labels", tmp_path / "bad.tar")[2].startswith(f"error: {tmp_path}/bad.tar: ")
+    assert run("prepare", "imagenet-val", tmp_path, "--labels", tmp_path / "bad.tar")[2].startswith(
+        f"error: {tmp_path}/bad.tar: "
+    )

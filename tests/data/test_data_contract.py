@@ -16,7 +16,9 @@ from zoo.errors import UserError
 
 every_source = pytest.mark.parametrize("kind", SAMPLES)
 every_source_on_disk = pytest.mark.parametrize("kind", [k for k, sample in SAMPLES.items() if sample.build])
-every_detection_source = pytest.mark.parametrize("kind", [k for k in SAMPLES if k.startswith(("voc", "coco", "scenes"))])
+every_detection_source = pytest.mark.parametrize(
+    "kind", [k for k in SAMPLES if k.startswith(("voc", "coco", "scenes"))]
+)
 
 
 @pytest.fixture(scope="module")

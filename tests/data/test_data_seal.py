@@ -36,6 +36,18 @@ def test_a_split_that_holds_sealed_images_is_sealed_too():
         assert data.open_source("digits", "fit") and data.open_source("digits", "test")
 
 
+def test_a_split_of_files_that_holds_a_sealed_one_is_sealed_too(tmp_path):
+    from data_samples import voc_year
+
+    for part in ("train", "val", "trainval", "test"):
+        voc_year(tmp_path, ["a", "b"] if part != "val" else ["b"], part=part)
+    for sealed, wanted in (("val", "trainval"), ("trainval", "train")):
+        with data.sealed(sealed), pytest.raises(data.SealedError, match=f"{wanted!r} holds images of {sealed!r}"):
+            data.open_source("voc", wanted, tmp_path)
+    with data.sealed("test"):
+        assert len(data.open_source("voc", "trainval", tmp_path)) == 2
+
+
 def test_a_named_part_of_a_sealed_split_is_sealed(tmp_path):
     (tmp_path / "few.txt").write_text("digits-000000\n")
     with data.sealed("test"), pytest.raises(data.SealedError):

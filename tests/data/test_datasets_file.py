@@ -67,7 +67,7 @@ def test_parts_add_up():
         ("channels: 3", "channels: 4", r"toy.yaml:5:3: toy.channels: Input should be 1 or 3 \(given: 4\)"),
         ("mean: [0.5, 0.5, 0.5]", "mean: [0.5]", r"toy: mean has 1 values for 3 channels"),
         ("std: [0.2, 0.2, 0.2]", "std: [0.2, 0.0, 0.2]", r"toy.yaml:8:14: toy.std.1: Input should be greater than 0"),
-        ("of: train", "of: trian", r"toy: split 'part' is cut from 'trian', which is not a split"),
+        ("of: train", "of: trian", r"toy: split 'part' refers to 'trian', which is not a split"),
         ("{of: train, range: [0, 2]}", "{of: train}", r"toy.splits.part: `of` goes with exactly one of"),
         ("{read: train}", "{of: part, range: [0, 1]}", r"toy: splits .* are cut from each other"),
         ("classes: [a, b]", "classes: 1e3", r"toy.yaml:4:3: toy.classes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from . import places, zipmap
 from .annotations import DetectionSource
 from .faults import in_order
 from .opening import read_part
-from .source import FileSource, Source
+from .packs import PackStore
+from .source import FileSource, FolderStore, Source
 from .specs import DatasetSpec
 
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF"}
@@ -74,6 +76,7 @@ def _part(
         )
         report.problems.append(f"{part}: {len(source):,} images of {expected:,}: {what}")
     report.facts.append(f"  {part}: {_counts(source)}")
+    report.notes += _left_out(spec, source, part)
     _images(source, part, report, seen)
     if isinstance(source, DetectionSource):
         _objects(source, part, report)
@@ -92,6 +95,21 @@ def _map_lines(spec: DatasetSpec, folder: Path | None, part: str) -> list[str]:
             return wrong  # the reader says so
         wrong = [f"{path}:{n}: {name} is not in {part}.zip" for n, name in enumerate(names, 1) if name not in inside]
     return wrong
+
+
+def _left_out(spec: DatasetSpec, source: Source, part: str) -> list[str]:
+    """Files that lie there and are not read: hidden, without an image's extension, or in no list."""
+    if not isinstance(source, FileSource) or spec.reader != "folders":
+        return []
+    if isinstance(source.store, FolderStore):
+        everything = sum(len(files) for _, _, files in os.walk(source.store.root, followlinks=True))
+        return [f"{part}: {everything - len(source):,} other files are not read"] if everything > len(source) else []
+    if isinstance(source.store, PackStore) and len(source.store.files) == 1 and source.store.files[0].endswith(".zip"):
+        inside = len(zipmap.zip_members(Path(source.store.files[0]))[0])
+        return (
+            [f"{part}: {inside - len(source):,} images in the zip are not in its map"] if inside > len(source) else []
+        )
+    return []
 
 
 def _counts(source: Source) -> str:

@@ -42,7 +42,11 @@ def screen(source: Source, what: str, expected: int | None, max_bad: int) -> Sou
         first = next(iter(bad.values()))
         found.append(f"{len(bad):,} of {len(source):,} images cannot be read (first: {first})")
     if missing + len(bad) > max_bad:
-        limit = f"more than max_bad={max_bad}" if max_bad else "mend the data, or allow it with max_bad=N (SELFZOO_MAX_BAD=N)"
+        limit = (
+            f"more than max_bad={max_bad}"
+            if max_bad
+            else "mend the data, or allow it with max_bad=N (SELFZOO_MAX_BAD=N)"
+        )
         raise UserError(f"{what}: {' and '.join(found)}; {limit}. `python -m zoo data check` lists them all")
     print(f"{what}: {' and '.join(found)}; left out (max_bad={max_bad})", file=sys.stderr, flush=True)
     return source.subset(np.setdiff1d(np.arange(len(source)), list(bad))) if bad else source

@@ -112,8 +112,12 @@ def _refuse_overlap(
     spec: DatasetSpec, split: str, source: Source, folder: Path | None, chosen: np.ndarray | None
 ) -> None:
     """A split that holds images of a sealed split is sealed too."""
-    for other in spec.splits:
-        if other == split or not seal.held(spec.name, other) or spec.part(other) != spec.part(split):
+    for other, rule in spec.splits.items():
+        if other == split or not seal.held(spec.name, other):
+            continue
+        if other in spec.splits[split].holds or split in rule.holds:
+            raise seal.SealedError(f"{spec.name}: split {split!r} holds images of {other!r}, which is sealed")
+        if spec.part(other) != spec.part(split):
             continue
         theirs = positions(spec, other, source, folder)
         if chosen is None or theirs is None or np.intersect1d(chosen, theirs).size:

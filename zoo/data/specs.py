@@ -27,6 +27,7 @@ class SplitRule(Strict):
     per_class    so many images of each class, chosen by hashing their names
     names        published list of file names, one a line: in the data folder, or downloaded from ``url``; ``sha256`` is checked
     count        the number of images when the set is complete; null: not fixed
+    holds        other splits whose images are among these, where the reader's parts overlap (trainval)
     """
 
     read: str | None = None
@@ -39,6 +40,7 @@ class SplitRule(Strict):
     url: str | None = None
     sha256: Annotated[str, Field(pattern=_HEX)] | None = None
     count: Annotated[int, Field(ge=1)] | None = None
+    holds: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_rule(self) -> SplitRule:
@@ -89,9 +91,9 @@ class DatasetSpec(Strict):
             if len(getattr(self, field)) != self.channels:
                 raise ValueError(f"{field} has {len(getattr(self, field))} values for {self.channels} channels")
         for split, rule in self.splits.items():
-            for other in (rule.of, rule.without):
+            for other in (rule.of, rule.without, *rule.holds):
                 if other is not None and other not in self.splits:
-                    raise ValueError(f"split {split!r} is cut from {other!r}, which is not a split")
+                    raise ValueError(f"split {split!r} refers to {other!r}, which is not a split")
             self.part(split)
         return self
 

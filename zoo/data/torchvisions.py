@@ -23,7 +23,9 @@ def _dataset(spec: DatasetSpec, root: Path, part: str, download: bool = False) -
 
     kind = getattr(datasets, str(spec.options["torchvision"]))
     how = {"split": part} if spec.options.get("by") == "split" else {"train": part == "train"}
-    root = root.parent if root.name == getattr(kind, "base_folder", None) else root  # the unpacked folder itself is fine too
+    root = (
+        root.parent if root.name == getattr(kind, "base_folder", None) else root
+    )  # the unpacked folder itself is fine too
     return kind(str(root), download=download, **how)
 
 
