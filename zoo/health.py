@@ -112,6 +112,8 @@ def _compare(one: Item, seen: cache.Seen, features: tuple[float, ...], record: b
         scale = max(abs(v) for v in seen.fingerprint) or 1.0
         if max(abs(a - b) for a, b in zip(features, seen.fingerprint, strict=True)) > TOLERANCE * scale:
             return f"WRONG: {text}, {' '.join(f'{v:.4g}' for v in seen.fingerprint)} is expected"
+        if record:
+            cache.write_entry(cache.LOCK, one.name, seen)
         return f"{text} (agrees)"
     place = cache.LOCK if record else cache.seen_file()
     cache.write_entry(place, one.name, cache.Seen(seen.sha256, seen.bytes, features))
