@@ -9,6 +9,7 @@ import datetime
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ def finish() -> None:
     """Leave the process group, if there is one."""
     if td.is_initialized():
         td.destroy_process_group()
+        _group_of.cache_clear()
 
 
 def _place(env: Any) -> tuple[int, int, int]:
@@ -282,9 +284,15 @@ def convert_sync_bn(module: nn.Module, group_size: int | None = None) -> nn.Modu
     if group_size and group_size != size:
         if size % group_size:
             raise UserError(f"sync_bn_group={group_size} does not divide the {size} processes")
-        groups = [td.new_group(list(range(i, i + group_size))) for i in range(0, size, group_size)]
-        group = groups[rank() // group_size]
+        group = _group_of(group_size)
     return _convert(module, group)
+
+
+@cache
+def _group_of(size: int) -> Any:
+    """This process's group when neighbours form groups of `size`. Made once: every process takes part in making every group."""
+    groups = [td.new_group(list(range(first, first + size))) for first in range(0, world_size(), size)]
+    return groups[rank() // size]
 
 
 def _convert(module: nn.Module, group: Any) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ class RunLog:
         self.reached = max((line.get("step", 0) for line in found), default=0)
         checkpoint.write_text(path, "".join(_dump(line) for line in self.lines))
         self._file = open(path, "a")  # noqa: SIM115  open as long as the run
+        if not step:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._board = _board(folder / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:

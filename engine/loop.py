@@ -114,9 +114,7 @@ class _Run:
         if options.threads:
             torch.set_num_threads(options.threads)
         self.memory = torch.channels_last if recipe["channels_last"] else torch.preserve_format
-        if recipe["sync_bn"]:
-            dist.convert_sync_bn(method, recipe.get("sync_bn_group"))
-        method.to(world.device, memory_format=self.memory).train()
+        self._settle()
         self.rates = optim.schedule(
             recipe["schedule"], max(stream.steps_per_epoch, 1), stream.total_steps, lr=recipe["optimizer"]["lr"]
         )
@@ -214,12 +212,18 @@ class _Run:
         kind = _PRECISION[self.recipe["precision"]]
         return nullcontext() if kind is torch.float32 else torch.autocast(self.world.device.type, kind)
 
+    def _settle(self) -> None:
+        """The method, its new parts included, on its device, in its memory format, normalising as the recipe says."""
+        if self.recipe["sync_bn"]:
+            dist.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"))
+        self.method.to(self.world.device, memory_format=self.memory).train()
+
     def _current_optimizer(self) -> torch.optim.Optimizer:
         """Rebuilt when the method says that its parameters are others; those that stayed keep their momentum."""
         if self.optimizer is None or self.generation != self.method.generation:
             old = {} if self.optimizer is None else self.optimizer.state
             self.generation = self.method.generation
-            self.method.to(self.world.device, memory_format=self.memory)
+            self._settle()
             self.optimizer = optim.build(self.recipe["optimizer"], self.method.param_groups())
             kept = [p for group in self.optimizer.param_groups for p in group["params"] if p in old]
             self.optimizer.state.update({p: old[p] for p in kept})
