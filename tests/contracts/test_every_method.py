@@ -15,7 +15,8 @@ from zoo.yamlfile import load_mapping
 
 REGISTERED, TRAINED, CASES = tools.registered(), tools.trained(), tools.cases()
 # The order of the batch is part of these methods' mathematics.
-ORDER_MATTERS = {"unmix": "image i is mixed with image B-1-i"}
+ORDER_MATTERS = {"unmix": "image i is mixed with image B-1-i",
+                 "deepercluster": "each part of a batch belongs to one super-class"}
 
 
 def on(names):

@@ -1,0 +1,231 @@
+"""DeeperCluster: predict rotation and cluster together, with clusters found in two levels so that they can be very many.
+
+Paper     https://arxiv.org/abs/1905.01278, section 3
+Recipe    zoo/methods/deepercluster.yaml: VGG-16 on YFCC100M; deepercluster_digits and deepercluster_fashion_mnist for a laptop
+Expect    loss from ln S + ln(K / m) downwards after each assignment, S super-classes, K clusters in m super-clusters
+Deviates  see DEVIATIONS. super_classes=1 rotations=false is DeepCluster, super_classes=4 clusters=1 is RotNet (but the turns of an
+          image are not in one batch)
+When      clusters are found every `reassignment` epochs, from plain images; heads then start afresh; no cluster is empty
+Processes A batch has equal parts of all super-classes, in order. With at least S processes each of them sees one super-class, as
+          in the authors' process groups; with fewer, each walks several in turn. The numbers are the same
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import dist, rng
+from engine.maths.hierarchy import hierarchy
+from engine.maths.pca import pca
+from engine.maths.rows import Rows
+from reproduce.clustering import UNSEEN, by_image, describe, effective_rank, uniform_over_labels
+from reproduce.health import spread
+from reproduce.method import Deviation, Method
+from zoo.errors import UserError
+
+DEVIATIONS = (
+    Deviation("drc-tails", "every image has a cluster", "images beyond the last whole batch of the data or of a super-cluster have none",
+              "every image has one"),
+    Deviation("drc-empty", "an empty cluster takes part of another", "the same victim for all empty clusters of a pass, a step of 1e-7, "
+              "counts of all processes used on labels of one", "victims drawn in proportion to size, equal parts, a relative step of 1e-4"),
+    Deviation("drc-resume", "nothing said", "a restart looks for files under a name that is never written, and begins the assignment anew",
+              "assignments, heads and momenta are in the checkpoint"),
+    Deviation("drc-warm-restart", "nothing said", "an option warm_restart that does nothing", "no such option"),
+    Deviation("drc-epoch-quarter", "nothing said", "an epoch is a quarter of the data per super-cluster, with rotations or without",
+              "the same by default", "params.epoch_divisor=1"),
+    Deviation("drc-groups", "nothing said", "as many processes as super-classes, or a multiple", "any number that divides the batch"),
+    Deviation("drc-head-copies", "nothing said", "a process holds the cluster head of its own super-class only",
+              "every process holds all S heads: S K / m rows"),
+    Deviation("drc-zero-rows", "unit-length features", "a feature vector of zeros becomes NaN and loses its label", "stays zero"),
+    Deviation("drc-rotations-alone", "rotation prediction needs no clusters", "extracts features and whitens them all the same",
+              "skipped when clusters=1"),
+)
+
+
+def joint_loss(super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor) -> Tensor:
+    """Cross entropy of the super-class plus cross entropy of the cluster within it, means over the batch. Labels (B,)."""
+    return F.cross_entropy(super_logits.float(), super_classes) + F.cross_entropy(sub_logits.float(), sub_classes)
+
+
+def super_class_of(position: Tensor, batch: int, super_classes: int) -> Tensor:
+    """The super-class of the images at `position` of a global batch: the first B / S have number 0, the next number 1, ...
+
+    Super-class s is super-cluster s // 4 turned by 90 (s mod 4) degrees, or super-cluster s when nothing is turned.
+    """
+    return position // (batch // super_classes)
+
+
+def epoch_images(n: int, super_clusters: int, divisor: int, multiple: int) -> int:
+    """Images per super-class and epoch: n over m over the divisor, rounded down to a multiple."""
+    return n // super_clusters // divisor // multiple * multiple
+
+
+def turned(views: Tensor, super_classes: Tensor) -> Tensor:
+    """(B, C, S, S) squares, each turned counter-clockwise by a quarter as often as its super-class says."""
+    out = torch.empty_like(views)
+    for quarter in range(4):
+        rows = super_classes % 4 == quarter
+        out[rows] = torch.rot90(views[rows], quarter, (-2, -1))
+    return out
+
+
+class DeeperCluster(Method):
+    """Backbone, a head over super-classes, and for each super-class a head over the clusters of its super-cluster.
+
+    super_classes, rotations   S, and whether four of them are one super-cluster in four rotations: m = S / 4, else m = S
+    clusters             K in all; K // m in each super-cluster
+    pca                  whitened directions kept before clustering
+    reassignment         epochs between assignments
+    iterations           M steps of k-means, on both levels
+    epoch_divisor        an epoch draws n / m / epoch_divisor images for each super-class
+    """
+
+    deviations = DEVIATIONS
+    remedies: ClassVar = {
+        "collapse": ("optimizer.lr=0.01", "params.clusters=64", "params.reassignment=10"),
+        "usage": ("params.clusters=64", "params.iterations=20", "params.reassignment=10"),
+    }
+
+    def __init__(self, backbone: nn.Module, *, super_classes: int = 16, rotations: bool = True, clusters: int = 320000, pca: int = 4096,
+                 reassignment: int = 3, iterations: int = 10, epoch_divisor: int = 4) -> None:
+        super().__init__(backbone)
+        self.super_classes, self.rotations, self.clusters = super_classes, rotations, clusters
+        self.super_clusters = super_classes // 4 if rotations else super_classes
+        self.pca, self.reassignment, self.iterations, self.divisor = pca, reassignment, iterations, epoch_divisor
+        if rotations and super_classes % 4:
+            raise UserError(f"params.super_classes={super_classes}: with rotations four belong together; choose a multiple of 4")
+        if clusters < self.super_clusters or pca > backbone.dim:
+            raise UserError(f"params.clusters={clusters}, params.pca={pca}: at least {self.super_clusters} clusters and at most "
+                            f"{backbone.dim} directions")
+        self.each = clusters // self.super_clusters
+        self.super_head = nn.Linear(backbone.dim, super_classes)
+        self.sub_weight, self.sub_bias = self.new_sub_heads()
+        self.collapsed_loss = math.log(super_classes) + math.log(self.each)
+        self.labels: Tensor | None = None            # (2, N) on the CPU: super-cluster; cluster, numbered over all of them
+        self.numbers: dict[str, float] = {}
+        self.batch = 0                               # images of the global batch
+        self._seen: Tensor | None = None
+
+    def new_sub_heads(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """(S, K / m, D) weights and (S, K / m) biases, as PyTorch starts a linear layer."""
+        bound = self.backbone.dim**-0.5
+        shape = (self.super_classes, self.each)
+        return (nn.Parameter(torch.empty(*shape, self.backbone.dim).uniform_(-bound, bound)),
+                nn.Parameter(torch.empty(*shape).uniform_(-bound, bound)))
+
+    # -- every few epochs --------------------------------------------------------------------------------------------
+    def before_epoch(self, epoch: int, ctx: Any) -> None:
+        if self.labels is not None and epoch % self.reassignment:
+            return
+        if self.clusters == 1:
+            self.labels = torch.zeros(2, ctx.n, dtype=torch.int64)
+            return
+        if self.clusters > ctx.n:
+            raise UserError(f"params.clusters={self.clusters}, but there are {ctx.n} images; choose params.clusters={ctx.n} or less")
+        index, features = ctx.extract(None)
+        previous = self.labels
+        self.labels = by_image(index, self.assign(index, features, epoch, ctx), ctx.n)
+        self.replace_heads()
+        sizes = torch.bincount(self.labels[0], minlength=self.super_clusters)
+        self.numbers = {**describe(self.labels[1:], [self.each * self.super_clusters], None if previous is None else previous[1:]),
+                        "largest_super_cluster": float(sizes.max()) / ctx.n, "effective_rank": effective_rank(features)}
+
+    def assign(self, index: np.ndarray, features: Tensor, epoch: int, ctx: Any) -> Tensor:
+        """(2, n_r) super-clusters and clusters of this process's features."""
+        enough = max(features.shape[1] * (features.shape[1] - 1) // 2, 4096)       # images for PCA; the authors take the first
+        white = pca(Rows(features, np.flatnonzero(index % math.ceil(ctx.n / enough) == 0)), self.pca)
+        draw = rng.generator(ctx.seed, "clusters", epoch)
+        try:
+            found = hierarchy(Rows(features, transform=white.unit), self.super_clusters, self.each * self.super_clusters,
+                              iterations=self.iterations, generator=draw)
+        except ValueError as error:
+            raise UserError(f"{error} (params.clusters, params.super_classes)") from None
+        return torch.stack([found.supers, found.supers * self.each + found.subs])
+
+    def replace_heads(self) -> None:
+        """Fresh heads: of clusters always, of super-classes where these are new clusters too and not only rotations."""
+        where = self.super_head.weight.device
+        self.sub_weight, self.sub_bias = (nn.Parameter(p.data.to(where)) for p in self.new_sub_heads())
+        if self.super_clusters > 1:
+            self.super_head = nn.Linear(self.backbone.dim, self.super_classes).to(where)
+        self.generation += 1
+
+    def epoch_size(self, n: int) -> int:
+        return self.super_classes * epoch_images(n, self.super_clusters, self.divisor, 1)
+
+    def sampler(self, n: int, epoch: int, ctx: Any) -> np.ndarray:
+        """Each super-class draws evenly from its clusters; step by step, every super-class has its part of the batch."""
+        assert self.labels is not None, "before_epoch makes the labels"
+        share = self.share_of(ctx.batch)
+        steps = self.epoch_size(n) // ctx.batch
+        supers, clusters = self.labels.numpy()
+        parts = []
+        for s in range(self.super_classes):
+            own = np.where(supers == s // (4 if self.rotations else 1), clusters, UNSEEN)
+            draw = np.random.Generator(np.random.Philox(rng.key(ctx.seed, "sampler", epoch, s)))
+            parts.append(uniform_over_labels(own, steps * share, draw).reshape(steps, share))
+        return np.concatenate(parts, axis=1).ravel()
+
+    def share_of(self, batch: int) -> int:
+        if batch % self.super_classes:
+            raise UserError(f"batch={batch} cannot be shared equally by {self.super_classes} super-classes; choose a multiple, e.g. "
+                            f"batch={max(1, round(batch / self.super_classes)) * self.super_classes}")
+        return batch // self.super_classes
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+    def before_step(self, step: int, ctx: Any) -> None:
+        self.batch = ctx.batch
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        assert self.labels is not None, "before_epoch makes the labels"
+        self.share_of(self.batch)
+        first = dist.rank() * (self.batch // dist.world_size())
+        of = super_class_of(first + torch.arange(len(batch.index)), self.batch, self.super_classes)
+        sub = (self.labels[1] - self.labels[0] * self.each)[batch.index.cpu()].to(batch.views[0].device)
+        losses, logs = [], []
+        for view in batch.views:
+            h = F.relu(self.backbone(turned(view, of) if self.rotations else view))
+            self._seen = F.normalize(h.detach().float(), dim=1)
+            losses.append(joint_loss(*(logits := self.heads(h, of)), of.to(h.device), sub))
+            logs.append(accuracies(*logits, of.to(h.device), sub))
+        return torch.stack(losses).mean(), {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
+
+    def heads(self, h: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, S) of super-classes, and (B, K / m) of clusters by the head of each image's super-class `of` (B,)."""
+        sub = [(of == s).nonzero().flatten().to(h.device) for s in of.unique().tolist()]
+        parts = [F.linear(h[rows], self.sub_weight[s], self.sub_bias[s]) for s, rows in zip(of.unique().tolist(), sub, strict=True)]
+        return self.super_head(h), torch.cat(parts)[torch.cat(sub).argsort()]
+
+    def after_backward(self, step: int) -> None:
+        """A cluster head learns from the mean over its own images, which are one S-th of the batch."""
+        for parameter in (self.sub_weight, self.sub_bias):
+            if parameter.grad is not None:
+                parameter.grad *= self.super_classes
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+    def extra_state(self) -> dict[str, Any]:
+        return {} if self.labels is None else {"labels": self.labels, "numbers": dict(self.numbers)}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self.labels, self.numbers = state["labels"], dict(state["numbers"])
+
+    # -- looking at it -----------------------------------------------------------------------------------------------
+    def health(self) -> dict[str, float]:
+        return {**self.numbers, **({} if self._seen is None else {"feature_std": spread(self._seen)})}
+
+    def exported(self) -> dict[str, Tensor]:
+        return {**super().exported(), **{f"pred_layer.{k}": v.detach().cpu() for k, v in self.super_head.state_dict().items()}}
+
+
+def accuracies(super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor) -> dict[str, float]:
+    """Shares of images whose super-class, cluster, and both are right."""
+    first, second = super_logits.detach().argmax(1) == super_classes, sub_logits.detach().argmax(1) == sub_classes
+    return {"accuracy": float((first & second).float().mean()), "accuracy_super": float(first.float().mean()),
+            "accuracy_sub": float(second.float().mean())}
