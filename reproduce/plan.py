@@ -61,7 +61,7 @@ def plan(work: Job) -> str:
 def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
     """The source, or a stand-in of the size that datasets.yaml knows, and a line about it."""
     try:
-        source = data.open_source(recipe.dataset, recipe.split, root=options.data, max_bad=recipe.max_bad)
+        source = data.open_source(recipe.dataset, recipe.split, root=options.data, max_bad=recipe.max_bad, fetch=False)
         return source, f"{recipe.dataset}/{recipe.split}, found: {len(source):,} images, fingerprint {source.fingerprint[:10]}"
     except data.DataMissing as error:
         spec = data.describe(recipe.dataset)

@@ -119,6 +119,17 @@ def test_a_download_is_made_once(tmp_path, monkeypatch):
     assert calls == ["cifar10"]
 
 
+def test_a_plan_downloads_and_composes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("zoo.data.torchvisions.download", lambda spec, folder: None)
+    for name in ("cifar10", "scenes_digits_voc"):
+        with pytest.raises(data.DataMissing):
+            data.open_source(name, fetch=False)
+    assert not list(tmp_path.iterdir())
+    places.find(data.describe("cifar10"))
+    assert places.find(data.describe("cifar10"), fetch=False) == tmp_path / "selfzoo/data/cifar10"
+
+
 def test_an_interrupted_download_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "selfzoo/data/cifar10").mkdir(parents=True)

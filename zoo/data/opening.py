@@ -25,6 +25,7 @@ def open_source(
     cache: str | None = None,
     share: tuple[int, int] | None = None,
     max_bad: int | None = None,
+    fetch: bool = True,
 ) -> Source:
     """The images of ``split`` of data set ``name`` (a name in datasets.yaml, or the path of a folder of images).
 
@@ -34,6 +35,7 @@ def open_source(
     share    (process, processes) for cache=part; default: this process among those of the node
     max_bad  how many missing or unreadable images may be left out (a recipe's setting); 0: the first one is an error.
              A limit above 0 reads every image once and remembers the result.  Default: SELFZOO_MAX_BAD, else 0
+    fetch    False: neither download nor compose anything (for plans); DataMissing instead
     Raises UserError (unknown name or split, nothing found, incomplete or faulty data), SealedError (zoo.data.sealed).
     """
     spec = describe(name)
@@ -46,7 +48,7 @@ def open_source(
         if root is not None:
             raise UserError(f"{name}: the data set is a path already; leave out data={root}")
         root = name
-    folder = places.find(spec, root)
+    folder = places.find(spec, root, fetch)
     access = Access.of(cache, share)
     source = read_part(spec, folder, spec.part(split), allowed)
     chosen = positions(spec, split, source, folder)

@@ -26,10 +26,10 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "selfzoo"
 
 
-def find(spec: DatasetSpec, root: str | Path | None = None) -> Path | None:
+def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) -> Path | None:
     """The folder of the data set; None for one that comes with an installed package.
 
-    A folder that was named must be there: nothing else is tried in its stead.
+    A folder that was named must be there: nothing else is tried in its stead.  ``fetch`` False: neither download nor make.
     """
     if spec.embedded:
         if root is not None:
@@ -52,14 +52,20 @@ def find(spec: DatasetSpec, root: str | Path | None = None) -> Path | None:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    if spec.made:
+    if spec.made and fetch:
         return _made(spec)
-    if spec.download:
-        target = user_cache() / "data" / spec.name
+    target = user_cache() / "data" / spec.name
+    if spec.download and not fetch:
+        if (target / ".complete").exists():
+            return target
+        tried.append("a download is possible, and was not asked for")
+    elif spec.download:
         try:
             return downloaded(spec, target)
         except Exception as error:  # noqa: BLE001  torchvision lets urllib, ssl, tarfile and its own errors through
-            tried.append(f"download through torchvision to {target} ({str(error) or type(error).__name__})")
+            tried.append(
+                f"download through torchvision to {target} ({' '.join(str(error).split()) or type(error).__name__})"
+            )
     raise DataMissing(f"{spec.name}: no data found. Tried: {'; '.join(tried)}. Next: {spec.prepare}")
 
 
