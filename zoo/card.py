@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -157,15 +157,27 @@ def recipe_words(recipe: Recipe) -> list[str]:
         ("batch", str(recipe.batch)),
         ("optimizer", _settings(optimizer)),
         ("schedule", _settings(schedule)),
-        ("params", ", ".join(f"{key} {value}" for key, value in recipe.params.items()) or "none"),
+        ("params", words(recipe.params) or "none"),
     ]
     return align(rows)
 
 
 def _settings(spec: Any) -> str:
-    found = {key: value for key, value in spec.model_dump().items() if value is not None}
-    name = [str(found.pop("name"))] if "name" in found else []
-    return ", ".join(name + [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()])
+    return words({key: value for key, value in spec.model_dump().items() if value is not None})
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """``{name: sgd, lr: 0.1, queue: {length: 0}}`` as ``sgd, lr 0.1, queue (length 0)``."""
+    parts = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            parts.append(f"{key} ({words(value)})")
+        elif key == "name":
+            parts.append(str(value))
+        else:
+            shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+            parts.append(f"{key} {shown}")
+    return ", ".join(parts)
 
 
 def _published(entry: Entry) -> list[str]:
@@ -178,7 +190,7 @@ def _published(entry: Entry) -> list[str]:
 
 
 def _licence(entry: Entry) -> list[str]:
-    if entry.profile is not None:
+    if entry.laptop:
         return ["You train it yourself with this project's code: see LICENSE."]
     licences = [w.license for w in (entry.weights, *entry.heads.values(), entry.pseudolabels) if w is not None]
     if not licences and entry.code:
@@ -191,12 +203,12 @@ def unknown(entry: Entry) -> list[str]:
     gaps = []
     if entry.weights is not None and entry.weights.sha256 is None:
         gaps.append("the file's SHA-256: the project has not seen the file; yours is remembered at its first download")
-    if entry.weights is None and entry.profile is None:
-        gaps.append("the weights: nobody released them")
+    if entry.weights is None and not entry.laptop:
+        gaps.append("the weights: no address of a file is known")
     if entry.recipe is None:
         gaps.append("the complete recipe")
-    if entry.code is not None and entry.code.license is None and entry.profile is None:
+    if entry.code is not None and entry.code.license is None and not entry.laptop:
         gaps.append("the licence: the authors' repository has no licence file")
-    if not entry.published and entry.profile is None:
+    if not entry.published and not entry.laptop:
         gaps.append("any published number for exactly these weights")
     return gaps

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # word of an id -> backbone names that it may stand for
 NETWORKS: dict[str, tuple[str, ...]] = {
     "rn18": ("resnet18",),
+    "rn26": ("resnet26",),
     "rn50": ("resnet50",),
     "rn50w2": ("resnet50w2",),
     "rn50w4": ("resnet50w4",),
@@ -26,9 +27,10 @@ DATASETS = {
     "fashion_mnist": "fashion_mnist",
     "cifar10": "cifar10",
     "cifar100": "cifar100",
+    "svhn": "svhn",
+    "places205": "places205",
     "imagenet": "imagenet",
     "yfcc": "yfcc100m",
-    "yfcc1m": "yfcc100m",
 }
 Problem = tuple[str, tuple[Any, ...]]
 
@@ -39,7 +41,7 @@ def contradictions(entry: Entry) -> Iterator[Problem]:
     if rest == entry.id or not rest.startswith("_"):
         yield f"{entry.id} must begin with its method: {entry.method}_…", ()
     for word, dataset in DATASETS.items():
-        if rest.endswith(f"_{word}") and entry.dataset != dataset:
+        if f"_{word}_" in f"{rest}_" and entry.dataset != dataset:
             yield f"{entry.id} says {word}, but its dataset is {entry.dataset}", ("recipe", "dataset")
     for word in rest.split("_"):
         if word in NETWORKS and not entry.backbone.name.startswith(NETWORKS[word]):

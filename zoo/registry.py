@@ -176,8 +176,9 @@ class Registry:
         file, content, layers = self.file(method), self._methods[method], self.layers(model)
         top = check(MethodFile, content, [Layer(content, file)], method, self.root)
         own = check(ModelFields, layers[-1].values, layers[-1:], model, self.root)
+        profile = Profile(title="", laptop=False)
         if own.profile is not None:
-            check(Profile, layers[1].values, layers[1:2], own.profile, self.root)
+            profile = check(Profile, layers[1].values, layers[1:2], own.profile, self.root)
         merged = merge_layers(layers)
         for need in ("backbone", "input"):
             if merged.get(need) is None:
@@ -200,7 +201,7 @@ class Registry:
             "code": code,
             "status": status(own.model_dump(), recipe),
             "since": own.since,
-            "notes": [*(top.notes if own.profile is None else []), *own.notes],
+            "notes": [*([] if own.profile or own.code else top.notes), *profile.notes, *own.notes],
             "dataset": own.dataset or (checked.dataset if checked else top.dataset),
             **shared,
             "network": merged.get("network"),
@@ -210,6 +211,7 @@ class Registry:
             "pseudolabels": own.pseudolabels and {"license": licence, **own.pseudolabels},
             "published": own.published,
             "profile": own.profile,
+            "laptop": profile.laptop,
             "file": f"zoo/methods/{file.name}",
             "line": (locate(file, ("models", model)) or (1, 1))[0],
         }

@@ -449,7 +449,7 @@ class Entry(Strict):
     pseudolabels: Pseudolabels | None
     published: list[Published]
     profile: str | None
-    laptop: bool
+    laptop: bool = False
     file: str
     line: int
 

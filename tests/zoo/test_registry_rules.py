@@ -37,6 +37,19 @@ def test_a_budget_in_images_replaces_one_in_epochs(tmp_path):
     assert schedule.name == "warmup_cosine" and schedule.images == 64 and schedule.epochs is None
 
 
+def test_a_profile_may_be_one_that_authors_shared(tmp_path):
+    profiles = PROFILES.replace("  title: small\n", "  title: small\n  laptop: false\n  notes: [shared]\n")
+    entry = registry(tmp_path, ("title: Thing", "title: Thing\nnotes: [of the method]"), profiles=profiles).entry("thing_digits")
+    assert not entry.laptop and entry.notes == ["shared"]
+    assert registry(tmp_path / "b").entry("thing_digits").laptop
+
+
+def test_a_model_of_other_authors_has_their_code_and_licence(tmp_path):
+    other = "    code: {repository: other/thing, license: null}\n    weights: {sources: [{gdrive: abc}]}"
+    entry = registry(tmp_path, ("title: Thing", "title: Thing\nnotes: [of the method]"), add("thing_400ep:", other)).entry("thing_400ep")
+    assert entry.code.repository == "other/thing" and entry.weights.license == "not stated" and entry.notes == []
+
+
 def test_facts_of_the_old_network_do_not_outlive_it(tmp_path):
     zoo = registry(tmp_path, ("    recipe: {schedule: {epochs: 400}}", "    backbone: resnet18\n    recipe: {schedule: {epochs: 400}}"))
     assert zoo.entry("thing_400ep").network is None and zoo.entry("thing_800ep").network.dim == 2048
@@ -251,6 +264,7 @@ def test_a_file_is_named_after_its_method(tmp_path):
         (add("thing_400ep:", "    backbone: resnet50w4"), "thing_400ep", "does not say that its backbone is resnet50w4"),
         (("thing_digits:", "thing_fashion_mnist:"), "thing_fashion_mnist", "says fashion_mnist, but its dataset is digits"),
         (("thing_digits:", "thing_cifar10:"), "thing_cifar10", "says cifar10, but its dataset is digits"),
+        (("thing_400ep:", "thing_cifar100_400ep:"), "thing_cifar100_400ep", "says cifar100, but its dataset is imagenet"),
         (("thing_400ep:", "think_400ep:"), "think_400ep", "must begin with its method: thing_"),
         (("thing_400ep:", "thing_10k_400ep:"), "thing_10k_400ep", "says 1x10000 clusters, but params say 1x3000"),
     ],

@@ -104,3 +104,69 @@ def test_every_number_names_the_place_where_it_was_read():
     for model in registry.models():
         for number in registry.entry(model).published:
             assert place.search(number.source), (model, number)
+
+
+PUBLIC = """
+swav_100ep swav_200ep swav_400ep swav_800ep swav_200ep_bs256 swav_400ep_bs256 swav_400ep_2x224
+swav_rn50w2_400ep swav_rn50w4_400ep swav_rn50w5_400ep
+deepclusterv2_800ep deepclusterv2_400ep deepclusterv2_400ep_2x224 selav2_400ep selav2_400ep_2x224
+unmix_swav_100ep unmix_swav_200ep unmix_swav_400ep unmix_swav_800ep unmix_swav_200ep_bs256 unmix_swav_400ep_bs256
+unmix_swav_400ep_2x224 unmix_swav_rn50w2_400ep unmix_swav_rn50w4_400ep unmix_mocov2_200ep unmix_mocov2_800ep
+deepercluster_vgg16_yfcc deepcluster_vgg16_yfcc deepcluster_vgg16_imagenet deepcluster_alexnet_imagenet
+rotnet_vgg16_yfcc rotnet_vgg16_imagenet rotnet_nin_cifar10 rotnet_alexnet_imagenet
+sela_alexnet_1k sela_alexnet_10k sela_alexnet_10x3k sela_alexnet_10x3k_rot sela_resnet50v2_10x3k sela_rn18_1k_aug
+sela_rn50_1k_aug sela_rn50_10x3k_aug
+pic_200ep pic_400ep pic_1600ep instdisc_pic_200ep instdisc_pic_400ep mocov2_pic_100ep mocov2_pic_200ep
+simclr_pic_100ep simclr_pic_200ep mocov1_200ep mocov2_200ep mocov2_800ep
+""".split()  # noqa: SIM905
+
+
+def test_ids_are_public_and_stay():
+    assert set(PUBLIC) <= set(registry.models())
+
+
+def test_every_trainable_method_has_its_laptop_models():
+    for method in registry.methods():
+        for data in ("digits", "fashion_mnist"):
+            entry = registry.entry(f"{method}_{data}")
+            assert entry.laptop and entry.profile == data and entry.weights is None
+
+
+# What was released, by how it is had: addresses, Drive ids, members of archives; and labels.
+RELEASED = {"deepclusterv2": 3, "selav2": 2, "deepercluster": 1, "deepcluster": 3, "rotnet": 4, "sela": 5, "pic": 2, "instdisc": 2, "mocov2": 4, "unmix": 5}
+
+
+def test_nothing_released_is_missing():
+    for method, count in RELEASED.items():
+        assert len([m for m in registry.models(method=method) if registry.entry(m).weights]) == count, method
+    labelled = {m: registry.entry(m).pseudolabels for m in registry.models() if registry.entry(m).pseudolabels}
+    assert {m: (p.heads, p.clusters, p.format) for m, p in labelled.items()} == {
+        "sela_rn18_1k_aug": (1, 1000, "tensor"), "sela_rn50_1k_aug": (1, 1000, "tensor"), "sela_rn50_10x3k_aug": (10, 3000, "tensor"),
+        "sela_alexnet_10x3k": (10, 3000, "csv"), "sela_resnet50v2_10x3k": (10, 3000, "csv"),
+        "deepcluster_alexnet_imagenet": (1, 10000, "clusters"), "deepcluster_vgg16_imagenet": (1, 10000, "clusters"),
+    }  # fmt: skip
+    assert registry.entry("sela_alexnet_10x3k").status == "labels only"
+
+
+def test_what_others_trained_is_not_called_the_authors_own():
+    for model in ("simclr_pic_200ep", "instdisc_pic_200ep", "mocov2_pic_200ep", "swav_unmix_cifar10_400ep", "mocov1_unmix_cifar10_1000ep"):
+        entry = registry.entry(model)
+        assert entry.published and all(number.origin == "retrain" for number in entry.published)
+        assert entry.code.repository in ("bl0/PIC", "szq0214/Un-Mix"), (model, entry.code)
+
+
+def test_sobel_networks_keep_the_borders_that_they_were_trained_with():
+    stems = {m: registry.entry(m).backbone.options.get("stem") for m in registry.models("*cluster_*") if registry.entry(m).weights}
+    assert stems == {
+        "deepercluster_vgg16_yfcc": "deepercluster_sobel", "deepcluster_vgg16_yfcc": "deepercluster_sobel",
+        "deepcluster_vgg16_imagenet": "deepcluster_sobel", "deepcluster_alexnet_imagenet": "deepcluster_sobel",
+    }  # fmt: skip
+
+
+def test_the_whole_registry_is_valid():
+    from zoo.validate import validate
+
+    found = validate(registry.registry())
+    assert found.ok, str(found)
+    assert found.looked["networks built: parameters, width, input size"] == len(registry.models())
+    assert not found.skipped

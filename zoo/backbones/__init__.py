@@ -18,6 +18,7 @@ from .vgg import Vgg16
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {
     "resnet18": partial(ResNet, [2, 2, 2, 2], False),
+    "resnet26": partial(ResNet, [2, 2, 2, 2]),  # Un-Mix calls it resnet18 on CIFAR
     "resnet34": partial(ResNet, [3, 4, 6, 3], False),
     "resnet50": partial(ResNet, [3, 4, 6, 3]),
     "resnet101": partial(ResNet, [3, 4, 23, 3]),
