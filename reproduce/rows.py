@@ -12,6 +12,7 @@ neither the number of processes nor the order of visits changes them, and an unt
 """
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,7 @@ class Rows:
         self.count, self.dim, self.seed, self.scale, self.correction = count, dim, seed, scale, correction
         self.rank, self.world = dist.rank(), dist.world_size()
         own = -(-(count - self.rank) // self.world)
-        self.weight, self.velocity = torch.zeros(own, dim), torch.zeros(own, dim)      # pages untouched take no memory
+        self.weight, self.velocity = _zeros(own, dim), _zeros(own, dim)
         self.current = torch.full((own,), -1, dtype=torch.int32)                       # step up to which a row is right; -1: unborn
         self.idle = Idle()
 
@@ -120,8 +121,9 @@ class Rows:
     # -- memory ------------------------------------------------------------------------------------------------------
     def whole(self) -> Tensor:
         """(count, dim): all rows of all processes, brought up to date."""
-        self._catch_up(torch.arange(len(self.weight)))
-        return self._gather(self.weight).cpu()
+        for part in torch.arange(len(self.weight)).split(1 << 16):
+            self._catch_up(part)
+        return self._gather(self.weight).cpu().clone()
 
     def state(self) -> dict[str, Any]:
         """Everything, the same on every process and for any number of them."""
@@ -136,11 +138,21 @@ class Rows:
             self.idle.advance(lr, momentum, decay)
 
     def _gather(self, part: Tensor) -> Tensor:
-        """Shards of (almost) equal length, interleaved again."""
+        """Shards of (almost) equal length, interleaved again; of one process, its own rows themselves."""
+        if self.world == 1:
+            return part
         longest = -(-self.count // self.world)
         padded = torch.cat([part, part.new_zeros(longest - len(part), part.shape[1])])
         every = dist.all_gather(padded).view(self.world, longest, -1)
-        return every.transpose(0, 1).reshape(self.world * longest, -1)[:self.count].clone()
+        return every.transpose(0, 1).reshape(self.world * longest, -1)[:self.count]
+
+
+def _zeros(rows: int, columns: int) -> Tensor:
+    """(rows, columns) float32 whose memory is taken up a small page at a time, when it is first written to."""
+    room = mmap.mmap(-1, max(1, 4 * rows * columns))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        room.madvise(mmap.MADV_NOHUGEPAGE)                    # a huge page would bring in 4,000 rows for one
+    return torch.frombuffer(room, dtype=torch.float32, count=rows * columns).view(rows, columns) if rows else torch.zeros(0, columns)
 
 
 class _ShardedSoftmax(torch.autograd.Function):
@@ -149,7 +161,7 @@ class _ShardedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         top = dist.all_reduce_(logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf), "max")
-        p = torch.exp(logits - top[:, None])
+        p = (logits - top[:, None]).exp_()
         total = dist.all_reduce_(p.sum(1))
         here = target >= 0
         hit = logits.new_zeros(len(logits))

@@ -50,7 +50,8 @@ def pic_logits(large: Tensor, small: Tensor, rows: Tensor, temperature: float) -
     rows          (n, D) class weights, normalised here
     """
     unit = F.normalize(rows.to(large.dtype), dim=1)
-    return torch.cat([large @ unit.T, small @ unit.detach().T]) / temperature
+    logits = (large / temperature) @ unit.T
+    return torch.cat([logits, (small / temperature) @ unit.detach().T]) if len(small) else logits
 
 
 def windows(images: int, size: int) -> int:
@@ -141,7 +142,7 @@ class PIC(Method):
         """The rows' own step of SGD, with the recipe's rate, momentum and weight decay."""
         ids, rows = self._taken
         self._taken = None
-        grad = rows.grad / self._scale
+        grad = rows.grad if self._scale == 1.0 else rows.grad / self._scale
         if self._scale != 1.0 and not dist.all_reduce_(grad.isfinite().all().float(), "min"):
             return                                           # mixed precision overflowed: the engine skips this step as well
         self.rows.update(ids, grad, lr=self.lr, momentum=self.optimizer.get("momentum") or 0.0,

@@ -70,5 +70,5 @@ def test_a_network_that_really_says_the_same_of_every_image_raises_the_alarm():
     for step in range(0, 400, 10):
         nn.init.constant_(method.prototypes.weight, 0.1)
         loss, _ = method.loss(SimpleNamespace(views=[torch.randn(6, 4)[..., None, None]] * 2, epoch=0), step)
-        messages += method.alarms(step, float(loss), method.health())
+        messages += method.alarms(step, loss.item(), method.health())
     assert sum("collapse" in m for m in messages) == 1 and sum("dead features" in m for m in messages) == 1

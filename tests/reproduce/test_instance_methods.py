@@ -123,9 +123,10 @@ def test_class_rows_follow_torchs_own_sgd_exactly():
     torch.testing.assert_close(method.rows.whole(), rows.detach(), atol=2e-6, rtol=1e-5)
 
 
-def test_with_correction_idle_rows_end_where_the_full_optimiser_would_have_put_them():
+def test_with_correction_idle_rows_end_where_the_full_optimiser_would_have_put_them(monkeypatch):
     """Sampled softmax with correction = dense SGD whose gradient is zero outside the sampled classes, at a changing rate."""
-    steps = [views(1, 3, 6, seed=s, index=[(7 * s + j) % 30 for j in range(3)]) for s in range(1100)]     # past a merged block
+    monkeypatch.setattr("reproduce.rows.BLOCK", 32)
+    steps = [views(1, 3, 6, seed=s, index=[(7 * s + j) % 30 for j in range(3)]) for s in range(150)]      # past merged blocks
     method = pic(negatives=6)
     rows = nn.Parameter(method.rows.whole().double())
     optimizer = torch.optim.SGD([rows], lr=1.0, momentum=0.9, weight_decay=1e-2)

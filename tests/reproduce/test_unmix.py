@@ -164,7 +164,8 @@ def test_probability_one_mixes_whole_images_zero_regions_and_half_both():
     for probability, expected in ((0.0, {False}), (1.0, {True}), (0.5, {True, False})):
         method = unmix("simclr", probability=probability)
         assert {method.draw(step)[0] for step in range(60)} == expected
-    lams = np.array([unmix("simclr").draw(step)[1] for step in range(400)])
+    method = unmix("simclr")
+    lams = np.array([method.draw(step)[1] for step in range(400)])
     assert 0.45 < lams.mean() < 0.55 and lams.std() > 0.25          # Beta(1, 1) is uniform
 
 
