@@ -52,8 +52,8 @@ def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) 
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    if spec.made and fetch:
-        return _made(spec)
+    if spec.made and (made := _made(spec, fetch)) is not None:
+        return made
     target = user_cache() / "data" / spec.name
     if spec.download and not fetch:
         if (target / ".complete").exists():
@@ -63,18 +63,19 @@ def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) 
         try:
             return downloaded(spec, target)
         except Exception as error:  # noqa: BLE001  torchvision lets urllib, ssl, tarfile and its own errors through
-            tried.append(
-                f"download through torchvision to {target} ({' '.join(str(error).split()) or type(error).__name__})"
-            )
+            reason = " ".join(str(error).split()) or type(error).__name__
+            tried.append(f"download through torchvision to {target} ({reason})")
     raise DataMissing(f"{spec.name}: no data found. Tried: {'; '.join(tried)}. Next: {spec.prepare}")
 
 
-def _made(spec: DatasetSpec) -> Path:
+def _made(spec: DatasetSpec, fetch: bool) -> Path | None:
     """The composed scenes in the user's cache, made there by the first process that wants them."""
     from .scenes_files import VERSION, make
 
     form, items = str(spec.options["format"]), str(spec.options["items"])
     folder = user_cache() / "data" / f"scenes_{items}_{form}_v{VERSION}"
+    if not fetch:
+        return folder if (folder / "scenes.json").is_file() else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder.with_suffix(".lock")):
         return folder if (folder / "scenes.json").is_file() else make(folder, form, items)
