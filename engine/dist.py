@@ -6,6 +6,7 @@ Every helper works without a process group, where the world is one process and c
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import re
 from dataclasses import dataclass, field
@@ -320,7 +321,12 @@ def data_parallel(module: nn.Module, *, unused_parameters: bool = False) -> nn.M
     """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused_parameters)
+    # The name changed with torch 2.14: buffers are not to be copied from process 0 at every step.
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(module, find_unused_parameters=unused_parameters, **buffers)
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ class Progress:
             old = self.seconds_per_step or latest
             self.seconds_per_step = old + 0.05 * (latest - old)
         self._step, self._last = step, now
-        if not self.quiet and now - self._printed >= self.every:
+        if not self.quiet and self.seconds_per_step and now - self._printed >= self.every:
             self._printed = now
             self._print(self.line(step, epoch, loss))
 
