@@ -2,14 +2,17 @@
 
 Protocols  cluster_*.yaml
 Metrics    nmi, anmi (adjusted mutual information), ari, hungarian (best one-to-one accuracy), purity, all in percent;
-           mean and spread over seeds of k-means
+           mean and spread over seeds of k-means, or over the heads of a method's own labels (each head by itself)
 
 k-means is fitted on the training split without labels; each test image goes to its nearest centroid, and the scores are
-those of the test split. Nothing is chosen. With ``head.score: train`` the training images themselves are scored.
+those of the test split. Nothing is chosen. With ``head.score: train`` the training images themselves are scored, as
+papers that score pseudo-labels do. ``head.assignments: random`` is the row that says what chance gives.
 """
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,9 +21,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+import zoo
 from engine import rng
 from engine.maths import contingency as table
-from engine.maths.kmeans import assign, kmeans
+from engine.maths.kmeans import KMeans, assign, kmeans
 from engine.maths.rows import Rows
 from results.record import Metric
 from zoo.errors import UserError
@@ -38,8 +42,14 @@ SCORES = ("nmi", "anmi", "ari", "hungarian", "purity")
 
 
 class Head(Strict):
-    """clusters: a number, or null for as many as classes. restarts: the run with the lowest objective is kept."""
+    """clusters: a number, or null for as many as classes. restarts: the run with the lowest objective is kept.
 
+    assignments  kmeans, own (the method's labels: released ones, or those exported by `python -m reproduce labels`) or random
+    labels       own: the exported file, when it is not labels.npz or labels.csv in the run folder
+    """
+
+    assignments: Literal["kmeans", "own", "random"] = "kmeans"
+    labels: str | None = None
     clusters: Annotated[int, Field(ge=1)] | None = None
     iterations: Annotated[int, Field(ge=1)] = 100
     restarts: Annotated[int, Field(ge=1)] = 1
@@ -50,21 +60,33 @@ class Head(Strict):
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     head = head_of(protocol)
+    if head.assignments != "kmeans":
+        return []
     splits = [protocol.splits.train] + ([protocol.splits.test] if head.score == "test" else [])
-    return plan_requests(protocol, model, splits)
+    return plan_requests(protocol, model, list(dict.fromkeys(splits)))
 
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
+    if head.assignments == "own":
+        return run_own(protocol, features, head)
     train, test = protocol.splits.train, protocol.splits.test
+    clusters = head.clusters or features.classes(train)
+    if head.assignments == "random":
+        split = test if head.score == "test" else train
+        features.finish_selection(None)
+        truth = features.labels(split)
+        draws = [
+            rng.uniforms(seed, "random labels", s, np.arange(len(truth)), 0, 1)[:, 0] for s in range(protocol.seeds)
+        ]
+        return Result(scored(truth, [(d * clusters).astype(np.int64) for d in draws]))
     layer = layers_of(protocol, features.model)[0]
     raw = features.get(FeatureRequest(train, layer, pool_of(protocol, layer)))
     prepare = preparation(raw, head.preprocess)
-    clusters = head.clusters or features.classes(train)
     if clusters > len(raw):
         raise UserError(f"head.clusters={clusters}: only {len(raw)} images to cluster")
     fitted = prepare(raw)
-    found = [_kmeans(fitted, clusters, head, seed, s) for s in range(protocol.seeds)]
+    found = [fit(fitted, clusters, head, seed, s) for s in range(protocol.seeds)]
     features.finish_selection(None)
 
     if head.score == "test":
@@ -74,6 +96,46 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     else:
         assigned, truth = [f.labels.numpy() for f in found], features.labels(train)
     return Result(scored(truth, assigned), assigned[0])
+
+
+def run_own(protocol: Protocol, features: Features, head: Head) -> Result:
+    """The method's own labels of the training images, one assignment per head; images without a label are left out."""
+    source, truth = features.source(protocol.splits.train), features.labels(protocol.splits.train)
+    labels = own_labels(features.model, head, source)  # (heads, N)
+    features.finish_selection(None)
+    kept = (labels >= 0).all(0)
+    if not kept.any():
+        raise UserError(f"{features.model.name}: no image of {protocol.dataset}/{protocol.splits.train} has a label")
+    return Result(scored(truth[kept], list(labels[:, kept])), labels[0])
+
+
+def own_labels(model: Model, head: Head, source: Any) -> np.ndarray:
+    """(heads, N) int64 in the source's order, -1 where an image has none."""
+    labels, names = _read_labels(model, head)
+    if names is None:
+        if labels.shape[1] != len(source):
+            raise UserError(f"{model.name}: labels of {labels.shape[1]:,} images, the split has {len(source):,}")
+        return labels
+    where = {name: i for i, name in enumerate(names)}
+    order = np.array([where.get(source.name(i), -1) for i in range(len(source))])
+    return np.where(order >= 0, labels[:, order], -1)
+
+
+def _read_labels(model: Model, head: Head) -> tuple[np.ndarray, list[str] | None]:
+    folder = Path(model.place)
+    files = [Path(head.labels)] if head.labels else [folder / "labels.npz", folder / "labels.csv"]
+    file = next((f for f in files if f.is_file()), None)
+    if file is None and not head.labels and not folder.is_dir():
+        released = zoo.pseudolabels(model.place)
+        return released.labels.numpy(), released.images
+    if file is None:
+        raise UserError(f"{model.name}: no {files[0]}; make it: python -m reproduce labels {folder} --to {files[0]}")
+    if file.suffix == ".npz":
+        with np.load(file) as found:
+            return found["labels"].T, [str(n) for n in found["names"]]
+    with file.open(newline="") as rows:
+        _, *lines = list(csv.reader(rows))
+    return np.array([[int(v) for v in line[1:]] for line in lines]).T, [line[0] for line in lines]
 
 
 def scored(truth: np.ndarray, assigned: list[np.ndarray]) -> dict[str, Metric]:
@@ -98,7 +160,8 @@ def preparation(x: np.ndarray, how: str) -> Any:
     return prepare
 
 
-def _kmeans(rows: Any, clusters: int, head: Head, seed: int, index: int) -> Any:
+def fit(rows: Any, clusters: int, head: Head, seed: int, index: int) -> KMeans:
+    """One k-means of rows (n, D)."""
     return kmeans(
         rows,
         clusters,

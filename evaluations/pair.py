@@ -16,7 +16,8 @@ from results import record as records
 from zoo.errors import UserError
 
 from .metrics import Paired, paired
-from .run import Settings, evaluate
+from .run import evaluate
+from .task import Settings
 
 
 def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:

@@ -13,10 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib import import_module
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +21,11 @@ import numpy as np
 import torch
 
 from engine import dist, provenance
-from engine.options import RunOptions
 from engine.progress import duration, peak_memory
 from results import record as records
-from zoo import data
-from zoo.errors import UserError
 
-from . import models
-from .features import Compute, FeatureRequest, Features, Store
-from .protocol import Protocol, complete, load
-
-OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a command line says beside the protocol: the protocol's overrides, and how to run."""
-
-    overrides: dict[str, Any]
-    options: RunOptions
-    seed: int
-    pretrain_seed: int | None
-    precision: str
-    batch: int
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], out: str | None = None) -> Settings:
-        rest = dict(given)
-        own = {name: rest.pop(name, default) for name, default in OWN_OPTIONS.items()}
-        for name in ("pretrain_seed", "seed", "batch"):
-            if not isinstance(own[name], int) and not (name == "pretrain_seed" and own[name] is None):
-                raise UserError(f"{name}={own[name]}: must be a whole number")
-        if own["precision"] not in ("float32", "bfloat16"):
-            raise UserError(f"precision={own['precision']}: float32 or bfloat16")
-        plain = {k: v for k, v in rest.items() if k in RunOptions.names()}
-        if out is not None:
-            plain["out"] = out
-        options, _ = RunOptions.split(plain)
-        return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own)
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What makes this another measurement than the plain protocol."""
-        return {**self.overrides, **({"precision": self.precision} if self.precision != "float32" else {})}
-
-    @cached_property
-    def compute(self) -> Compute:
-        """Joins the processes that torchrun started, if any."""
-        device = dist.init(self.options.device).device
-        return Compute(device, self.precision, self.batch, self.options.workers)
+from .protocol import load
+from .task import Settings, Task
 
 
 def evaluate(
@@ -95,21 +48,20 @@ def evaluate(
         torch.set_num_threads(settings.options.threads)
     device = settings.compute.device  # joins the other processes first
     say = _silent if quiet or not dist.is_main() else _say
-    protocol = complete(load(protocol_id, settings.overrides))
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
-    root = records.COMMITTED if record else Path(settings.options.out) / "measured"
-    found = measured(protocol, judged, settings, root)
+    task = Task.of(protocol_id, model, settings)
+    protocol, judged = task.protocol, task.judged
+    root = records.COMMITTED if record else task.out / "measured"
+    found = task.measured(root)
     if found is not None:
         say(f"{protocol.name} on {judged.name}: measured before, nothing to do: {found}")
         return found
-    plans = [plan_of(complete(load(name)), judged) for name in also if load(name).dataset == protocol.dataset]
+    others = [Task.of(name, model, settings.plain) for name in also if load(name).dataset == protocol.dataset]
     started = time.perf_counter()
-    result, features = measure(protocol, judged, settings, say, [r for plan in plans for r in plan])
+    result, features = task.measure(say, [request for other in others for request in other.plan])
     seconds = time.perf_counter() - started
     if not dist.is_main():
         dist.barrier()
         return root / judged.name
-    predictions = keep_predictions(result, Path(settings.options.out) / "predictions")
     written = records.write(
         records.Record(
             schema=records.SCHEMA,
@@ -118,14 +70,14 @@ def evaluate(
             protocol=protocol.id,
             version=protocol.version,
             form=protocol.form,
-            command=command_of(protocol, model, settings, record),
+            command=command_of(task, model),
             pretrain_command=judged.pretrain_command,
             metrics=result.metrics,
             selection=features.selection,
             test_reads=features.test_reads,
-            data_fingerprint=fingerprint_of(protocol, settings),
+            data_fingerprint=task.fingerprint,
             weights_sha256=judged.weights_sha256,
-            predictions_sha256=predictions,
+            predictions_sha256=keep_predictions(result, task.out / "predictions"),
             provenance=_provenance(seconds, device),
             overrides=settings.recorded,
             evaluation_seed=settings.seed,
@@ -136,69 +88,6 @@ def evaluate(
     dist.barrier()
     say(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
     return written
-
-
-def measured(protocol: Protocol, judged: models.Model, settings: Settings, root: Path) -> Path | None:
-    """The record of this measurement below ``root``, if it was made before."""
-    return records.find(root, judged.name, protocol.id, key_of(protocol, judged, settings))
-
-
-def key_of(protocol: Protocol, judged: models.Model, settings: Settings) -> str:
-    """The name of this measurement, known before it is made."""
-    return records.key(
-        weights_sha256=judged.weights_sha256,
-        data_fingerprint=fingerprint_of(protocol, settings),
-        protocol=protocol.id,
-        version=protocol.version,
-        overrides=settings.recorded,
-        evaluation_seed=settings.seed,
-    )
-
-
-def measure(
-    protocol: Protocol, judged: models.Model, settings: Settings, say: Any = None, also: Iterable[FeatureRequest] = ()
-) -> tuple[Any, Features]:
-    """Run the evaluation with its test split sealed: the data reader raises until selection has finished."""
-    module = import_module(f"evaluations.{protocol.kind}")
-    with ExitStack() as stack:
-        closed = sealed_split(protocol)
-        seal = stack.enter_context(data.sealed(closed)) if closed else None
-        features = Features(
-            judged,
-            protocol,
-            Store(Path(settings.options.out) / "features"),
-            compute=settings.compute,
-            open_split=lambda split: data.open_source(protocol.dataset, split, root=settings.options.data),
-            release=seal.release if seal else _nothing,
-            also=[*module.plan(protocol, judged), *also],
-            say=say or _silent,
-            workspace=Path(settings.options.out)
-            / "probes"
-            / judged.name
-            / f"{protocol.id}--{key_of(protocol, judged, settings)}",
-        )
-        return module.run(protocol, features, settings.seed), features
-
-
-def sealed_split(protocol: Protocol) -> str | None:
-    """The test split; None when it also serves to fit or to select (then there is nothing to keep closed)."""
-    return protocol.splits.test if protocol.splits.test not in (protocol.splits.train, protocol.splits.val) else None
-
-
-def plan_of(protocol: Protocol, judged: models.Model) -> list[FeatureRequest]:
-    return list(import_module(f"evaluations.{protocol.kind}").plan(protocol, judged))
-
-
-def fingerprint_of(protocol: Protocol, settings: Settings) -> str:
-    """One hash over the fingerprints of every split of the protocol, taken before any of them is sealed."""
-    splits = dict.fromkeys(s for s in (protocol.splits.train, protocol.splits.val, protocol.splits.test) if s)
-    each = [_fingerprint(protocol.dataset, split, settings.options.data) for split in splits]
-    return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()[:32]
-
-
-@lru_cache(maxsize=64)
-def _fingerprint(dataset: str, split: str, root: str | None) -> str:
-    return str(data.open_source(dataset, split, root=root).fingerprint)
 
 
 def keep_predictions(result: Any, folder: Path) -> str | None:
@@ -219,9 +108,10 @@ def keep_predictions(result: Any, folder: Path) -> str | None:
     return name
 
 
-def command_of(protocol: Protocol, model: str, settings: Settings, record: bool) -> str:
+def command_of(task: Task, model: str) -> str:
     """The command that measures this again, without places of this machine."""
-    words = ["python", "-m", "evaluations", "run", protocol.id, model]
+    settings = task.settings
+    words = ["python", "-m", "evaluations", "run", task.protocol.id, model]
     if settings.pretrain_seed is not None:
         words.append(f"pretrain_seed={settings.pretrain_seed}")
     if settings.seed:
@@ -258,8 +148,4 @@ def _say(line: str) -> None:
 
 
 def _silent(line: str) -> None:
-    pass
-
-
-def _nothing() -> None:
     pass

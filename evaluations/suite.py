@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from engine.progress import duration
 from results import record as records
@@ -18,29 +19,30 @@ from zoo import data
 from zoo.errors import UserError
 
 from . import models
-from .features import FeatureRequest, Features, Store, transform_of
-from .protocol import Protocol, complete, load, names
-from .run import Settings, evaluate, measured, plan_of, summary
+from .features import FeatureRequest, forward, transform_of
+from .protocol import load, names
+from .run import evaluate, summary
+from .task import Settings, Task
 
 
 def choose(model: str, given: Mapping[str, Any]) -> list[str]:
-    """Protocols on the data set that the model was trained on, or on the folder given as ``data``; ``only=PATTERN`` limits."""
-    rest = {k: v for k, v in given.items() if k != "only"}
-    settings = Settings.of(rest)
+    """Protocols on the data set that the model was trained on, or those that match ``only=PATTERN``; their data must be here."""
+    settings = Settings.of({k: v for k, v in given.items() if k != "only"})
     judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
     pattern = str(given.get("only", "*"))
     home = getattr(judged.recipe, "dataset", None)
     found = [n for n in names() if fnmatchcase(n, pattern) and (pattern != "*" or load(n).dataset == home)]
-    usable = [n for n in found if _at_hand(load(n), settings)]
+    usable = [n for n in found if _at_hand(n, model, settings)]
     if not usable:
         what = f"protocols that match {pattern!r}" if pattern != "*" else f"protocols on {home}"
         raise UserError(f"{model}: no {what} have their data here; see python -m evaluations list, and only=PATTERN")
     return usable
 
 
-def _at_hand(protocol: Protocol, settings: Settings) -> bool:
+def _at_hand(name: str, model: str, settings: Settings) -> bool:
     try:
-        data.open_source(protocol.dataset, protocol.splits.train, root=settings.options.data)
+        task = Task.of(name, model, settings.plain)
+        task.open(task.protocol.splits.train)
     except UserError:
         return False
     return True
@@ -65,65 +67,61 @@ def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: 
 
 def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     """What would run: passes over images, features on disk, time (from a timed batch of this model on this machine)."""
-    rest = {k: v for k, v in given.items() if k != "only"}
-    settings = Settings.of(rest)
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
-    store = Store(f"{settings.options.out}/features")
-    wanted: dict[tuple[str, str, str], dict[str, FeatureRequest]] = {}
-    lines, before = [], 0
+    settings = Settings.of({k: v for k, v in given.items() if k != "only"})
+    wanted: dict[tuple[str, str, str], tuple[Task, dict[str, FeatureRequest]]] = {}
+    lines, before, trained = [], 0, 0
     for name in protocols:
-        protocol = complete(load(name, settings.overrides if len(protocols) == 1 else {}))
-        done = measured(protocol, judged, settings, Path(settings.options.out) / "measured") is not None
+        task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain)
+        done = task.measured(task.out / "measured") is not None
         before += done
-        lines.append(f"  {protocol.name:<30} {'measured already' if done else protocol.title}")
-        if not done:
-            probe = _probe(judged, protocol, store, settings)
-            for request in plan_of(protocol, judged):
-                key = probe.key(request)
-                if store.get(key) is None:
-                    place = (protocol.dataset, request.split, request.view)
-                    wanted.setdefault(place, {})[key] = request
-    images = disk = 0
-    seconds = 0.0
-    for (dataset, split, view), requests in wanted.items():
-        n = len(data.open_source(dataset, split, root=settings.options.data))
-        rate, width = timed(judged, dataset, split, list(requests.values()), settings)
+        lines.append(f"  {task.protocol.name:<34} {'measured already' if done else task.protocol.title}")
+        if done:
+            continue
+        features = task.features(lambda: None, lambda line: None, ())
+        for request in task.plan:
+            key = features.key(request)
+            if features.store.get(key) is None:
+                place = (task.protocol.dataset, request.split, request.view)
+                wanted.setdefault(place, (task, {}))[1][key] = request
+        if not task.plan:
+            images = images_of(task)
+            trained += images
+            lines.append(f"    reads {images:,} views of images one by one; nothing is kept of them")
+    images, disk, seconds = 0, 0, 0.0
+    for (dataset, split, view), (task, requests) in wanted.items():
+        n = len(task.open(split))
+        rate, width = timed(task, list(requests.values()))
         images, disk, seconds = images + n, disk + 4 * n * width, seconds + n / rate
         lines.append(
             f"  pass over {dataset}/{split} ({view}): {n:,} images, {width:,} numbers each, {rate:,.0f} images/s"
         )
     total = f"{len(wanted)} passes, {images:,} images, {disk / 2**20:,.1f} MB of features, about {duration(seconds)} for the features"
-    return "\n".join([f"{judged.name}: {len(protocols)} protocols, {before} measured already", *lines, total])
+    if trained:
+        total += f"; {trained:,} views in training"
+    return "\n".join([f"{model}: {len(protocols)} protocols, {before} measured already", *lines, total])
 
 
-def timed(
-    judged: models.Model, dataset: str, split: str, requests: list[FeatureRequest], settings: Settings
-) -> tuple[float, int]:
-    """(images per second, numbers per image) of one small batch; images are blank where the split is a test split."""
-    import torch
+def images_of(task: Task) -> int:
+    """Views that a protocol trains on, as far as its settings say."""
+    head = task.protocol.head
+    n = len(task.open(task.protocol.splits.train))
+    if "iterations" in head:
+        return int(head["iterations"]) * int(head["batch"]) * task.protocol.seeds
+    if head.get("percent") is not None:
+        n = max(1, round(n * head["percent"] / 100))
+    return int(head.get("epochs", 1)) * n * (task.protocol.seeds if task.protocol.kind == "finetune" else 1)
 
-    from .features import forward
-    from .protocol import Transform
 
-    compute = settings.compute
-    t = transform_of(judged, Transform())
-    spec = data.describe(dataset)
+def timed(task: Task, requests: list[FeatureRequest]) -> tuple[float, int]:
+    """(images per second, numbers per image) of one small batch of blank images of the right size."""
+    t = transform_of(task.judged, task.protocol.transform)
     side = t["crop"] or t["resize"]
-    height, width = (side, side) if side else (n + 2 * t["pad"] for n in (spec.size or [224, 224]))
+    size = data.describe(task.protocol.dataset).size if task.protocol.dataset in data.names() else None
+    height, width = (side, side) if side else (n + 2 * t["pad"] for n in (size or [224, 224]))
     images = torch.zeros(32, t["channels"], height, width)
-    network = judged.backbone.to(compute.device).eval()
+    compute = task.settings.compute
+    network = task.judged.backbone.to(compute.device).eval()
     forward(network, images[:2], requests, compute)
     started = time.perf_counter()
     found = forward(network, images, requests, compute)
     return 32 / max(time.perf_counter() - started, 1e-6), sum(v.shape[1] for v in found.values())
-
-
-def _probe(judged: models.Model, protocol: Protocol, store: Store, settings: Settings) -> Features:
-    return Features(
-        judged,
-        protocol,
-        store,
-        compute=settings.compute,
-        open_split=lambda split: data.open_source(protocol.dataset, split, root=settings.options.data),
-        release=lambda: None,
-    )

@@ -1,0 +1,169 @@
+"""One measurement before it is made: what a command line says, the protocol with its data, the model, and the key.
+
+``Task.measure`` runs the evaluation with the test split sealed: the data reader raises until selection has finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from engine import dist
+from engine.options import RunOptions
+from results import record as records
+from zoo import data
+from zoo.errors import UserError
+
+from . import models, sources
+from .features import Compute, FeatureRequest, Features, Store
+from .protocol import Protocol, complete, load
+
+OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command line says beside the protocol: the protocol's overrides, and how to run."""
+
+    overrides: dict[str, Any]
+    options: RunOptions
+    seed: int
+    pretrain_seed: int | None
+    precision: str
+    batch: int
+    download: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], out: str | None = None) -> Settings:
+        rest = dict(given)
+        own = {name: rest.pop(name, default) for name, default in OWN_OPTIONS.items()}
+        for name in ("pretrain_seed", "seed", "batch"):
+            if not isinstance(own[name], int) and not (name == "pretrain_seed" and own[name] is None):
+                raise UserError(f"{name}={own[name]}: must be a whole number")
+        if own["precision"] not in ("float32", "bfloat16"):
+            raise UserError(f"precision={own['precision']}: float32 or bfloat16")
+        plain = {k: v for k, v in rest.items() if k in RunOptions.names()}
+        if out is not None:
+            plain["out"] = out
+        options, _ = RunOptions.split(plain)
+        return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What makes this another measurement than the plain protocol."""
+        return {**self.overrides, **({"precision": self.precision} if self.precision != "float32" else {})}
+
+    @property
+    def plain(self) -> Settings:
+        """The same without overrides of a protocol, for another protocol."""
+        return replace(self, overrides={})
+
+    @cached_property
+    def compute(self) -> Compute:
+        """Joins the processes that torchrun started, if any."""
+        device = dist.init(self.options.device).device
+        return Compute(device, self.precision, self.batch, self.options.workers)
+
+
+@dataclass
+class Task:
+    """One protocol on one model. ``open`` opens a split of the data, unless it is sealed."""
+
+    protocol: Protocol
+    judged: models.Model
+    settings: Settings
+    open: Callable[[str], Any]
+
+    @classmethod
+    def of(cls, protocol_id: str, model: str, settings: Settings) -> Task:
+        """Raises UserError: unknown protocol, path or model, no finished run, data not found."""
+        protocol = complete(load(protocol_id, settings.overrides))
+        judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
+        arranged, opener = sources.arrange(protocol, settings.options.data, settings.download)
+        return cls(arranged, judged, settings, opener)
+
+    @property
+    def out(self) -> Path:
+        return Path(self.settings.options.out)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """One hash over the fingerprints of every split of the protocol, taken before any of them is sealed."""
+        splits = self.protocol.splits
+        used = dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s)
+        place = (self.protocol.dataset, self.settings.options.data)
+        each = [_FINGERPRINTS.setdefault((*place, split), "") or self._fingerprint(split) for split in used]
+        return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()[:32]
+
+    def _fingerprint(self, split: str) -> str:
+        found = str(self.open(split).fingerprint)
+        _FINGERPRINTS[self.protocol.dataset, self.settings.options.data, split] = found
+        return found
+
+    @cached_property
+    def key(self) -> str:
+        """The name of this measurement, known before it is made."""
+        return records.key(
+            weights_sha256=self.judged.weights_sha256,
+            data_fingerprint=self.fingerprint,
+            protocol=self.protocol.id,
+            version=self.protocol.version,
+            overrides=self.settings.recorded,
+            evaluation_seed=self.settings.seed,
+        )
+
+    def measured(self, root: Path) -> Path | None:
+        """The record of this measurement below ``root``, if it was made before."""
+        return records.find(root, self.judged.name, self.protocol.id, self.key)
+
+    @property
+    def plan(self) -> list[FeatureRequest]:
+        return list(import_module(f"evaluations.{self.protocol.kind}").plan(self.protocol, self.judged))
+
+    @property
+    def closed(self) -> list[str]:
+        """Splits to seal: the test split, unless it also serves to fit or to select; a set that was cut in two as well."""
+        splits = self.protocol.splits
+        if splits.test in (splits.train, splits.fit, splits.val):
+            return []
+        return [splits.test, *(["train"] if splits.test == sources.HELD_OUT else [])]
+
+    def features(
+        self, release: Callable[[], None], say: Callable[[str], None], also: Iterable[FeatureRequest]
+    ) -> Features:
+        return Features(
+            self.judged,
+            self.protocol,
+            Store(self.out / "features"),
+            compute=self.settings.compute,
+            open_split=self.open,
+            release=release,
+            also=[*self.plan, *also],
+            say=say,
+            workspace=self.out / "probes" / self.judged.name / f"{self.protocol.id}--{self.key}",
+        )
+
+    def measure(
+        self, say: Callable[[str], None] = lambda line: None, also: Iterable[FeatureRequest] = ()
+    ) -> tuple[Any, Features]:
+        """(Result, what it saw): the evaluation under seal."""
+        module = import_module(f"evaluations.{self.protocol.kind}")
+        _ = self.key  # fingerprints first: a sealed split cannot be opened
+        with ExitStack() as stack:
+            seals = [stack.enter_context(data.sealed(split)) for split in self.closed]
+
+            def release() -> None:
+                for seal in seals:
+                    seal.release()
+
+            features = self.features(release, say, also)
+            return module.run(self.protocol, features, self.settings.seed), features
+
+
+_FINGERPRINTS: dict[tuple[str, str | None, str], str] = {}

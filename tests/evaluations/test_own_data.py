@@ -1,0 +1,172 @@
+"""A user's own images: a folder with or without a test part, a torchvision set, a folder without labels, a method's own labels."""
+
+from __future__ import annotations
+
+import csv
+import functools
+
+import numpy as np
+import pytest
+import torchvision
+from evaluation_fakes import FakeFeatures, finished_run, protocol
+from PIL import Image
+
+from evaluations import clustering, folder, run, sources
+from evaluations.task import Settings, Task
+from results import record as records
+from zoo import data
+from zoo.errors import UserError
+
+OWN = {"transform.resize": 16, "transform.crop": 16}
+
+
+def paint(root, counts, parts=("train",)):
+    """Flat colours with noise: three classes that any network tells apart."""
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for k, (name, n) in enumerate(counts.items()):
+            place = root / part / name if part else root / name
+            place.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(60 + 80 * k + rng.integers(-20, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
+                pixels[:, : 8 * k] //= 4
+                Image.fromarray(pixels).save(place / f"{name}{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    where = tmp_path_factory.mktemp("runs")
+    finished_run("random_digits", where)
+    return where
+
+
+def test_a_folder_without_a_test_part_gets_one_that_is_sealed(out, tmp_path):
+    images = paint(tmp_path / "own", {"a": 10, "b": 15, "c": 21}, parts=("",))
+    path = run.evaluate(
+        "knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1, 3]}, out=str(out), quiet=True
+    )
+    found = records.read(path)
+    assert found.metrics["top1"].n == 2 + 3 + 4 and found.metrics["top1"].value == 100 and found.test_reads == 1
+    assert str(tmp_path) not in path.read_text()
+    task = Task.of("knn_folder", "random_digits", Settings.of({**OWN, "data": str(images)}, str(out)))
+    with data.sealed(*task.closed):
+        for split in (sources.HELD_OUT, "train"):
+            with pytest.raises(data.SealedError):
+                data.permit(task.protocol.dataset, split)
+        with pytest.raises(data.SealedError):
+            task.open(task.protocol.splits.test)
+        with pytest.raises(data.SealedError):
+            data.open_source("folder", "train", root=images)
+        assert len(task.open(task.protocol.splits.train)) == 46 - 9
+
+
+def test_every_frozen_feature_protocol_works_on_a_folder(out, tmp_path):
+    images = paint(tmp_path / "own", {"a": 12, "b": 12, "c": 12}, parts=("train", "val"))
+    for name, change in {
+        "linear": {"head.epochs": 5},
+        "ridge": {},
+        "fewlabel": {},
+        "cluster": {},
+        "knn": {"grid.k": [1]},
+    }.items():
+        path = run.evaluate(
+            f"{name}_folder", "random_digits", {**OWN, **change, "data": str(images)}, out=str(out), quiet=True
+        )
+        metric = next(iter(records.read(path).metrics.values()))
+        assert metric.n == 36 and metric.value > 60, name
+
+
+def test_a_torchvision_set_is_read_by_its_name(out, monkeypatch):
+    small = functools.partial(torchvision.datasets.FakeData, size=60, image_size=(3, 16, 16), num_classes=3)
+    monkeypatch.setattr(torchvision.datasets, "FakeData", small)
+    sources._torchvision.cache_clear()
+    given = {**OWN, "dataset": "torchvision:FakeData", "head.epochs": 1}
+    with pytest.raises(UserError, match="did you mean 'FakeData'"):
+        run.evaluate(
+            "linear_folder", "random_digits", {**given, "dataset": "torchvision:FakData"}, out=str(out), quiet=True
+        )
+    source = sources._torchvision("torchvision:FakeData", "train", None, False)
+    assert (
+        source.image(0).mode == "RGB"
+        and len(source.labels) == 60
+        and source.fingerprint != source.subset([1, 0]).fingerprint
+    )
+    apart = sources.held_out(source)
+    assert 9 <= apart.sum() <= 12 and set(source.labels[apart]) == {0, 1, 2}
+    path = run.evaluate(
+        "ridge_folder", "random_digits", {**OWN, "dataset": "torchvision:FakeData"}, out=str(out), quiet=True
+    )
+    assert records.read(path).metrics["top1"].n == apart.sum()
+    with pytest.raises(UserError, match="download=true"):
+        run.evaluate(
+            "linear_folder",
+            "random_digits",
+            {**given, "dataset": "torchvision:CIFAR10", "data": "nowhere"},
+            out=str(out),
+            quiet=True,
+        )
+
+
+def test_an_unlabelled_folder_is_clustered_with_a_montage(out, tmp_path):
+    images = tmp_path / "photos"
+    paint(images, {"a": 9, "b": 6, "c": 4}, parts=("",))
+    for i, file in enumerate(sorted(images.rglob("*.png"))):
+        file.rename(images / f"{i:02d}.png")
+    for place in "abc":
+        (images / place).rmdir()
+    written = folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
+    rows = list(csv.DictReader(written[0].open()))
+    assert len(rows) == 19 and {r["image"] for r in rows} == {f"{i:02d}.png" for i in range(19)}
+    assert sorted(np.bincount([int(r["cluster"]) for r in rows]).tolist(), reverse=True) == [9, 6, 4]
+    assert [r["cluster"] for r in rows] == ["0"] * 9 + ["1"] * 6 + ["2"] * 4
+    assert np.load(written[1]).shape == (3, 64) and Image.open(written[2]).size == (56 + 12 * 64, 3 * 64)
+    before = [p.read_bytes() for p in written]
+    assert [
+        p.read_bytes() for p in folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
+    ] == before
+    with pytest.raises(UserError, match="only 19 images"):
+        folder.cluster("random_digits", str(images), {"clusters": 20, "out": str(out), **OWN})
+    with pytest.raises(UserError, match="no such folder"):
+        folder.cluster("random_digits", str(tmp_path / "none"), {"out": str(out)})
+    with pytest.raises(UserError, match="cluster MODEL FOLDER"):
+        run.evaluate("linear_folder", "random_digits", {**OWN, "data": str(images)}, out=str(out), quiet=True)
+
+
+class Named(FakeFeatures):
+    def source(self, split):
+        labels = self._open(split)[1]
+        return type("Source", (), {"name": lambda s, i: f"image{i}", "__len__": lambda s: len(labels)})()
+
+
+def test_a_methods_own_labels_are_scored_head_by_head(tmp_path):
+    truth = np.arange(60) % 3
+    f = Named({"train": (None, truth)}, 3)
+    f.model.place = str(tmp_path)
+    wanted = protocol("cluster_digits", head__assignments="own")
+    with pytest.raises(UserError, match="python -m reproduce labels .* --to"):
+        clustering.run(wanted, f, 0)
+    names = [f"image{i}" for i in range(60)]
+    labels = np.stack([(truth + 1) % 3, np.zeros(60, int)], axis=1)
+    labels[5] = -1
+    shuffle = np.random.default_rng(0).permutation(60)
+    np.savez(tmp_path / "labels.npz", names=np.array(names)[shuffle], labels=labels[shuffle])
+    metrics = clustering.run(wanted, f, 0).metrics
+    assert (
+        metrics["hungarian"].per_seed[0] == 100
+        and 30 < metrics["hungarian"].per_seed[1] < 37
+        and metrics["nmi"].n == 59
+    )
+    (tmp_path / "labels.npz").unlink()
+    with (tmp_path / "labels.csv").open("w") as file:
+        csv.writer(file).writerows(
+            [["image", "head0", "head1"], *([n, *row] for n, row in zip(names, labels, strict=True))]
+        )
+    assert clustering.run(wanted, f, 0).metrics == metrics
+
+
+def test_random_labels_score_as_chance_does():
+    f = FakeFeatures({"test": (None, np.arange(2000) % 10)}, 10)
+    f.splits["train"] = f.splits["test"]
+    metrics = clustering.run(protocol("cluster_digits", head__assignments="random", head__clusters=10), f, 0).metrics
+    assert abs(metrics["anmi"].value) < 1 and 10 < metrics["hungarian"].value < 20 and len(metrics["nmi"].per_seed) == 5
