@@ -39,6 +39,7 @@ DEVIATIONS = (
               "the backbone ends before it (backbone.options.last_relu=false); training applies it"),
     Deviation("dc-nmi", "mutual information with the labels of ImageNet is shown", "only that with the assignment before is printed",
               "the same, as `agreement`; with labels: python -m evaluations cluster"),
+    Deviation("dc-pic-precision", "power iteration clustering", "in float32, whose rounding decides many of the clusters", "in float64"),
     Deviation("dc-pic-singletons", "power iteration clustering", "leaves clusters of one image where no neighbour has company",
               "the same; each is a class of its own"),
 )

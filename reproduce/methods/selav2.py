@@ -85,7 +85,7 @@ class SeLaV2(DeepClusterV2):
                         "labelling_error": max(f.error for f in found)}
         if self.soft:
             bank = torch.stack([rows_by_image(index, view, n) for view in z])
-            self.plan = {"z": bank, **{f"w{h}": w.cpu() for h, w in enumerate(weights)},
+            self.plan = {"z": bank, **{f"w{h}": w.clone().cpu() for h, w in enumerate(weights)},
                          **{f"r{h}": f.log_r.cpu() for h, f in enumerate(found)}}
         return by_image(index, torch.stack([f.labels for f in found]), n)
 

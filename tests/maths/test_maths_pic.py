@@ -16,7 +16,7 @@ def test_clusters_agree_with_the_authors():
     row = np.zeros((1, len(neighbours)), dtype=np.float32)
     row[0, neighbours[0]] = np.exp(-distances[0] / sigma**2)
     g.agree("adjacency_row0", row)
-    g.exact("clusters", pic(neighbours, distances, sigma, float(g.given("alpha"))))
+    g.exact("clusters", pic(neighbours, distances, sigma, float(g.given("alpha")), dtype=np.float32))
 
 
 def test_two_far_groups_are_never_in_one_cluster():
