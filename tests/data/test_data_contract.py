@@ -239,6 +239,16 @@ def test_the_fingerprint_notices_names_sizes_labels_and_order(small, tmp_path):
     assert len(seen) == 5
 
 
+def test_the_fingerprint_notices_a_label_alone(small, sources, tmp_path):
+    shutil.copytree(small / "zip", tmp_path / "zip")
+    lines = (tmp_path / "zip/train_map.txt").read_text().replace("ant/ant_0.jpg\t0", "ant/ant_0.jpg\t1")
+    (tmp_path / "zip/train_map.txt").write_text(lines)
+    relabelled = data.open_source("folder", "train", tmp_path / "zip")
+    assert relabelled.label(0) == 1 and relabelled.fingerprint != sources["zip"].fingerprint
+    digits = sources["digits"]
+    assert data.ArraySource(digits.array, digits.labels[::-1], digits.classes, "x").fingerprint != digits.fingerprint
+
+
 def test_folders_are_read_in_image_folders_order(tmp_path):
     from data_samples import picture
     from torchvision.datasets import ImageFolder
