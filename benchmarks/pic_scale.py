@@ -4,7 +4,7 @@
 
 The backbone is left out: features are random. A step is everything that depends on the number of classes: choosing and taking
 rows, the softmax forward and backward, the update, and the catching up of rows that were idle. With negative sampling the
-65,536 images visited last are the classes; that window is full from the first measured step on.
+8,192 images visited last are the classes; that window is full from the first measured step on.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
-DIM, BATCH, NEGATIVES, STEPS = 128, 256, 65_536, 12
+DIM, BATCH, NEGATIVES, STEPS = 128, 256, 8_192, 12
 FULL_LIMIT = 100_000      # beyond, the full softmax takes minutes a step here
 OPTIMIZER = {"name": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 1e-4}
 
