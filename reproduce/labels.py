@@ -1,69 +1,142 @@
-"""python -m reproduce labels RUN --to FILE: the pseudo-labels that a clustering method had given when its last checkpoint was written."""
+"""Pseudo-labels as files: read from a table, a weight file, a run or the registry; written from a run.
+
+    python -m reproduce labels RUN --to FILE
+
+FILE.csv has a row per image and a column per head (the layout of SeLa's released tables), FILE.pth a dictionary whose `labels`
+is int64 (heads, images). -1 stands for an image without a label. Images are in the order of the data set.
+"""
 from __future__ import annotations
 
-import argparse
-import csv
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import zoo
 from engine import checkpoint
-from engine.options import RunOptions
-from reproduce import launch
-from zoo import data, overrides
+from reproduce.clustering import UNSEEN
 from zoo.errors import UserError
 
-
-def of_run(folder: Path, options: RunOptions) -> tuple[list[str], np.ndarray]:
-    """(names, labels): the images of the run's data set and their labels (images, heads) int64, -1 where there is none."""
-    if not (folder / "recipe.yaml").exists():
-        raise UserError(f"{folder} is no run folder: it has no recipe.yaml; give runs/<id>/<hash>-s<seed>")
-    state = checkpoint.load(folder / "checkpoint.pt")
-    if state is None:
-        raise UserError(f"{folder} has no checkpoint.pt: the run has not come far enough, or the file was removed")
-    recipe = zoo.load_recipe(folder / "recipe.yaml")
-    source = data.open_source(recipe.dataset, recipe.split, root=options.data)
-    method = launch.build(recipe, source)
-    method.load_extra_state(state["extra"])
-    labels = getattr(method, "labels", None)
-    if labels is None:
-        raise UserError(f"{recipe.method} keeps no labels of its training images; clustering methods do")
-    found = np.asarray(labels, dtype=np.int64).reshape(-1, len(source)).T
-    return [source.name(i) for i in range(len(source))], np.where(found < 0, -1, found)
+KEYS = ("labels", "L")                    # names under which weight files hold them
 
 
-def write(path: Path, names: list[str], labels: np.ndarray) -> None:
-    """FILE.csv: image, head0, head1, …   FILE.npz: names, labels (images, heads)."""
-    if path.suffix == ".npz":
-        np.savez_compressed(path, names=np.array(names), labels=labels)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["image", *(f"head{h}" for h in range(labels.shape[1]))])
-            rows.writerows([name, *row] for name, row in zip(names, labels.tolist(), strict=True))
+@dataclass(frozen=True)
+class Spec:
+    """Where labels come from, known before they are read: `sizes` are the clusters of each head."""
+
+    text: str
+    sizes: tuple[int, ...]
+    table: Tensor | None = None           # (H, N); None: to be found on the spot (kmeans:K) or fetched (an id)
+
+
+def find(text: str, columns: Sequence[int] | None = None) -> Spec:
+    """What `text` names: kmeans:K, a run folder, a .csv or weight file, or an id of the registry with released labels.
+
+    columns: heads to take; null for all. Raises UserError for what is none of these.
+    """
+    if text.startswith("kmeans:"):
+        if not text[7:].isdigit() or int(text[7:]) < 2:
+            raise UserError(f"params.labels={text}: kmeans:K wants a number of clusters, at least 2")
+        return _chosen(Spec(text, (int(text[7:]),)), columns)
+    path = Path(text).expanduser()
+    if path.exists():
+        table = read(path)
+        return _chosen(Spec(text, tuple(max(int(head.max()) + 1, 2) for head in table), table), columns)
+    if text not in zoo.models():
+        raise UserError(f"params.labels={text!r}: not kmeans:K, not a file or run folder that exists, not a model of the registry")
+    released = zoo.entry(text).pseudolabels
+    if released is None or released.clusters is None:
+        raise UserError(f"params.labels={text}: no pseudo-labels were released for it")
+    return _chosen(Spec(text, (released.clusters,) * released.heads), columns)
+
+
+def _chosen(spec: Spec, columns: Sequence[int] | None) -> Spec:
+    if columns is None:
+        return spec
+    if not columns or any(not 0 <= c < len(spec.sizes) for c in columns):
+        raise UserError(f"params.columns={list(columns)}: {spec.text} has {len(spec.sizes)} heads, numbered from 0")
+    table = None if spec.table is None else spec.table[list(columns)]
+    return Spec(spec.text, tuple(spec.sizes[c] for c in columns), table)
+
+
+def fetched(spec: Spec, columns: Sequence[int] | None, images: int) -> Tensor:
+    """(H, images) of a Spec that names a file or an id, checked against the number of images."""
+    table = spec.table
+    if table is None:
+        table = zoo.pseudolabels(spec.text).labels
+        table = table if columns is None else table[list(columns)]
+    if table.shape[1] != images:
+        raise UserError(f"params.labels={spec.text}: labels of {table.shape[1]} images, the data set has {images}")
+    return table
+
+
+def read(path: Path) -> Tensor:
+    """(H, N) int64 labels of a run folder, a checkpoint, a weight file or a .csv; UNSEEN where there is none."""
+    if path.is_dir():
+        path = path / "checkpoint.pt"
+    if path.suffix == ".csv":
+        table = _csv(path)
     else:
-        raise UserError(f"--to {path}: give a file that ends in .csv or .npz")
+        try:
+            tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; labels are in a run's checkpoint.pt") from None
+        except Exception as error:  # noqa: BLE001  zip, pickle and tensor errors come in a dozen types
+            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0][:120]}") from None
+        tree = tree.get("extra", tree) if isinstance(tree, dict) else {}
+        found = next((tree[key] for key in KEYS if key in tree), None)
+        if not isinstance(found, Tensor) or found.is_floating_point():
+            raise UserError(f"{path}: no labels in it; methods that cluster the data set keep some: deepcluster, deepclusterv2, "
+                            "deepercluster, sela, selav2, pseudolabel")
+        table = found
+    table = table.reshape(-1, table.shape[-1]).long()
+    return torch.where(table < 0, UNSEEN, table)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m reproduce labels", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="FILE.csv or FILE.npz")
-    parser.add_argument("settings", nargs="*", metavar="data=PATH", help="where the data set is, if it is not found")
-    args = parser.parse_intermixed_args(argv)
-    options, rest = RunOptions.split(overrides.parse(args.settings))
-    _only_options(rest)
-    if args.to.suffix not in (".csv", ".npz"):
-        raise UserError(f"--to {args.to}: give a file that ends in .csv or .npz")
-    names, labels = of_run(args.run, options)
-    write(args.to, names, labels)
-    print(f"{args.to}: {len(names):,} images, {labels.shape[1]} heads, {int((labels < 0).any(1).sum()):,} without a label")
+def _csv(path: Path) -> Tensor:
+    """One row per image: a column per head, perhaps a header of column numbers first."""
+    lines = [line.split(",") for line in path.read_text().split()]
+    header = int(bool(lines) and lines[0] == [str(i) for i in range(len(lines[0]))] and len(lines) > 1 and len(lines[0]) > 1)
+    try:
+        table = np.array(lines[header:], dtype=np.float64)
+    except ValueError:
+        raise UserError(f"{path}: not a table of whole numbers with a row per image and a column per head") from None
+    if table.ndim != 2 or not len(table) or (table != np.floor(table)).any():
+        raise UserError(f"{path}: not a table of whole numbers with a row per image and a column per head")
+    return torch.from_numpy(table.T.astype(np.int64).copy())
+
+
+def write(table: Tensor, path: Path) -> None:
+    """(H, N) labels to .csv or to a file of tensors; whole or not at all."""
+    table = torch.where(table < 0, -1, table)
+    if path.suffix == ".csv":
+        checkpoint.write_text(path, "".join(",".join(map(str, row)) + "\n" for row in table.T.tolist()))
+    else:
+        checkpoint.write_tensors(path, {"labels": table})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """python -m reproduce labels RUN --to FILE."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
+    parser.add_argument("run", type=Path, help="a run folder of a clustering method")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; else a file of tensors")
+    args = parser.parse_args(argv)
+    if not args.run.exists():
+        raise UserError(f"{args.run}: no such run folder; python -m reproduce ID makes one under runs/")
+    if not args.to.parent.is_dir():
+        raise UserError(f"{args.to.parent}: no such folder")
+    table = read(args.run)
+    write(table, args.to)
+    missing = int((table < 0).any(0).sum())
+    print(f"{args.to}: {len(table)} heads x {table.shape[1]} images" + (f", {missing} of them without a label" if missing else ""))
+    recipe = args.run / "recipe.yaml"
+    dataset = zoo.load_recipe(recipe).dataset if recipe.exists() else "digits"
+    model = f"pseudolabel_{dataset}" if f"pseudolabel_{dataset}" in zoo.models() else f"pseudolabel_digits dataset={dataset}"
+    print(f"next: python -m reproduce {model} params.labels={args.to}")
     return 0
-
-
-def _only_options(rest: Mapping[str, Any]) -> None:
-    if rest:
-        raise UserError(f"{next(iter(rest))}: the recipe of a run cannot be changed here; only data= may be given")

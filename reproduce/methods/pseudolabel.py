@@ -1,0 +1,121 @@
+"""Training from pseudo-labels: cross entropy on one or more columns of given labels, with rotation prediction if wanted.
+
+Idea      SeLa's retraining (https://arxiv.org/abs/1911.05371, section 4): once labels are found, a fresh network learns them as classes
+Recipe    zoo/methods/pseudolabel.yaml; labels come from a run, a .csv in the released layout, a weight file, a registry id, or
+          kmeans:K, k-means on the pixels themselves, which needs nothing else
+Expect    loss from about ln K downwards without jumps: labels never change
+Deviates  see DEVIATIONS
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import rng
+from engine.maths.kmeans import kmeans
+from reproduce import labels as files
+from reproduce.clustering import by_image, cross_entropy, describe
+from reproduce.health import spread
+from reproduce.method import Deviation, Method, Needs
+from reproduce.methods.rotnet import rotation_loss, rotations
+from zoo.errors import UserError
+
+DEVIATIONS = (
+    Deviation("sela-rotation-single", "one head of labels is allowed", "indexes labels of one head wrongly", "any number of heads"),
+    Deviation("sela-rotation-accuracy", "accuracy of the rotation head", "divided by images, not by views: reads up to 4", "a share of the views"),
+    Deviation("sela-rotation-start", "nothing said", "offers PyTorch 0.4's initialisation, and batch-norm scales drawn from U(0, 1)",
+              "the backbone's own initialisation"),
+)
+
+
+def label_loss(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Mean over heads of the cross entropy with that head's column; images without a label do not count. targets (H, B)."""
+    return torch.stack([cross_entropy(z, y) for z, y in zip(logits, targets, strict=True)]).mean()
+
+
+class PseudoLabel(Method):
+    """Backbone, a linear layer per column of labels, and perhaps one over four quarter turns.
+
+    labels      a run folder, file, registry id, or kmeans:K; see reproduce.labels
+    columns     which heads of these labels; null: all
+    rotations   also predict by how many quarter turns an image was turned; labels are asked of the upright image only
+    """
+
+    needs = Needs(instances=True)
+    deviations = DEVIATIONS
+    remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.labels=kmeans:20")}
+
+    def __init__(self, backbone: nn.Module, *, instances: int, labels: str = "kmeans:100", columns: Sequence[int] | None = None,
+                 rotations: bool = False) -> None:
+        super().__init__(backbone)
+        self.columns, self.instances = None if columns is None else list(columns), instances
+        self.spec = files.find(labels, self.columns)
+        self.heads = nn.ModuleList(nn.Linear(backbone.dim, k) for k in self.spec.sizes)
+        self.rotation_head = nn.Linear(backbone.dim, 4) if rotations else None
+        self.collapsed_loss = sum(math.log(k) for k in self.spec.sizes) / len(self.heads) + (math.log(4) if rotations else 0)
+        self.labels: Tensor | None = None                     # (H, N), on the CPU
+        self._as_pixels = False
+        self._seen: Tensor | None = None
+
+    # -- labels ------------------------------------------------------------------------------------------------------
+    def before_epoch(self, epoch: int, ctx: Any) -> None:
+        if self.labels is None:
+            asked = self.spec.text.startswith("kmeans:")
+            self.labels = self.from_pixels(ctx) if asked else files.fetched(self.spec, self.columns, self.instances)
+
+    def from_pixels(self, ctx: Any) -> Tensor:
+        """(1, N) k-means clusters of the plain images."""
+        if self.spec.sizes[0] > ctx.n:
+            raise UserError(f"params.labels={self.spec.text}: there are {ctx.n} images")
+        self._as_pixels = True
+        try:
+            index, pixels = ctx.extract(None)
+        finally:
+            self._as_pixels = False
+        found = kmeans(pixels, self.spec.sizes[0], iterations=20, empty="split", generator=rng.generator(ctx.seed, "kmeans"))
+        return by_image(index, found.labels[None], ctx.n)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1) if self._as_pixels else super().features(images)
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        assert self.labels is not None, "before_epoch reads the labels"
+        targets = self.labels[:, batch.index.cpu()].to(batch.views[0].device)
+        losses, hits, turns = [], [], []
+        for view in batch.views:
+            features = self.backbone(view if self.rotation_head is None else rotations(view))
+            upright = features[: len(view)]
+            logits = [head(upright).float() for head in self.heads]
+            losses.append(label_loss(logits, targets))
+            hits += [(z.detach().argmax(1) == y).float().mean() for z, y in zip(logits, targets, strict=True)]
+            if self.rotation_head is not None:
+                turn = self.rotation_head(features).float()
+                losses[-1] = losses[-1] + rotation_loss(turn)
+                turns.append((turn.detach().argmax(1) == torch.arange(4, device=turn.device).repeat_interleave(len(view))).float().mean())
+            self._seen = F.normalize(upright.detach().float(), dim=1)
+        logs = {"accuracy": float(torch.stack(hits).mean())}
+        return torch.stack(losses).mean(), {**logs, **({"accuracy_rotation": float(torch.stack(turns).mean())} if turns else {})}
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+    def extra_state(self) -> dict[str, Any]:
+        return {} if self.labels is None else {"labels": self.labels}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.labels = state["labels"] if state else None
+
+    # -- looking at it -----------------------------------------------------------------------------------------------
+    def health(self) -> dict[str, float]:
+        seen = {} if self._seen is None else {"feature_std": spread(self._seen)}
+        return {**({} if self.labels is None else describe(self.labels, list(self.spec.sizes))), **seen}
+
+    def exported(self) -> dict[str, Tensor]:
+        heads = [*self.heads] + ([] if self.rotation_head is None else [self.rotation_head])
+        names = ["top_layer"] if len(heads) == 1 else [f"top_layer{h}" for h in range(len(heads))]
+        return {**super().exported(), **{f"{name}.{key}": value.detach().cpu() for name, head in zip(names, heads, strict=True)
+                                         for key, value in head.state_dict().items()}}
