@@ -24,9 +24,11 @@ class RunLog:
     def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = True) -> None:
         path = folder / "log.jsonl"
         found = read(path) if step else []
-        self.lines = [line for line in found if line.get("step", 0) <= step]
+        kept = [line for line in found if line.get("step", 0) <= step]
         self.reached = max((line.get("step", 0) for line in found), default=0)
-        checkpoint.write_text(path, "".join(_dump(line) for line in self.lines))
+        self.history = [line for line in kept if "event" not in line]  # lines of earlier sessions
+        self.alarms = [line["message"] for line in kept if line.get("event") == "alarm"]  # of the whole run
+        checkpoint.write_text(path, "".join(_dump(line) for line in kept))
         self._file = open(path, "a")  # noqa: SIM115  open as long as the run
         if not step:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -42,18 +44,10 @@ class RunLog:
 
     def event(self, name: str, step: int, **values: Any) -> None:
         """A line about something that happened: resumed, alarm, non_finite_loss, finished."""
-        self._append(
-            {"event": name, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **values}
-        )
-
-    @property
-    def alarms(self) -> list[str]:
-        """The alarms of the whole run, each once."""
-        return [line["message"] for line in self.lines if line.get("event") == "alarm"]
-
-    def numbers(self) -> list[dict[str, Any]]:
-        """The lines that are not events."""
-        return [line for line in self.lines if "event" not in line]
+        if name == "alarm":
+            self.alarms.append(values["message"])
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._append({"event": name, "step": step, "time": now, **values})
 
     def close(self) -> None:
         self._file.close()
@@ -61,7 +55,6 @@ class RunLog:
             self._board.close()
 
     def _append(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
         self._file.write(_dump(line))
         self._file.flush()
 

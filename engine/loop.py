@@ -296,7 +296,7 @@ class _Run:
             checkpoint.write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
         log = RunLog(self.folder, step=self.step, tensorboard=self.options.tensorboard)
         if self.resumed is not None:
-            for line in log.numbers():
+            for line in log.history:
                 self.method.alarms(line["step"], line["loss"], line)
             changed = origin.changes(checkpoint.read_json(recorded), provenance)
             log.event("resumed", self.step, reached_before=log.reached, processes=self.world.size, changed=changed)
@@ -322,7 +322,7 @@ class _Run:
     def finish(self) -> FitResult:
         result = FitResult(self.folder, self.step, resumed_from=self.resumed, seconds=self._elapsed())
         result.loss = self.loss if self.step else None
-        result.alarms = self.log.alarms if self.log is not None else []
+        result.alarms = list(self.log.alarms) if self.log is not None else []
         result.finished = self.step >= self.stream.total_steps
         if result.finished:
             weights = self.method.export()  # may communicate

@@ -52,6 +52,7 @@ def kill_when(process, moment):
     while not moment():
         assert process.poll() is None, f"left by itself:\n{process.stderr.read()}"
         assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
