@@ -161,7 +161,11 @@ class Way:
             elif self.source.member is not None:
                 whole = self.source.model_copy(update={"member": None})
                 box = Item(f"archives/{_short(str(Way(whole)))}", (whole,), None, None, wanted.license, "an archive")
-                download.extract(obtain(box, progress), self.source.member, part)
+                try:
+                    archive = obtain(box, progress)
+                except UserError as error:
+                    raise download.Failed(f"its archive: {error}") from None
+                download.extract(archive, self.source.member, part)
             else:
                 download.bring(self.source, part, wanted.bytes, bar)
 
@@ -269,7 +273,7 @@ def _fetch(options: argparse.Namespace) -> int:
         print(f"{one.name}  {file}  {file.stat().st_size} bytes  sha256 {seen.sha256} ({who})")
         if options.record and not one.sha256:
             cache.write_entry(cache.LOCK, one.name, cache.Seen(seen.sha256, file.stat().st_size, seen.fingerprint))
-    if failed:
+    if failed and len(wanted) > 1:
         print(f"error: {len(failed)} of {len(wanted)} files could not be had: {', '.join(failed)}", file=sys.stderr)
     return 2 if failed else 0
 

@@ -6,7 +6,7 @@ import csv
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from . import fetch
 from .errors import UserError
 from .heads import Labels
+from .pickles import NUMPY, Dtype, refusal, scalar
 from .reading import read
 
 
@@ -90,28 +91,26 @@ class _Plain(pickle.Unpickler):
     """Lists, tuples, text and numbers; any class or function is refused, save NumPy's way of writing a number."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            import numpy as np
-
-            return np.float64(0).__reduce__()[0]
+        if module in NUMPY and name == "scalar":
+            return scalar
         if (module, name) == ("numpy", "dtype"):
-            import numpy as np
-
-            return np.dtype
+            return Dtype
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
             return lambda text, codec: str(text).encode("latin1")
-        raise UserError(
-            f"refused: the file asks for {module}.{name}, code that labels never need; nothing was executed"
-        )
+        raise UserError(refusal(Path(self.file), f"{module}.{name}"))
+
+    def __init__(self, file: Path, stream: IO[bytes]):
+        super().__init__(stream, encoding="latin1")
+        self.file = file
 
 
 def clusters(file: Path, spec: Any) -> Labels:
     """A list of (image path, cluster), in any order, pickled by Python 2 or 3; images in sorted order of their names."""
     try:
         with file.open("rb") as stream:
-            content = _Plain(stream, encoding="latin1").load()
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+            content = _Plain(file, stream).load()
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001  broken pickles fail with any exception there is
         raise UserError(f"{file}: truncated, damaged or not a pickle ({type(error).__name__})") from None
     pairs = list(content.items()) if isinstance(content, Mapping) else content

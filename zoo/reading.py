@@ -7,7 +7,6 @@ A zip is looked at first without reading its data, so that tensors that claim mo
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import pickle
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .pickles import check_names, refusal, stand_ins
 
 ADVICE = "Get the file again (`python -m zoo fetch`), or check where it comes from"
 BEGINNINGS = [
@@ -55,6 +55,9 @@ def read(path: str | Path) -> dict[str, Any]:
             _check_claims(_torch_load(path, map_location="meta"), size, path)
             tree = _torch_load(path, map_location="cpu", mmap=True)
         else:
+            if head[257:262] != b"ustar":
+                with path.open("rb") as stream:  # magic number, version, system, the tree itself, names of storages
+                    check_names(stream, path, 5)
             tree = _torch_load(path, map_location="cpu")
         _check_claims(tree, size, path)
     except UserError:
@@ -69,7 +72,7 @@ def read(path: str | Path) -> dict[str, Any]:
 def _torch_load(path: Path, **options: Any) -> Any:
     import torch
 
-    with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed()):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
         warnings.simplefilter("ignore")
         try:
             return torch.load(str(path), weights_only=True, **options)
@@ -77,39 +80,30 @@ def _torch_load(path: Path, **options: Any) -> Any:
             return torch.load(str(path), weights_only=True, encoding="latin1", **options)
 
 
-def _allowed() -> list[Any]:
-    """The extra types, under the names that old and new NumPy give them."""
-    import numpy as np
-
-    def array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-        if kind is not np.ndarray or tuple(shape) != (0,):
-            raise ValueError("a NumPy array of an unusual form")
-        return np.ndarray((0,), dtype=np.int8)
-
-    scalar = np.float64(0).__reduce__()[0]
-    names = [(np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        names += [(scalar, f"{module}.scalar"), (array, f"{module}._reconstruct")]  # type: ignore[list-item]
-    kinds = [type(np.dtype(code)) for code in (*"?bBhHiIlLqQefd", "S1", "U1")]
-    return [argparse.Namespace, *names, *dict.fromkeys(kinds)]
-
-
 def _check_zip(path: Path, size: int) -> None:
-    """PyTorch stores its records uncompressed: anything else could unpack to any size."""
+    """Refuse a zip that is damaged, compressed (it could unpack to any size), no checkpoint, or asks for code."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, struct.error, ValueError, IndexError, UnicodeError):
+            packed = any(m.compress_type != zipfile.ZIP_STORED for m in members)
+            unpacked = sum(m.file_size for m in members)
+            names = [m.filename for m in members if m.filename.endswith("data.pkl")]
+            if not names:
+                held = ", ".join(member.filename for member in members[:4])
+                raise UserError(
+                    f"{path}: a zip archive ({held}), not a checkpoint: name the member to load, or unpack it"
+                )
+            if packed or unpacked > size:
+                raise UserError(
+                    f"{path}: refused: a compressed zip ({unpacked} bytes in {size}); checkpoints are stored uncompressed"
+                )
+            for name in names:
+                with archive.open(name) as stream:
+                    check_names(stream, path, 1)
+    except zipfile.BadZipFile:
         raise UserError(
-            f"{path}: truncated or damaged: a zip file of {size} bytes without its directory. {ADVICE}"
+            f"{path}: truncated or damaged: a zip file of {size} bytes without a sound directory. {ADVICE}"
         ) from None
-    if not any(member.filename.endswith("data.pkl") for member in members):
-        names = ", ".join(member.filename for member in members[:4])
-        raise UserError(f"{path}: a zip archive ({names}), not a checkpoint: name the member to load, or unpack it")
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-        raise UserError(
-            f"{path}: refused: a compressed zip ({sum(m.file_size for m in members)} bytes in {size}); checkpoints are stored uncompressed"
-        )
 
 
 def tensors_in(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -159,10 +153,7 @@ def _explain(path: Path, error: Exception) -> str:
     text = str(error)
     wanted = re.search(r"GLOBAL:? ([\w.]+)", text) or re.search(r"unrecognized function (.+)", text)
     if wanted:
-        return (
-            f"{path}: refused: the file asks for {wanted.group(1)[:80]}, code that weights never need. "
-            "Nothing of it was executed. Do not load it by other means unless you trust whoever made it"
-        )
+        return refusal(path, wanted.group(1))
     if "legacy .tar" in text:
         return f"{path}: PyTorch's format of 2016, which cannot be read safely; save it again with a newer PyTorch"
     if "TorchScript" in text or "torch.jit" in text:

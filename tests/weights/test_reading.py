@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 from typing import ClassVar
@@ -189,7 +190,7 @@ def test_containers_that_refer_to_each_other_many_times_are_walked_once():
         (b"\x1f\x8b" + bytes(60), "is a gzip archive"),
         (b"not a checkpoint at all", "not a checkpoint"),
         (b"\xff" * 3000, "not a checkpoint"),
-        (bytes(3000), "format of 2016"),
+        (tarfile.TarInfo("storages").tobuf() + bytes(2048), "format of 2016"),
     ],
 )
 def test_what_is_not_a_checkpoint_is_called_by_its_name(tmp_path, content, words):
