@@ -45,11 +45,17 @@ def _row(registry: Registry, model: str) -> tuple[str, ...]:
     """A line of the listing, from the files alone: no checks, so that listing stays quick."""
     layers = registry.layers(model)
     own, merged, method = layers[-1].values, merge_layers(layers), registry.method(registry.owner(model))
-    recipe = merged.get("recipe")
-    state = status(own, recipe)
-    data = own.get("dataset") or (recipe or {}).get("dataset") or method.get("dataset") or ""
-    network = (merged.get("backbone") or {}).get("name", "")
-    return model, state + (f" since {own['since']}" if "since" in own else ""), network, data, ", ".join(own.get("aliases", []))
+    data = own.get("dataset") or _inside(merged, "recipe", "dataset") or method.get("dataset") or ""
+    state = status(own, merged.get("recipe")) + (f" since {own['since']}" if "since" in own else "")
+    aliases = own.get("aliases")
+    other = ", ".join(map(str, aliases)) if isinstance(aliases, list) else ""
+    return model, state, str(_inside(merged, "backbone", "name") or ""), str(data), other
+
+
+def _inside(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def align(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:

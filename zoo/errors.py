@@ -16,7 +16,7 @@ class UserError(Exception):
 
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """'; did you mean X?' for the closest known word, or an empty string."""
-    close = get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    close = get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

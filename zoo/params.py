@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,9 +29,9 @@ def check_params(
 def _mapping(given: Any, defaults: Mapping[str, Any], spec: Any, fail: Fail, at: tuple[str, ...]) -> dict[str, Any]:
     result: dict[str, Any] = copy.deepcopy(dict(defaults))
     for name, value in given.items():
-        keys = (*at, name)
+        keys = (*at, str(name))
         if name not in defaults:
-            hint = suggest(name, defaults) or f"; known: {', '.join(defaults) or 'none'}"
+            hint = suggest(name, defaults) or f"; known: {', '.join(map(str, defaults)) or 'none'}"
             raise fail(keys, f"unknown parameter {'.'.join(keys)!r}{hint}")
         result[name] = _value(value, defaults[name], spec, fail, keys)
     return result
@@ -41,7 +42,7 @@ def _value(value: Any, default: Any, spec: Any, fail: Fail, keys: tuple[str, ...
     limits = spec.get(name) or ParamSpec()
     if isinstance(default, Mapping):
         if not isinstance(value, Mapping):
-            raise fail(keys, f"params.{name} is {describe(value)}: expected a mapping with {', '.join(default)}")
+            raise fail(keys, f"params.{name} is {describe(value)}: expected a mapping with {', '.join(map(str, default))}")
         return _mapping(value, default, spec, fail, keys)
     if value is None and default is None:
         return None
@@ -56,6 +57,9 @@ def _value(value: Any, default: Any, spec: Any, fail: Fail, keys: tuple[str, ...
     if kind in ("int", "float", "list"):
         for item in value if isinstance(value, list) else [value]:
             _limit(item, limits, fail, keys, name)
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise fail(keys, f"params.{name} is {describe(value)}: expected a finite number")
     return float(value) if kind == "float" else copy.deepcopy(value)
 
 

@@ -22,7 +22,7 @@ from .merging import EITHER, INHERITED, Layer, merge_layers
 from .yamlfile import describe, load_mapping, locate
 
 if TYPE_CHECKING:
-    from .schema import Entry, Recipe
+    from .schema import Entry, MethodFile, Recipe
 
 HERE = Path(__file__).parent
 FREE = ("backbone.options",)  # where the command line may add names: whoever builds the network checks them
@@ -52,8 +52,7 @@ class Registry:
             if content.get("method") != path.stem:
                 method = describe(content.get("method"))
                 raise UserError(f"{self._place(path, 'method')}: method {method} in a file named {path.name}; they must agree")
-            if not isinstance(content.get("models"), dict):
-                raise UserError(f"{self._place(path, 'models')}: models must be a mapping of ids")
+            self._models_of(path, content.get("models"))
             methods[path.stem] = content
         self._index(methods)
         profiles = self.root / "profiles.yaml"
@@ -61,21 +60,29 @@ class Registry:
         self._methods = methods
         return self
 
+    def _models_of(self, path: Path, models: Any) -> None:
+        if not isinstance(models, dict):
+            raise UserError(f"{self._place(path, 'models')}: models must be a mapping of ids")
+        for model, fields in models.items():
+            if not isinstance(model, str) or not isinstance(fields, (dict, type(None))):
+                what = f"models.{model} is {describe(fields)}: expected an id and a mapping of fields"
+                raise UserError(f"{self._place(path, 'models', str(model))}: {what}")
+
     def _index(self, methods: dict[str, dict[str, Any]]) -> None:
         taken: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._models, self._aliases = {}, {}
         for method, content in methods.items():
             for model, values in content["models"].items():
-                aliases = values.get("aliases") if isinstance(values, dict) else None
-                names: list[tuple[str, tuple[str, ...]]] = [(str(model), ("models", str(model)))]
-                names += [(str(a), ("models", str(model), "aliases")) for a in (aliases if isinstance(aliases, list) else [])]
+                aliases = (values or {}).get("aliases")
+                names: list[tuple[str, tuple[str, ...]]] = [(model, ("models", model))]
+                names += [(str(a), ("models", model, "aliases")) for a in (aliases if isinstance(aliases, list) else [])]
                 for name, keys in names:
                     if name in taken:
                         other = self._place(self.file(taken[name][0]), *taken[name][1])
                         raise UserError(f"{self._place(self.file(method), *keys)}: the name {name!r} is already taken at {other}")
                     taken[name] = (method, keys)
-                self._models[str(model)] = method
-                self._aliases.update({alias: str(model) for alias, _ in names[1:]})
+                self._models[model] = method
+                self._aliases.update({alias: model for alias, _ in names[1:]})
 
     # ------------------------------------------------------------ queries
 
@@ -107,6 +114,13 @@ class Registry:
         """What a method's file says, unchecked."""
         self.models(method=name)
         return self._methods[name]
+
+    def checked(self, method: str) -> MethodFile:
+        """A method's file in its typed form."""
+        from .checking import check
+        from .schema import MethodFile
+
+        return check(MethodFile, self.method(method), [Layer(self._methods[method], self.file(method))], method, self.root)
 
     def owner(self, model: str) -> str:
         """The method that a model belongs to."""
@@ -170,11 +184,11 @@ class Registry:
     def _build(self, model: str) -> Entry:
         from .checking import blame, check
         from .names import contradictions
-        from .schema import Entry, MethodFile, ModelFields, Profile
+        from .schema import Entry, ModelFields, Profile
 
         method = self._models[model]
-        file, content, layers = self.file(method), self._methods[method], self.layers(model)
-        top = check(MethodFile, content, [Layer(content, file)], method, self.root)
+        file, layers = self.file(method), self.layers(model)
+        top = self.checked(method)
         own = check(ModelFields, layers[-1].values, layers[-1:], model, self.root)
         profile = Profile(title="", laptop=False)
         if own.profile is not None:
@@ -226,20 +240,18 @@ class Registry:
         """Check a recipe and its params; ``inside``: where the layers hold it (``recipe:`` in the registry's files)."""
         from .checking import blame, check
         from .params import check_params
-        from .schema import MethodFile, Recipe
+        from .schema import Recipe
 
         recipe = check(Recipe, tree, layers, what, self.root, inside)
         if recipe.method not in self.read()._methods:
             where = blame(layers, ("method",), self.root) or what
             raise UserError(f"{where}: no method {recipe.method!r}{suggest(recipe.method, self._methods)}")
-        content = self._methods[recipe.method]
-        top = check(MethodFile, content, [Layer(content, self.file(recipe.method))], recipe.method, self.root)
-        defaults = (top.recipe or {}).get("params") or {}
+        top = self.checked(recipe.method)
 
         def fail(keys: tuple[str | int, ...], message: str) -> UserError:
             return UserError(f"{blame(layers, (*inside, 'params', *keys), self.root) or what}: {message}")
 
-        return recipe.model_copy(update={"params": check_params(recipe.params, defaults, top.params_spec, fail)})
+        return recipe.model_copy(update={"params": check_params(recipe.params, top.defaults, top.params_spec, fail)})
 
     def _place(self, file: Path, *keys: Any) -> str:
         from .checking import place

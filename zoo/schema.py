@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,16 @@ class Backbone(Strict):
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         return normalise_backbone(value)
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            for item in value if isinstance(value, list) else [value]:
+                plain = item is None or isinstance(item, (str, bool, int)) or isinstance(item, float) and math.isfinite(item)
+                if not plain:
+                    raise ValueError(f"option {name} is {value!r}: expected a word, a finite number, or a list of them")
+        return options
 
     def __str__(self) -> str:
         words = [f"{key} {value}" for key, value in self.options.items()]
@@ -500,6 +511,17 @@ class MethodFile(Strict):
     recipe: dict[str, Any] | None = None
     params_spec: dict[str, ParamSpec] = {}
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Any]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The method's parameters and their defaults."""
+        return (self.recipe or {}).get("params") or {}
+
+    @model_validator(mode="after")
+    def _params_are_a_mapping(self) -> MethodFile:
+        if not isinstance(self.defaults, dict):
+            raise ValueError(f"recipe.params is {self.defaults!r}: expected a mapping of parameters and their defaults")  # noqa: TRY004  pydantic wants a ValueError
+        return self
 
 
 class Profile(Strict):

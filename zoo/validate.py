@@ -96,7 +96,7 @@ def _at(registry: Registry, entry: Entry, *keys: Any) -> str:
 
 
 def _profiles(registry: Registry) -> Iterator[str]:
-    used = {registry.layers(model)[-1].values.get("profile") for model in registry.models()}
+    used = [registry.layers(model)[-1].values.get("profile") for model in registry.models()]
     for name in registry.profiles():
         if name not in used:
             yield f"zoo/profiles.yaml: no model uses the profile {name!r}"
@@ -106,11 +106,9 @@ def _method(registry: Registry, method: str) -> Iterator[str]:
     from .checking import place
     from .overrides import leaves
     from .params import check_params
-    from .schema import ParamSpec
 
-    content, file = registry.method(method), registry.file(method)
-    defaults = (content.get("recipe") or {}).get("params") or {}
-    specs = {name: ParamSpec.model_validate(spec) for name, spec in (content.get("params_spec") or {}).items()}
+    top, file = registry.checked(method), registry.file(method)
+    defaults, specs = top.defaults, top.params_spec
     names = leaves(defaults)
     for name in specs:
         if name not in names:
