@@ -98,6 +98,9 @@ def test_every_entry_has_a_card_and_a_hub_page():
 def test_hub_loads_beside_the_callers_own_modules(tmp_path):
     for name in ("zoo", "utils", "models", "results", "src"):
         (tmp_path / f"{name}.py").write_text(f"MINE = {name!r}\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/hubconf.py").write_text("dependencies = ['torch']\nfrom models import MINE as _mine\ndef net(pretrained=True):\n    return _mine\n")
+    (tmp_path / "mirror").mkdir()
     code = f"""
 import sys; sys.path.insert(0, "")
 import zoo, utils, models, results, src
@@ -119,6 +122,25 @@ except Exception as error:
     assert "python -m reproduce swav_digits" in str(error), error
 else:
     raise SystemExit("weights that do not exist were loaded")
+assert torch.hub.load("other", "net", source="local") == "models"        # another hub project, afterwards
+
+# released weights: from a mirror folder, then from the cache, without the mirror and without a network
+import os, re, shutil
+plain = torch.hub.load({str(ROOT)!r}, "rotnet_nin_cifar10", source="local", pretrained=False, trust_repo=True)
+kinds = {{"conv": "Conv", "bn": "BatchNorm"}}
+file = {{"_feature_blocks.4.Classifier.weight": torch.zeros(4, 192), "_feature_blocks.4.Classifier.bias": torch.zeros(4)}}
+for key, value in plain.state_dict().items():
+    b, n, kind, rest = re.fullmatch(r"blocks.(.).(.).(conv|bn).(.*)", key).groups()
+    file[f"_feature_blocks.{{b}}.Block{{int(b) + 1}}_ConvB{{n}}.layers.{{kinds[kind]}}.{{rest}}"] = value
+torch.save({{"epoch": 200, "network": file}}, "mirror/model_net_epoch200")
+os.environ["SELFZOO_MIRROR"] = os.path.abspath("mirror")
+first = torch.hub.load({str(ROOT)!r}, "rotnet_nin_cifar10", source="local", trust_repo=True)
+del os.environ["SELFZOO_MIRROR"]; shutil.rmtree("mirror")
+again = torch.hub.load({str(ROOT)!r}, "rotnet_nin_cifar10", source="local", trust_repo=True)
+x = torch.randn(2, 3, 32, 32)
+with torch.no_grad():
+    assert torch.equal(first(x), plain(x)) and torch.equal(again(x), plain(x))
+
 module = torch.hub._import_module("hubconf", {str(ROOT / "hubconf.py")!r})
 public = sorted(n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_"))
 assert public == sorted([*package.models(), *sys.modules[package.__name__ + ".registry"].aliases()]), public
