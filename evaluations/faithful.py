@@ -5,14 +5,14 @@ its own rate and schedule. Heads are kept at evenly spaced epochs; when training
 the test split scores them all, so that "best epoch on test" costs no second look.
 
 Used by   linear.py for protocols with ``form: faithful``;  torchrun divides each batch among its processes
-Resumes   after every epoch, from ``<out>/probes/<model>/<protocol>--<key>/checkpoint.pt``
+Resumes   after every epoch, from ``<out>/probes/<model>/<protocol>--<key>/checkpoint-<split>.pt``
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,24 +82,42 @@ class Trained:
                 yield from cells
 
 
-def train(protocol: Protocol, head: Any, features: Features, weights: np.ndarray, grid: Grid, seed: int) -> Trained:
-    """Train every head on random views of the training split. weights (F+1, N): which samples a fold may see."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Sum over rows; scores (B, C), labels (B,)."""
+    return F.cross_entropy(scores, labels, reduction="sum")
+
+
+def train(
+    protocol: Protocol,
+    head: Any,
+    features: Features,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    grid: Grid,
+    seed: int,
+    loss_of: Loss = cross_entropy,
+) -> Trained:
+    """Train every head on random views of the training split. weights (F+1, N): which samples a fold may see.
+
+    targets (N, ...) are what ``loss_of(scores, targets)`` takes; it sums over rows.
+    """
     split, n = protocol.splits.train, weights.shape[1]
-    labels = torch.as_tensor(features.labels(split))
+    labels = torch.as_tensor(targets)
     allowed = torch.as_tensor(weights > 0)
     device = features.compute.device
     found = _build(protocol, head, features, len(weights), grid)
     # One group per head, so that each follows its own schedule; the rate is set before every step.
     optimizer = torch.optim.SGD([{"params": list(h.parameters())} for h in found.all()], lr=0.0, momentum=head.momentum)
-    repeats = len(found.heads) * len(weights)
-    lr, decay = (np.array([c[k] for c in grid.cells]) for k in ("lr", "weight_decay"))
-    for group, value in zip(optimizer.param_groups, np.tile(decay, repeats), strict=True):
-        group["weight_decay"] = float(value)
     steps = -(-n // head.batch)
-    rates = head.schedule.build().rates(lr, decay, head.epochs, steps)
+    rates = _rates(head, grid, found, len(weights), steps)
+    for group, cell in zip(optimizer.param_groups, grid.cells * (len(found.heads) * len(weights)), strict=True):
+        group["weight_decay"] = float(cell["weight_decay"])
     keep = set(np.linspace(0, head.epochs, min(head.snapshots, head.epochs) + 1).round().astype(int)[1:].tolist())
 
-    file = features.workspace / "checkpoint.pt"
+    file = features.workspace / f"checkpoint-{split}.pt"
     first = _resume(file, found, optimizer)
     said = time.monotonic()
     for epoch in range(first, head.epochs):
@@ -107,10 +125,10 @@ def train(protocol: Protocol, head: Any, features: Features, weights: np.ndarray
         views = features.views(f"{protocol.transform.train}:{epoch}", seed)
         for step, (rows, images) in enumerate(stream(features.source(split), views, order, features.compute.workers)):
             maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
-            for group, rate in zip(optimizer.param_groups, np.tile(rates[epoch * steps + step], repeats), strict=True):
+            for group, rate in zip(optimizer.param_groups, rates[epoch * steps + step], strict=True):
                 group["lr"] = float(rate)
             optimizer.zero_grad()
-            loss = total_loss(found, maps, labels[rows].to(device), allowed[:, rows].to(device))
+            loss = total_loss(found, maps, labels[rows].to(device), allowed[:, rows].to(device), loss_of)
             if loss.requires_grad:
                 loss.backward()
             _average_gradients(found)
@@ -126,8 +144,8 @@ def train(protocol: Protocol, head: Any, features: Features, weights: np.ndarray
     return found
 
 
-def total_loss(found: Trained, maps: dict[str, Tensor], labels: Tensor, allowed: Tensor) -> Tensor:
-    """Sum over heads of the cross-entropy on the rows that each may see: every head learns as if it were alone.
+def total_loss(found: Trained, maps: dict[str, Tensor], labels: Tensor, allowed: Tensor, loss_of: Loss) -> Tensor:
+    """Sum over heads of the mean loss on the rows that each may see: every head learns as if it were alone.
 
     Means are over the rows of all processes, so that averaging gradients over processes gives the global mean.
     """
@@ -138,45 +156,71 @@ def total_loss(found: Trained, maps: dict[str, Tensor], labels: Tensor, allowed:
             rows = allowed[fold]
             if rows.any():
                 x, y = maps[name][rows], labels[rows]
-                each = sum(F.cross_entropy(h(x), y, reduction="sum") for h in cells)
+                each = torch.stack([loss_of(h(x), y) for h in cells]).sum()
                 total = total + each * dist.world_size() / counts[fold]
     return total
 
 
-def score(
-    protocol: Protocol,
+Which = tuple[int, int, int | None]  # fold, cell, kept epoch or None for the end
+
+
+def predict(features: Features, split: str, found: Trained, view: str, which: Sequence[Which]) -> dict[str, np.ndarray]:
+    """{layer: (len(which), N) predicted classes} in one pass."""
+    return _pass(features, split, found, view, which, lambda scores: scores.argmax(1))
+
+
+def five_best(
+    features: Features, split: str, found: Trained, view: str, which: Sequence[Which]
+) -> dict[str, np.ndarray]:
+    """{layer: (len(which), N, 5)}, the best first."""
+    return _pass(
+        features, split, found, view, which, lambda scores: scores.topk(min(5, scores.shape[1]), dim=1).indices
+    )
+
+
+def score(features: Features, split: str, found: Trained, view: str, which: Sequence[Which]) -> dict[str, np.ndarray]:
+    """{layer: (len(which), N, C) scores} in one pass."""
+    return _pass(features, split, found, view, which, lambda scores: scores)
+
+
+def _pass(
     features: Features,
     split: str,
     found: Trained,
     view: str,
-    which: list[tuple[int, int, int | None]],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Predictions {layer: (len(which), N)} and top-5 hits (last layer) of heads (fold, cell, kept epoch or None), one pass."""
-    source, labels = features.source(split), torch.as_tensor(features.labels(split))
-    device = features.compute.device
+    which: Sequence[Which],
+    keep: Callable[[Tensor], Tensor],
+) -> dict[str, np.ndarray]:
+    """What ``keep`` makes of each head's scores (B, C), mean over the views of an image; processes share the images."""
+    source, protocol, device = features.source(split), features.protocol, features.compute.device
     for module in (found.net, *found.all()):
         module.eval()
-    views = features.views(view)
-    guesses = {name: np.zeros((len(which), len(source)), np.int64) for name in found.heads}
-    top5 = np.zeros((len(which), len(source)), bool)
+    kept: dict[str, Tensor] = {}
     size = max(1, features.compute.batch // (10 if view == "ten_crop" else 1))
     order = np.array_split(np.arange(len(source)), -(-len(source) // size))
-    for rows, images in stream(source, views, order[dist.rank() :: dist.world_size()], features.compute.workers):
+    mine = order[dist.rank() :: dist.world_size()]
+    for rows, images in stream(source, features.views(view), mine, features.compute.workers):
         maps = pooled_maps(found.net, images.flatten(0, 1).to(device), protocol, list(found.heads))
-        for name, folds in found.heads.items():
-            for i, (fold, cell, epoch) in enumerate(which):
-                probe = folds[fold][cell]
-                state = None if epoch is None else {k: v.to(device) for k, v in found.kept[epoch][name][cell].items()}
-                with torch.no_grad():
-                    out = probe(maps[name]) if state is None else torch.func.functional_call(probe, state, maps[name])
-                    out = out.softmax(1) if protocol.transform.average == "softmax" else out
-                    mean = out.unflatten(0, (len(rows), -1)).mean(1).cpu()
-                guesses[name][i, rows] = mean.argmax(1).numpy()
-                best = mean.topk(min(5, mean.shape[1]), dim=1).indices
-                top5[i, rows] = (best == labels[rows, None]).any(1).numpy()
-    for array in (*guesses.values(), top5):  # each process filled its own rows and left zeros elsewhere
-        array[:] = dist.all_reduce_(torch.from_numpy(array.astype(np.int64)).to(device)).cpu().numpy()
-    return guesses, top5
+        for name in found.heads:
+            for i, place in enumerate(which):
+                scores = _scores(found, name, place, maps[name])
+                scores = scores.softmax(1) if protocol.transform.average == "softmax" else scores
+                value = keep(scores.unflatten(0, (len(rows), -1)).mean(1)).cpu()
+                if name not in kept:
+                    kept[name] = torch.zeros(len(which), len(source), *value.shape[1:], dtype=value.dtype)
+                kept[name][i, torch.as_tensor(rows)] = value
+    # Each process filled its own rows and left zeros elsewhere.
+    return {name: dist.all_reduce_(value.to(device)).cpu().numpy() for name, value in kept.items()}
+
+
+@torch.no_grad()
+def _scores(found: Trained, name: str, place: Which, maps: Tensor) -> Tensor:
+    fold, cell, epoch = place
+    probe = found.heads[name][fold][cell]
+    if epoch is None:
+        return probe(maps)
+    state = {k: v.to(maps.device) for k, v in found.kept[epoch][name][cell].items()}
+    return torch.func.functional_call(probe, state, maps)
 
 
 def pooled_maps(net: Any, images: Tensor, protocol: Protocol, layers: list[str]) -> dict[str, Tensor]:
@@ -210,6 +254,16 @@ def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: 
             built[name].append(cells)
     # In train mode batch norm takes the batch's statistics and lets the running ones drift, as PIC's and SeLa's code does.
     return Trained(copy.deepcopy(net).train() if head.trunk == "train" else net, built, grid)
+
+
+def _rates(head: Any, grid: Grid, found: Trained, folds: int, steps: int) -> np.ndarray:
+    """(epochs * steps, heads): layer by layer, fold by fold, cell by cell."""
+    decay = np.array([c["weight_decay"] for c in grid.cells])
+    columns = []
+    for name in found.heads:
+        lr = np.array([head.lr_of.get(name, c["lr"]) for c in grid.cells])
+        columns += [head.schedule.build().rates(lr, decay, head.epochs, steps)] * folds
+    return np.concatenate(columns, axis=1)
 
 
 def _order(n: int, batch: int, seed: int, epoch: int, drop_last: bool) -> list[np.ndarray]:

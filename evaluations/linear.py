@@ -48,6 +48,7 @@ class Head(Strict):
             standardises features with the training split's statistics instead of either
     trunk   faithful form: the frozen backbone's batch norm in eval mode, or in train mode as PIC's and SeLa's code has it
     snapshots   evenly spaced epochs that are kept for "best on test"
+    lr_of   faithful form: layers whose rate is not the grid's, where authors give each layer its own
     """
 
     solver: Literal["sgd", "ridge"] = "sgd"
@@ -61,6 +62,7 @@ class Head(Strict):
     trunk: Literal["eval", "train"] = "eval"
     drop_last: bool = False
     snapshots: Annotated[int, Field(ge=0)] = 10
+    lr_of: dict[str, float] = Field(default_factory=dict)
 
     def settings(self, seed: int) -> heads.Settings:
         """As the fast form has it."""
@@ -129,38 +131,35 @@ def run_faithful(protocol: Protocol, features: Features, seed: int) -> Result:
     labels, classes = features.labels(train), features.classes(train)
     weights, held_out = folds_of(protocol, labels, seed)
     grid = grid_of(protocol, seed)
-    trained = faithful.train(protocol, head, features, weights, grid, seed)
+    trained = faithful.train(protocol, head, features, labels, weights, grid, seed)
     cells = range(len(grid))
     layers = list(trained.heads)
 
     scores: dict[str, Any] = dict.fromkeys(layers)
     if protocol.select.on == "folds":
-        held: list[tuple[int, int, int | None]] = [
-            (fold, cell, None) for fold in range(len(held_out)) for cell in cells
-        ]
-        guesses, _ = faithful.score(protocol, features, train, trained, "centre", held)
+        held = [(fold, cell, None) for fold in range(len(held_out)) for cell in cells]
+        guesses = faithful.predict(features, train, trained, "centre", held)
         for layer in layers:
             right = (guesses[layer] == labels).reshape(len(held_out), len(grid), -1) & held_out[:, None]
             scores[layer] = 100 * right.sum(2) / held_out.sum(1, keepdims=True)
     elif protocol.select.on == "val":
         val = str(protocol.splits.val)
-        guesses, _ = faithful.score(protocol, features, val, trained, "centre", [(-1, cell, None) for cell in cells])
+        guesses = faithful.predict(features, val, trained, "centre", [(-1, cell, None) for cell in cells])
         scores = {layer: 100 * (guesses[layer] == features.labels(val)).mean(1)[None] for layer in layers}
     chosen = {layer: choose(grid, scores[layer]) for layer in layers}
     features.finish_selection(selection_of(protocol, chosen))
 
-    truth = features.labels(test)
-    which: list[tuple[int, int, int | None]] = [(-1, cell, None) for cell in cells]
-    which += [(-1, cell, epoch) for epoch in trained.kept for cell in cells]
-    guesses, top5 = faithful.score(protocol, features, test, trained, protocol.transform.test, which)
+    truth, view = features.labels(test), protocol.transform.test
+    which = [(-1, cell, epoch) for epoch in (None, *trained.kept) for cell in cells]
+    best = faithful.five_best(features, test, trained, view, which)
     metrics = {}
     for layer in layers:
-        mine = guesses[layer][chosen[layer]["cells"]]
+        guesses_here, mine = best[layer][:, :, 0], best[layer][chosen[layer]["cells"]]
         suffix = f"_{layer}" if len(layers) > 1 else ""
-        best = top5[chosen[layer]["cells"]] if len(layers) == 1 else None
-        found = metrics_of(mine, best, guesses[layer], truth, classes, chosen[layer])
+        top5 = (mine == truth[:, None]).any(2)
+        found = metrics_of(mine[:, :, 0], top5, guesses_here, truth, classes, chosen[layer])
         metrics.update({f"{name}{suffix}": metric for name, metric in found.items()})
-    return Result(metrics, mine[0], (mine[0] == truth).astype(np.int8))
+    return Result(metrics, mine[0, :, 0], (mine[0, :, 0] == truth).astype(np.int8))
 
 
 def folds_of(protocol: Protocol, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -274,7 +273,7 @@ def test_guesses(
 
 def metrics_of(
     guesses: np.ndarray,
-    top5: np.ndarray | None,
+    top5: np.ndarray,
     others: np.ndarray,
     truth: np.ndarray,
     classes: int,
@@ -283,7 +282,7 @@ def metrics_of(
     """top1 (honest, one value per seed), top5 beyond ten classes, top1_best_on_test over all heads and kept epochs."""
     n = len(truth)
     found = {"top1": rates([float(v) for v in 100 * (guesses == truth).mean(1)], n, per_fold=chosen["per_fold"])}
-    if classes > 10 and top5 is not None:
+    if classes > 10:
         found["top5"] = rates([float(v) for v in 100 * top5.mean(1)], n)
     highest = 100 * float((others == truth).mean(1).max())
     found["top1_best_on_test"] = rate(highest, n, style="paper", note="best head and epoch on the test split")
