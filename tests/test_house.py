@@ -68,6 +68,12 @@ def test_an_import_that_goes_up_is_noticed(tmp_path):
     assert trespasses("results", leaf)
 
 
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their bare names, and so does a process that a test starts."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert not sorted({name for name in names if names.count(name) > 1})
+
+
 def test_golden_files_and_tolerances_are_the_pinned_ones():
     assert golden.pins() == golden.pinned(), "run `python tests/golden.py pin` after copying a new golden file"
 

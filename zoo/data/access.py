@@ -30,7 +30,8 @@ class Access:
         if mode not in MODES:
             raise UserError(f"cache is {mode!r}; it is one of {', '.join(MODES)} (SELFZOO_CACHE or cache=)")
         if share is None:
-            share = (_number("LOCAL_RANK", "SLURM_LOCALID", 0), _number("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", 1))
+            size = _number("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", 1)
+            share = (_number("LOCAL_RANK", "SLURM_LOCALID", 0) if size > 1 else 0, size)  # no size told: all for itself
         if not 0 <= share[0] < share[1]:
             raise UserError(f"share {share}: process {share[0]} of {share[1]} does not exist")
         return cls(mode, share)
