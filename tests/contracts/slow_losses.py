@@ -84,6 +84,44 @@ def clustered(method: Any, batch: Any, step: int) -> float:
     return mean(losses)
 
 
+def linear(weight: Array, bias: Array, x: Array) -> Array:
+    return np.array([sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(weight, bias, strict=True)])
+
+
+@slow("deepcluster")
+def deepcluster(method: Any, batch: Any, step: int) -> float:
+    weight, bias, losses = rows(method.head.weight), rows(method.head.bias), []
+    for view in batch.views:
+        for image, row in zip(batch.index.tolist(), rows(method.backbone(view)), strict=True):
+            losses.append(cross_entropy(linear(weight, bias, np.maximum(row, 0)), int(method.labels[0, image])))
+    return mean(losses)
+
+
+@slow("deepercluster")
+def deepercluster(method: Any, batch: Any, step: int) -> float:
+    """Each image is turned as its place in the batch says, and asks two heads: which super-class, which cluster in it."""
+    weights, biases, losses = rows(method.sub_weight), rows(method.sub_bias), []
+    of = [place // (method.batch // method.super_classes) for place in range(len(batch.index))]
+    for view in batch.views:
+        turned = torch.stack([torch.rot90(view[i], of[i] % 4, (1, 2)) for i in range(len(of))])
+        for i, row in enumerate(rows(method.backbone(turned))):
+            h, image = np.maximum(row, 0), int(batch.index[i])
+            cluster = int(method.labels[1, image]) - int(method.labels[0, image]) * method.each
+            above = linear(rows(method.super_head.weight), rows(method.super_head.bias), h)
+            losses.append(cross_entropy(above, of[i]) + cross_entropy(linear(weights[of[i]], biases[of[i]], h), cluster))
+    return mean(losses)
+
+
+@slow("sela")
+def sela(method: Any, batch: Any, step: int) -> float:
+    features, losses = [rows(method.backbone(view)) for view in batch.views], []
+    for h, head in enumerate(method.heads):
+        for view in features:
+            for image, row in zip(batch.index.tolist(), view, strict=True):
+                losses.append(cross_entropy(linear(rows(head.weight), rows(head.bias), row), int(method.labels[h, image])))
+    return mean(losses)
+
+
 # -- instances -----------------------------------------------------------------------------------------------------------
 def nt_xent(a: Array, b: Array, t: float) -> float:
     flat, n = np.concatenate([a, b]), len(a)
