@@ -110,7 +110,9 @@ def train(
     device = features.compute.device
     found = _build(protocol, head, features, len(weights), grid)
     # One group per head, so that each follows its own schedule; the rate is set before every step.
-    optimizer = torch.optim.SGD([{"params": list(h.parameters())} for h in found.all()], lr=0.0, momentum=head.momentum)
+    optimizer = torch.optim.SGD(
+        [{"params": list(h.parameters())} for h in found.all()], lr=0.0, momentum=head.momentum, nesterov=head.nesterov
+    )
     steps = -(-n // head.batch)
     rates = _rates(head, grid, found, len(weights), steps)
     for group, cell in zip(optimizer.param_groups, grid.cells * (len(found.heads) * len(weights)), strict=True):

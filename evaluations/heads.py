@@ -33,15 +33,17 @@ class Schedule:
     cosine     0.5 (1 + cos(pi e / epochs)) per epoch (SwAV), or per step with ``per_step``; after ``warmup`` epochs that
                start at 1/100 of the rate (PIC)
     steps      times ``factor`` at each epoch of ``milestones`` (MoCo, SeLa)
+    table      value[i] until epoch milestones[i], the last one to the end, whatever the base rate (RotNet)
     bottou     lr / sqrt(1 + lr decay t) per step t (DeeperCluster)
     constant
     """
 
-    name: Literal["cosine", "steps", "bottou", "constant"] = "cosine"
+    name: Literal["cosine", "steps", "table", "bottou", "constant"] = "cosine"
     per_step: bool = False
     warmup: int = 0
     milestones: tuple[int, ...] = ()
     factor: float = 0.1
+    values: tuple[float, ...] = ()
 
     def rates(self, lr: np.ndarray, decay: np.ndarray, epochs: int, steps: int) -> np.ndarray:
         """(epochs * steps, G) float64: the rate of every step for heads with base rates ``lr`` and decays (G,)."""
@@ -51,6 +53,9 @@ class Schedule:
             return lr / np.sqrt(1 + lr * decay * t)
         if self.name == "steps":
             return lr * self.factor ** np.searchsorted(np.asarray(self.milestones), t // steps, side="right")
+        if self.name == "table":
+            row = np.searchsorted(np.asarray(self.milestones), t // steps, side="right")
+            return np.asarray(self.values)[row] * np.ones_like(lr)
         if self.name == "constant":
             return lr * np.ones_like(t)
         warm = self.warmup * steps

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from results.record import Metric, Selection
 from zoo.schema import Strict
@@ -31,14 +31,22 @@ GRID = ("lr", "weight_decay", "penalty")
 class ScheduleOptions(Strict):
     """See heads.Schedule."""
 
-    name: Literal["cosine", "steps", "bottou", "constant"] = "cosine"
+    name: Literal["cosine", "steps", "table", "bottou", "constant"] = "cosine"
     per_step: bool = False
     warmup: Annotated[int, Field(ge=0)] = 0
     milestones: list[int] = Field(default_factory=list)
     factor: float = 0.1
+    rates: list[float] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _table(self) -> ScheduleOptions:
+        if (self.name == "table") != bool(self.rates) or self.rates and len(self.rates) != len(self.milestones) + 1:
+            raise ValueError("schedule.rates belongs to a table and has one number more than schedule.milestones")
+        return self
 
     def build(self) -> heads.Schedule:
-        return heads.Schedule(**{**self.model_dump(), "milestones": tuple(self.milestones)})
+        given = self.model_dump(exclude={"rates"})
+        return heads.Schedule(**{**given, "milestones": tuple(self.milestones), "values": tuple(self.rates)})
 
 
 class Head(Strict):
@@ -46,6 +54,7 @@ class Head(Strict):
 
     norm    before the linear layer: none; batch, a BatchNorm without affine; batch_affine, with. The fast form
             standardises features with the training split's statistics instead of either
+    nesterov    faithful form: Nesterov's momentum
     trunk   faithful form: the frozen backbone's batch norm in eval mode, or in train mode as PIC's and SeLa's code has it
     snapshots   evenly spaced epochs that are kept for "best on test"
     lr_of   faithful form: layers whose rate is not the grid's, where authors give each layer its own
@@ -59,6 +68,7 @@ class Head(Strict):
     norm: Literal["none", "batch", "batch_affine"] = "batch"
     init: Literal["default", "normal", "xavier", "he_out"] = "normal"
     init_std: float = 0.01
+    nesterov: bool = False
     trunk: Literal["eval", "train"] = "eval"
     drop_last: bool = False
     snapshots: Annotated[int, Field(ge=0)] = 10

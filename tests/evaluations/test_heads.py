@@ -138,3 +138,16 @@ def test_bottous_schedule_is_the_authors():
     steps = int(t.max()) + 1
     rates = np.stack([Schedule("bottou").rates(lr0[i : i + 1], wd[i : i + 1], 1, steps)[t, 0] for i in range(len(lr0))])
     g.agree("bottou_lr", rates)
+
+
+def test_a_table_of_rates_holds_whatever_the_base_rate():
+    rates = Schedule("table", milestones=(2, 3), values=(0.1, 0.02, 0.004)).rates(
+        np.array([5.0, 7.0]), np.zeros(2), 5, 2
+    )
+    np.testing.assert_allclose(rates, np.repeat([0.1, 0.1, 0.02, 0.004, 0.004], 2)[:, None] * np.ones((1, 2)))
+
+
+def test_pics_rate_warms_up_for_five_epochs_and_then_falls_as_a_cosine():
+    rates = Schedule("cosine", per_step=True, warmup=5).rates(np.array([30.0]), np.zeros(1), 100, 10)[:, 0]
+    assert rates[0] == pytest.approx(0.3) and rates[50] == pytest.approx(30) and rates[25] == pytest.approx(30 * 0.505)
+    assert (np.diff(rates[:51]) > 0).all() and (np.diff(rates[50:]) < 0).all() and rates[525] == pytest.approx(15)
