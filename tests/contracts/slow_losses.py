@@ -112,7 +112,7 @@ def deepercluster(method: Any, batch: Any, step: int) -> float:
     return mean(losses)
 
 
-@slow("sela")
+@slow("sela", "pseudolabel")
 def sela(method: Any, batch: Any, step: int) -> float:
     features, losses = [rows(method.backbone(view)) for view in batch.views], []
     for h, head in enumerate(method.heads):
