@@ -86,7 +86,11 @@ def _run(options: argparse.Namespace) -> int:
 def _suite(options: argparse.Namespace) -> int:
     from . import suite
 
-    given = overrides.parse(options.paths)
+    # A pattern is text, not YAML, in which * and [ mean something.
+    given = overrides.parse(word for word in options.paths if not word.startswith("only="))
+    patterns = [word.removeprefix("only=") for word in options.paths if word.startswith("only=")]
+    if patterns:
+        given["only"] = patterns[-1]
     chosen = suite.choose(options.model, given)
     if options.plan:
         print(suite.plan(chosen, options.model, given))
