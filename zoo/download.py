@@ -94,7 +94,7 @@ def _http(url: str, part: Path, size: int | None, progress: Progress) -> None:
     except requests.Timeout:
         raise Interrupted(f"no data for {TIMEOUT[1]:g} s") from None
     except requests.RequestException as error:
-        raise _network(url, error, have) from None
+        raise network_failure(url, error, have) from None
     if limit is not None and have < limit:
         raise Interrupted(f"truncated: {have} of {limit} bytes came")
     notes.unlink(missing_ok=True)
@@ -150,7 +150,7 @@ def _complain(url: str, status: int, kind: str) -> None:
         raise Failed(f"{url}: an HTML page instead of the file (a login, a quota, or a moved page)")
 
 
-def _network(url: str, error: Exception, have: int) -> Exception:
+def network_failure(url: str, error: Exception, have: int) -> Exception:
     text = str(error)
     if any(word in text for word in ("NameResolution", "Name or service", "getaddrinfo", "unreachable", "No route")):
         return Failed(f"no network: {urlsplit(url).hostname} cannot be reached")
@@ -190,7 +190,7 @@ def drive(file_id: str, part: Path, progress: Progress) -> None:
         status = getattr(error.response, "status_code", "an error")
         raise Failed(f"{where}: {status}{': the file is no longer there' if status == 404 else ''}") from None
     except requests.RequestException as error:
-        broken = _network("https://drive.google.com/", error, 0)
+        broken = network_failure("https://drive.google.com/", error, 0)
         raise Failed(str(broken)) from None
     except OSError as error:
         raise full(part, None) if error.errno == errno.ENOSPC else Failed(f"{where}: {error}") from None

@@ -164,7 +164,7 @@ def is_sound(tree) -> bool:
     )
 
 
-@settings(max_examples=400, **BOUNDED)
+@settings(max_examples=250, **BOUNDED)
 @given(st.lists(st.tuples(st.sampled_from(CHANGES), st.integers(0, 10**6)), max_size=3))
 @example([])
 @example([("half", 0)])
