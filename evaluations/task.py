@@ -98,7 +98,7 @@ class Task:
         splits = self.protocol.splits
         used = dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s)
         place = (self.protocol.dataset, self.settings.options.data)
-        each = [_FINGERPRINTS.setdefault((*place, split), "") or self._fingerprint(split) for split in used]
+        each = [_FINGERPRINTS.get((*place, split)) or self._fingerprint(split) for split in used]
         return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()[:32]
 
     def _fingerprint(self, split: str) -> str:
