@@ -74,6 +74,22 @@ def test_no_two_test_files_share_a_name():
     assert not sorted({name for name in names if names.count(name) > 1})
 
 
+def test_the_engine_honours_every_recipe_of_the_registry():
+    """zoo and engine do not import each other: their names of optimisers, schedules and settings must agree here."""
+    import torch
+
+    import zoo
+    from engine import optim
+
+    recipes = {id: zoo.entry(id).recipe for id in zoo.models()}
+    for recipe in filter(None, recipes.values()):
+        spec = recipe.dump()
+        total = 10 * (spec["schedule"]["epochs"] or 3)
+        rates = optim.schedule(spec["schedule"], 10, total, lr=spec["optimizer"]["lr"])
+        assert len(rates) == total and (rates >= 0).all()
+        optim.build(spec["optimizer"], [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+
+
 def test_golden_files_and_tolerances_are_the_pinned_ones():
     assert golden.pins() == golden.pinned(), "run `python tests/golden.py pin` after copying a new golden file"
 

@@ -56,10 +56,10 @@ def test_swav_schedule():
 def test_pic_schedules(name):
     g = load("pic/lr_schedules.npz")
     epochs, warmup, n, lr, multiplier = g.given(f"{name}_cfg")
-    spec = {"name": "pic_cosine", "warmup_epochs": warmup, "start_lr": lr / multiplier, "final_lr": 1e-6}
+    spec = {"name": "multiplied_cosine", "warmup_epochs": warmup, "warmup_multiplier": multiplier, "final_lr": 1e-6}
     if name == "step":
         milestones = g.given("step_decay_epochs").tolist()
-        spec = {"name": "pic_step", "warmup_epochs": warmup, "start_lr": lr / multiplier, "milestones": milestones}
+        spec = {"name": "step", "warmup_epochs": warmup, "warmup_multiplier": multiplier, "milestones": milestones}
     g.agree(name, optim.schedule(spec, int(n), int(n * epochs), lr=lr))
 
 
@@ -93,12 +93,11 @@ def test_epoch_cosine_moves_between_epochs_only():
 
 @pytest.mark.parametrize("total", [0, 1, 7, 23])
 @pytest.mark.parametrize(
-    "name", ["constant", "warmup_cosine", "pic_cosine", "epoch_cosine", "step", "pic_step", "table", "bottou"]
+    "name", ["constant", "warmup_cosine", "multiplied_cosine", "epoch_cosine", "step", "table", "bottou"]
 )
 def test_every_schedule_has_one_finite_rate_per_step(name, total):
     own = {
-        "step": {"milestones": [1, 2]},
-        "pic_step": {"milestones": [3], "warmup_epochs": 2.5},
+        "step": {"milestones": [1, 2], "warmup_epochs": 0.5},
         "bottou": {"weight_decay": 0.1},
     }
     own |= {"table": {"milestones": [1, 4], "rates": [0.1, 0.2]}, "warmup_cosine": {"warmup_epochs": 1.5}}
