@@ -67,7 +67,123 @@ class LARC(SGD):
             torch._foreach_add_(grads, torch._foreach_mul(params, list(on_p.unbind())))
 
     @torch.no_grad()
-    def step(
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            params, plain = self._selected(group)
+            if params:
+                self._scale(params, group["weight_decay"])
+            if params or plain:
+                group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+
+class LARS(LARC):
+    """LARC's relative as PIC and SimCLR use it: decay first, then a trust ratio on the decayed gradient.
+
+    g <- g + wd p, then g <- g trust |p| / (|g| + eps) if neither norm is 0. One-dimensional parameters (biases, batch
+    norm) are neither decayed nor scaled, whatever their group says.
+    """
+
+    def _selected(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        with_grad = [p for p in group["params"] if p.grad is not None]
+        if group.get("no_adapt"):
+            return [], []
+        return [p for p in with_grad if p.ndim > 1], [p for p in with_grad if p.ndim <= 1]
+
+    def _scale(self, params: list[Tensor], decay: float) -> None:
+        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        if decay:
+            torch._foreach_add_(grads, params, alpha=decay)
+        factor, applies = self._factors(params, grads, 0.0)
+        torch._foreach_mul_(grads, list(torch.where(applies, factor, torch.ones_like(factor)).unbind()))
+
+
+_OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[str, ...]]] = {
+    "sgd": (SGD, ("momentum", "weight_decay", "nesterov")),
+    "larc": (LARC, ("momentum", "weight_decay", "nesterov", "trust", "eps")),
+    "lars": (LARS, ("momentum", "weight_decay", "nesterov", "trust", "eps")),
+    "adamw": (AdamW, ("betas", "weight_decay", "eps")),
+}
+
+
+def build(spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser that `spec` names, over parameter groups.
+
+    spec    {name: sgd|larc|lars|adamw, lr, and that optimiser's settings}; null means the optimiser's default.
+    groups  {params, and optionally: lr_scale (factor on the scheduled rate), no_adapt (no LARC/LARS scaling), weight_decay,
+            momentum, nesterov}. Empty groups are dropped.
+    Raises UserError for an unknown name or a setting that this optimiser does not have.
+    """
+    name = spec.get("name")
+    if name not in _OPTIMIZERS:
+        raise UserError(f"optimizer.name={name}: unknown{suggest(str(name), _OPTIMIZERS)}")
+    kind, known = _OPTIMIZERS[name]
+    settings = {key: value for key, value in spec.items() if key not in ("name", "lr") and value is not None}
+    for key in settings:
+        if key not in known:
+            raise UserError(f"optimizer.{key}: {name} has no such setting{suggest(key, known)}")
+    lr = float(spec["lr"])
+    filled = [{"lr_scale": 1.0, "no_adapt": False, **group, "params": list(group["params"])} for group in groups]
+    filled = [group for group in filled if group["params"]]
+    for group in filled:
+        unknown = set(group) - {"params", "lr_scale", "no_adapt", "weight_decay", "momentum", "nesterov"}
+        if unknown:
+            raise ValueError(f"a parameter group has unknown entries {sorted(unknown)}")
+    return kind(filled, lr=lr, **settings)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The scheduled rate times each group's lr_scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = float(lr) * group.get("lr_scale", 1.0)
+
+
+# -- schedules: each returns float64 (total,), the rate of every step. `per_epoch` is the number of steps of an epoch ------
+
+
+def _warmup(per_epoch: int, total: int, warmup_epochs: float) -> int:
+    return min(round(warmup_epochs * per_epoch), total)
+
+
+def _half_cosine(steps: int, lr: float, final_lr: float) -> np.ndarray:
+    """From lr towards final_lr, which the step after the last would have."""
+    return final_lr + 0.5 * (lr - final_lr) * (1 + np.cos(math.pi * np.arange(steps) / max(steps, 1)))
+
+
+def constant(per_epoch: int, total: int, *, lr: float) -> np.ndarray:
+    """The same rate throughout (DeepCluster, DeeperCluster)."""
+    return np.full(total, lr, dtype=np.float64)
+
+
+def warmup_cosine(
+    per_epoch: int, total: int, *, lr: float, warmup_epochs: float = 0, start_lr: float = 0.0, final_lr: float = 0.0
+) -> np.ndarray:
+    """SwAV: a line from start_lr to lr, end included, then half a cosine; so lr is used twice."""
+    warm = _warmup(per_epoch, total, warmup_epochs)
+    return np.concatenate([np.linspace(start_lr, lr, warm), _half_cosine(total - warm, lr, final_lr)])
+
+
+def multiplied_cosine(
+    per_epoch: int,
+    total: int,
+    *,
+    lr: float,
+    warmup_epochs: float = 0,
+    warmup_multiplier: float = 100.0,
+    final_lr: float = 0.0,
+) -> np.ndarray:
+    """PIC: a line from lr / warmup_multiplier, which reaches lr where half a cosine begins. PIC's final_lr is 1e-6."""
+    warm = _warmup(per_epoch, total, warmup_epochs)
+    line = np.linspace(lr / warmup_multiplier, lr, warm, endpoint=False)
+    return np.concatenate([line, _half_cosine(total - warm, lr, final_lr)])
+
+
+def step(
     per_epoch: int,
     total: int,
     *,
