@@ -6,8 +6,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import golden
 import pytest
+
+import golden
 
 
 @pytest.fixture(autouse=True)

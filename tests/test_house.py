@@ -6,8 +6,9 @@ import ast
 import shutil
 from pathlib import Path
 
-import golden
 import pytest
+
+import golden
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("zoo", "engine", "reproduce", "evaluations", "results")
