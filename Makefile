@@ -60,9 +60,8 @@ figures: $(READY) ## regenerate results/figures/
 site: $(READY) ## one static page of every table
 	$(PY) -m results site
 
-download: $(READY) ## fetch released weights (PATTERN="swav_*"; everything with PATTERN="*")
-	@test -n "$(PATTERN)" || { echo "error: make download PATTERN='swav_*'" >&2; exit 2; }
-	$(PY) -m zoo fetch '$(PATTERN)' --all
+download: $(READY) ## fetch every released file, or PATTERN="swav_*" (gigabytes; each is checked)
+	$(PY) -m zoo fetch $(if $(PATTERN),'$(PATTERN)',--all)
 
 test-faults: $(READY) ## kill and restart real runs, the slow proofs (several minutes)
 	$(PY) -m pytest tests -m slow
