@@ -3,7 +3,6 @@ import json
 import runpy
 import sys
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -153,24 +152,20 @@ def test_a_model_without_a_recipe_cannot_be_run(monkeypatch):
         launch.job("swav_800ep")
 
 
-def test_labels_of_a_clustering_run_are_written_by_image_name(capsys, tmp_path):
+def test_labels_of_a_clustering_run_are_written_in_the_order_of_the_data(capsys, tmp_path):
     words = ["deepclusterv2_digits", *small(tmp_path), "params.prototypes=[12, 9]"]
     assert command(capsys, *words)[0] == 0
     [folder] = (tmp_path / "deepclusterv2_digits").iterdir()
-    status, out, _ = command(capsys, "labels", str(folder), "--to", str(tmp_path / "labels.csv"))
-    assert status == 0 and "1,258 images, 2 heads" in out
-    head, *rows = (tmp_path / "labels.csv").read_text().splitlines()
-    assert head == "image,head0,head1" and len(rows) == 1258 and len({row.split(",")[0] for row in rows}) == 1258
-    assert command(capsys, "labels", str(folder), "--to", str(tmp_path / "labels.npz"))[0] == 0
-    kept = np.load(tmp_path / "labels.npz")
-    assert kept["labels"].shape == (1258, 2) and set(np.unique(kept["labels"][:, 1])) <= set(range(-1, 9))
-    for wrong, told in ((["labels", str(folder), "--to", "x.txt"], ".csv or .npz"), (["labels", str(tmp_path), "--to", "x.csv"], "no run folder")):
-        status, _, err = command(capsys, *wrong)
-        assert status == 2 and told in err
+    kept = torch.load(folder / "checkpoint.pt", weights_only=True)["extra"]["labels"]
+    status, out, _ = command(capsys, "labels", str(folder), "--to", str(tmp_path / "labels.pth"))
+    assert status == 0 and "2 heads x 1258 images" in out
+    assert torch.equal(torch.load(tmp_path / "labels.pth", weights_only=True)["labels"], kept.where(kept >= 0, torch.tensor(-1)))
+    assert int(kept[1].max()) < 9
 
 
-def test_a_run_without_labels_says_so(capsys, tmp_path):
+def test_a_run_without_labels_and_a_folder_that_is_no_run_say_so(capsys, tmp_path):
     assert command(capsys, "rotnet_digits", *small(tmp_path))[0] == 0
     [folder] = (tmp_path / "rotnet_digits").iterdir()
-    status, _, err = command(capsys, "labels", str(folder), "--to", "x.csv")
-    assert status == 2 and "keeps no labels" in err
+    for place, told in ((folder, "no labels in it"), (tmp_path, "no such file")):
+        status, _, err = command(capsys, "labels", str(place), "--to", str(tmp_path / "x.csv"))
+        assert status == 2 and told in err and not (tmp_path / "x.csv").exists()
