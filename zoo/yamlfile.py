@@ -33,6 +33,9 @@ class _Loader(_Base):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
+            if key.tag != "tag:yaml.org,2002:str":
+                told = f"key {key.value!r} is not a word; write it in quotes if it is meant as one"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
             if key.value in seen:
                 first = seen[key.value] + 1
                 raise yaml.constructor.ConstructorError(
