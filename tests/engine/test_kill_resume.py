@@ -46,12 +46,14 @@ def step_reached(out):
     return max((line["step"] for line in lines_of(folder_of(out))), default=0)
 
 
-def kill_when(process, moment):
-    """SIGKILL as soon as moment() holds."""
-    deadline = time.monotonic() + 300
+def kill_when(process, moment, patience=900):
+    """SIGKILL as soon as moment() holds; after `patience` seconds without it, fail with what the process said."""
+    deadline = time.monotonic() + patience
     while not moment():
         assert process.poll() is None, f"left by itself:\n{process.stderr.read()}"
-        assert time.monotonic() < deadline, "the moment never came"
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"the moment never came:\n{process.communicate()[1]}")
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
