@@ -26,6 +26,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pic with negatives and a window": ("pic", {"params.negatives": 24, "params.window": {"size": 48, "stride": 16}}),
     "pic with small crops": ("pic", {"views.crops": [{"count": 1, "size": 10}, {"count": 2, "size": 8, "scale": [0.2, 0.5]}]}),
     "selav2 soft": ("selav2", {"params.assignment": "soft"}),
+    "deepcluster, every epoch": ("deepcluster", {"params.reassign": 1.0}),
+    "deepercluster in two levels": ("deepercluster", {"params.super_classes": 8, "params.clusters": 12, "params.reassignment": 1}),
     "unmix of swav": ("unmix", {"params.base": "swav", "params.swav": {"prototypes": 20, "dim": 8, "hidden": 16}}),
     "unmix of mocov2": ("unmix", {"params.base": "mocov2", "params.mocov2": {"dim": 8, "hidden": 16, "queue": 64}}),
 }
