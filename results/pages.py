@@ -100,18 +100,30 @@ def legend(built: Built) -> list[str]:
         said.append(line + ".")
     if built.verdicts:
         said.append(
-            f"▲ better than {built.table.against}, ▼ worse, ○ no difference shown: same backbone and data, at least "
-            f"{ENOUGH_RANDOM} random seeds, difference of means beyond 2 sqrt(s1² + s2²)."
+            f"Marks compare a cell with {built.table.against} in the same column: ▲ better, ▼ worse, ○ no difference shown "
+            f"(same network and data, at least {ENOUGH_RANDOM} random seeds; a difference is one of means beyond "
+            "2 sqrt(s1² + s2²), s over pre-training seeds)."
         )
+    if unmarked := _unmarked(built):
+        said.append(f"No mark, nothing claimed: {unmarked}.")
     if any(s.transductive for s in built.summaries):
         said.append(f"{cells.DAGGER} transductive: pre-training saw the test images, without their labels.")
     paper = [c.head for c in built.table.columns if c.style == "paper"]
     if paper and any(s.style == "paper" for s in built.summaries):
         notes = sorted({note for s in built.summaries if s.style == "paper" for note in s.notes})
         said.append(
-            f"{', '.join(paper)}: as many papers print it ({'; '.join(notes) or 'chosen on the test split'}); not ranked."
+            f"{'; '.join(paper)}: as many papers print it ({'; '.join(notes) or 'chosen on the test split'}); not ranked."
         )
     return said
+
+
+def _unmarked(built: Built) -> str:
+    """``pixels_digits (another network than random_digits)``: the rows that the rule does not reach, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for row, _, verdict in built.verdicts:
+        if verdict.mark == "unknown":
+            reasons.setdefault(verdict.said, []).append(row)
+    return "; ".join(f"{', '.join(dict.fromkeys(rows))} ({said})" for said, rows in reasons.items())
 
 
 def block(built: Built, link: str) -> str:
@@ -134,13 +146,13 @@ def page(built: Built, folder: Path) -> str:
     if built.summaries:
         parts.append("## Records of the measured numbers\n\n" + "\n".join(_records(built, folder)))
     if built.verdicts:
-        lines = [f"- `{row}`, {head}: {v.said} ({v.mark})" for row, head, v in built.verdicts]
+        lines = [f"- `{row}`, {head}: {v.said} ({v.mark})" for row, head, v in built.verdicts if v.mark != "unknown"]
         parts.append("## Verdicts\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def _filled(built: Built, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
-    return markdown(head, rows, right) if rows else f"(no record of {built.table.id} yet)"
+    return markdown(head, rows, right) if rows else f"(nothing of table {built.table.id} has been measured here yet)"
 
 
 def _records(built: Built, folder: Path) -> list[str]:

@@ -181,7 +181,7 @@ def better_than_random(row: Summary, random: Summary) -> Verdict:
     if random.seeds < ENOUGH_RANDOM:
         return Verdict("unknown", f"{random.model} has {random.seeds} seeds, {ENOUGH_RANDOM} are needed")
     if row.seeds < 2:
-        return Verdict("unknown", f"{row.model} has one seed, its spread is not known")
+        return Verdict("unknown", "one pre-training seed, its spread is not known")
     noise = 2 * math.hypot(statistics.stdev(row.values), statistics.stdev(random.values))
     difference = row.value - random.value
     mark = "better" if difference > noise else "worse" if difference < -noise else "same"

@@ -181,14 +181,17 @@ def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catal
 
 
 def _judge(table: Table, column: Column, row: Summary, store: Store, catalogue: Catalogue) -> Verdict | None:
-    """Only rows with the backbone of the random row are judged, and only by honest numbers."""
+    """None where nothing is to be judged: no reference, the reference itself, numbers chosen on the test split.
+    ``unknown``, with the reason, where the rule cannot be applied."""
     if table.against is None or row.model == table.against or column.style == "paper":
         return None
-    random = store.summary(table.against, row.protocol, row.version, row.metric, column.overrides)
-    if random is None or random.data != row.data:
-        return None
     if catalogue.entry(row.model).backbone != catalogue.entry(table.against).backbone:
-        return None
+        return Verdict("unknown", f"another network than {table.against}")
+    random = store.summary(table.against, row.protocol, row.version, row.metric, column.overrides)
+    if random is None:
+        return Verdict("unknown", f"{table.against} was not measured")
+    if random.data != row.data:
+        return Verdict("unknown", f"other data than {table.against}")
     return better_than_random(row, random)
 
 

@@ -128,7 +128,7 @@ def test_one_seed_of_the_method_proves_nothing(tmp_path):
     verdict = better_than_random(
         seeds(tmp_path / "b", "swav_digits", (99.0,)), seeds(tmp_path / "a", "random_digits", RANDOM)
     )
-    assert verdict.mark == "unknown" and "one seed" in verdict.said
+    assert verdict.mark == "unknown" and "one pre-training seed" in verdict.said
 
 
 def test_other_data_cannot_be_compared(tmp_path):

@@ -111,13 +111,38 @@ def test_rows_are_judged_against_random_with_the_same_backbone_only(specs, rows,
     assert cells(shown, "swav_digits")[1].endswith("▲") and cells(shown, "simclr_digits")[1].endswith("○")
     assert not re.search("[▲▼○]", line(shown, "pixels_digits") + line(shown, "random_digits"))
     assert not re.search("[▲▼○]", cells(shown, "swav_digits")[2]), "paper-style numbers are not ranked"
-    assert "better than random_digits" in shown and "(best epoch on test); not ranked" in shown
+    assert "compare a cell with random_digits" in shown and "(best epoch on test); not ranked" in shown
+    assert "nothing claimed: pixels_digits (another network than random_digits)." in shown
 
 
 def test_four_random_seeds_give_no_mark(specs, rows, tmp_path):
     measure(tmp_path, "random_digits", (60, 61, 62, 63))
     measure(tmp_path, "swav_digits", (80, 81, 82))
-    assert not re.search("[▲▼○]", line(text(specs, rows, tmp_path, "digits"), "swav_digits"))
+    shown = text(specs, rows, tmp_path, "digits")
+    assert not re.search("[▲▼○]", line(shown, "swav_digits"))
+    assert "nothing claimed: swav_digits (random_digits has 4 seeds, 5 are needed)." in shown
+
+
+def test_a_row_of_one_seed_and_a_column_without_random_say_why_they_have_no_mark(specs, rows, tmp_path):
+    measure(tmp_path, "swav_digits", (80, 81))
+    assert "nothing claimed: swav_digits (random_digits was not measured)." in text(specs, rows, tmp_path, "digits")
+    measure(tmp_path, "random_digits", (60, 61, 62, 63, 64))
+    measure(tmp_path, "simclr_digits", (80,))
+    shown = text(specs, rows, tmp_path, "digits")
+    assert "nothing claimed: simclr_digits (one pre-training seed, its spread is not known)." in shown
+    assert "(unknown)" not in shown, "no verdict, no line among the verdicts"
+
+
+def test_other_data_than_the_random_row_s_are_not_judged(specs, rows, tmp_path):
+    measure(tmp_path, "random_digits", (60, 61, 62, 63, 64))
+    measure(tmp_path, "swav_digits", (80, 81, 82), data_fingerprint="other")
+    shown = text(specs, rows, tmp_path, "digits")
+    assert not re.search("[▲▼○]", line(shown, "swav_digits")) and "(other data than random_digits)" in shown
+
+
+def test_a_table_without_any_measured_row_says_so(specs, rows, tmp_path):
+    assert "(nothing of table digits has been measured here yet)" in text(specs, rows, tmp_path, "digits")
+    assert "|" not in text(specs, rows, tmp_path, "digits")
 
 
 def test_transductive_rows_carry_a_mark(specs, rows, tmp_path):
