@@ -15,17 +15,20 @@ from reproduce.method import Method
 from zoo import backbones, data
 from zoo.errors import UserError
 
+UNCOUNTED = 1 << 20      # images of a set whose size nobody knows beforehand: more than any batch
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STATES = {"sgd": 1, "larc": 1, "lars": 1, "adamw": 2}      # tensors of the parameter's size that the optimiser keeps
 
 
 class Unread:
-    """Stands for a data set that is not on this machine: only its size and classes are known."""
+    """Stands for a data set that is not on this machine: only its size and classes are known. Of YFCC not even the size
+    is: it depends on how many of its photographs could still be downloaded; `images` is then any number above the batch."""
 
     array = None
 
-    def __init__(self, images: int, classes: int) -> None:
+    def __init__(self, images: int, classes: int, *, counted: bool = True) -> None:
         self.classes = list(range(classes))
+        self.counted = counted
         self._images = images
 
     def __len__(self) -> int:
@@ -33,29 +36,43 @@ class Unread:
 
 
 def plan(work: Job) -> str:
-    """A dozen lines. A data folder that was named and is wrong is an error; one that is merely missing is said."""
+    """A dozen lines. A data folder that was named and is wrong is an error; one that is merely missing is said, and what
+    cannot be known without it is left open."""
     recipe, options = work.recipe, work.options
     world = int(os.environ.get("WORLD_SIZE", "1"))
     source, where = find(recipe, options)
     with torch.device("meta"):
         method = methods.build(recipe, backbones.build(recipe.backbone), instances=len(source), classes=len(source.classes))
     stream = streamed(recipe, source, method, world=world)
-    epochs = stream.total_steps / stream.steps_per_epoch if stream.steps_per_epoch else 0
+    images, steps = amounts(recipe, stream, getattr(source, "counted", True))
     state = "finished: nothing to do" if finished(work.folder) else \
         "unfinished: would go on" if (work.folder / "checkpoint.pt").exists() else "new"
     rows = [
         ("model", f"{work.id}  (method {recipe.method}, backbone {recipe.backbone.name}, seed {recipe.seed}"
                   + ("" if work.default else ", settings changed") + ")"),
         ("data", where),
-        ("images", f"{len(source):,} in an epoch; {stream.total_steps * recipe.batch:,} seen in all"),
+        ("images", images),
         ("views", f"{recipe.views} of every image"),
         ("batch", f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"),
-        ("steps", f"{stream.total_steps:,} = {epochs:.4g} epochs of {stream.steps_per_epoch:,}"),
+        ("steps", steps),
         ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
         ("memory", memory(recipe, method, stream.augment, world)),
         ("output", f"{work.folder}/  ({state})"),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in rows)
+
+
+def amounts(recipe: Any, stream: Any, counted: bool) -> tuple[str, str]:
+    """Images and steps, in words. `counted` False: the data set's size is not known."""
+    total, epoch = stream.total_steps, stream.steps_per_epoch
+    if counted:
+        epochs = total / epoch if epoch else 0
+        return (f"{len(stream.source):,} in an epoch; {total * recipe.batch:,} seen in all",
+                f"{total:,} = {epochs:.4g} epochs of {epoch:,}")
+    unknown = "how many an epoch has is known when the data are here"
+    if recipe.schedule.images is not None:
+        return f"{total * recipe.batch:,} seen in all; {unknown}", f"{total:,}"
+    return unknown, f"{recipe.schedule.epochs:,} epochs of as many as the images make"
 
 
 def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
@@ -64,11 +81,12 @@ def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
         source = data.open_source(recipe.dataset, recipe.split, root=options.data, max_bad=recipe.max_bad, fetch=False)
         return source, f"{recipe.dataset}/{recipe.split}, found: {len(source):,} images, fingerprint {source.fingerprint[:10]}"
     except data.DataMissing as error:
+        if options.data is not None:
+            raise
         spec = data.describe(recipe.dataset)
         count = spec.splits[recipe.split].count
-        if options.data is not None or count is None:
-            raise
-        return Unread(count, spec.class_count or 0), f"{recipe.dataset}/{recipe.split}, NOT FOUND ({error})"
+        stand_in = Unread(count or UNCOUNTED, spec.class_count or 0, counted=count is not None)
+        return stand_in, f"{recipe.dataset}/{recipe.split}, NOT FOUND ({error})"
 
 
 def memory(recipe: Any, method: Method, augment: Any, world: int) -> str:
