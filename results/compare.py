@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoo.schema import Recipe
 from zoo.yamlfile import load_mapping
 
 from . import cells
@@ -19,7 +20,7 @@ from .store import REPOSITORY, Store, Stored, Summary, place, summarise
 
 PROTOCOLS = REPOSITORY / "evaluations" / "protocols"
 ROUNDING = 0.05  # papers print one decimal
-RUN_WORDS = {"seed", "out", "data", "device", "workers", "threads", "resume", "log_interval", "checkpoint_interval"}
+SETTINGS = frozenset(Recipe.model_fields) - {"seed"}  # first words of the paths that make another recipe
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def reasons(fact: Fact, summary: Summary, store: Store) -> list[str]:
 
 
 def changes(command: str | None) -> list[str]:
-    """The recipe settings that a pre-training command changes."""
-    words = [w for w in shlex.split(command or "") if "=" in w and not w.startswith("-")]
-    return [w for w in words if w.partition("=")[0] not in RUN_WORDS]
+    """The recipe settings that a pre-training command changes; its seed and how it was run (data=, out=, …) are none."""
+    words = shlex.split(command or "")
+    return [w for w in words if "=" in w and w.partition("=")[0].partition(".")[0] in SETTINGS]
 
 
 def report(found: list[Comparison]) -> str:

@@ -2,6 +2,7 @@ import pytest
 from result_fakes import catalogue
 from result_samples import sample
 
+from engine.options import RunOptions
 from results.compare import allowance, changes, compare, report
 from results.record import Metric, write
 from results.store import Store
@@ -75,5 +76,6 @@ def test_an_unknown_model_is_an_error(tmp_path):
 
 
 def test_changed_settings_are_read_off_the_command():
-    command = "python -m reproduce m seed=1 out=a data=b optimizer.lr=1 --plan"
-    assert changes(command) == ["optimizer.lr=1"] and changes(None) == []
+    how = " ".join(f"{name}=1" for name in RunOptions.names())
+    command = f"python -m reproduce m seed=1 {how} optimizer.lr=1 batch=64 --plan"
+    assert changes(command) == ["optimizer.lr=1", "batch=64"] and changes(None) == []
