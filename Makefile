@@ -11,7 +11,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate tables tables-check figures site download test-faults
+.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ evaluate: $(READY) ## judge MODEL=id|run folder|file, on every protocol or PROTO
 	@test -n "$(MODEL)" || { echo "error: make evaluate MODEL=<id, run folder or file> [PROTOCOL=<id>]" >&2; exit 2; }
 	$(PY) -m evaluations $(if $(PROTOCOL),run $(PROTOCOL),suite) $(MODEL) $(ARGS)
 
+bench: $(READY) ## what the laptop-scale tables hold: every method, every seed (DATASET=…; long; goes on when started again)
+	$(PY) -m benchmarks.demo $(DATASET) --methods all $(ARGS)
+
 tables: $(READY) ## regenerate results/tables/*.md and the marked blocks of README.md
 	$(PY) -m results tables
 
@@ -65,3 +68,9 @@ download: $(READY) ## fetch every released file, or PATTERN="swav_*" (gigabytes;
 
 test-faults: $(READY) ## kill and restart real runs, the slow proofs (several minutes)
 	$(PY) -m pytest tests -m slow
+
+throughput: $(READY) ## what the training loop costs, and what precision and memory format gain here (minutes)
+	$(PY) -m benchmarks.training $(ARGS)
+
+benchmarks: $(READY) ## list the measurements of speed and memory: command and report of each
+	@$(PY) -m benchmarks

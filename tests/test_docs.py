@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import programs
 from reproduce import deviations
 
 ROOT = Path(__file__).parents[1]
@@ -29,3 +30,11 @@ def test_the_targets_that_the_readme_names_exist():
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert named and named <= targets
+
+
+def test_every_measurement_is_listed_with_a_command_that_names_it():
+    listed = programs()
+    files = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
+    assert {command.split()[2].removeprefix("benchmarks.") for command, _, _ in listed} == files
+    assert all(what for _, what, _ in listed), "a program's first line says what it measures"
+    assert ROOT / "benchmarks" / "pic_scale.md" in [report for _, _, report in listed]
