@@ -40,13 +40,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A place where the authors' released code differs from their paper, and what we do about it."""
+    """A place where the authors' released code differs from their paper, or from what works, and what we do about it."""
 
     id: str
     paper: str
     release: str
     ours: str
-    option: str = ""      # the setting that restores the released behaviour, "" when it is not offered
+    option: str = ""      # settings that give the other behaviour, `path=value` words; "" when it is not offered
+    where: str = ""       # the model or protocol whose settings they are; "": any recipe of the method
 
 
 class Method(nn.Module):

@@ -24,6 +24,8 @@ DEVIATIONS = (
               "until they are visited", "rows are unit vectors from the start", "params.memory_init=columns"),
     Deviation("instdisc-memory-local", "one memory", "each process updates its own copy for its own images; process 0's is saved",
               "every process sees every update, so that two processes equal one"),
+    Deviation("instdisc-partition", "one memory", "with data in folders an image moves between processes, whose copies of its row then are stale",
+              "one memory, whoever reads the image"),
     Deviation("instdisc-nce", "noise-contrastive estimation", "a softmax over the drawn negatives", "as released"),
 )
 

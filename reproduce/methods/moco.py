@@ -27,7 +27,7 @@ DEVIATIONS = (
               "any length not below the batch: keys wrap around the end"),
     Deviation("moco-one-process", "batches shuffled between GPUs, so that batch statistics give nothing away",
               "needs several processes; with one, nothing is shuffled", "a process may split its batch into groups that are normalised "
-              "apart, keys shuffled between them", "params.splits=1"),
+              "apart, keys shuffled between them", "params.splits=8"),
 )
 
 

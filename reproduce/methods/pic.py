@@ -25,6 +25,7 @@ from reproduce.rows import Rows, sharded_cross_entropy
 from zoo.errors import UserError
 
 WINDOW = MappingProxyType({"size": 131072, "stride": 16384, "mode": "sliding"})
+CLASS_SGD = MappingProxyType({"lr": 0.0, "momentum": 0.9, "weight_decay": 0.0})
 
 DEVIATIONS = (
     Deviation("pic-window-modulo", "a window over the data slides by its stride and wraps around the data set",
@@ -34,7 +35,8 @@ DEVIATIONS = (
               "an epoch is a pass over as many images as the data has, whatever the window"),
     Deviation("pic-window-resume", "nothing said", "the checkpoint keeps the window's start, neither its permutation nor its random state",
               "the order is a function of (seed, step): a resume changes nothing"),
-    Deviation("pic-negatives", "recent negative sampling and a correction of idle class weights", "neither", "both", "params.negatives=0"),
+    Deviation("pic-negatives", "recent negative sampling and a correction of idle class weights", "neither", "both; as released by default",
+              "params.negatives=65536"),
     Deviation("pic-matrix-copies", "nothing said", "every process holds the whole class matrix", "rows are spread over processes"),
     Deviation("pic-crops-axis", "views are crops", "a batch (B, 3, H, W) is read as three crops of one channel and refused",
               "views are a list; one view is one crop"),
@@ -73,6 +75,8 @@ class PIC(Method):
                   subset: each window is a fresh random subset, as the released sampler with its shuffling flag behaves
     negatives     classes of the softmax: the most recently visited images and the batch; 0: all classes
     correction    rows that were no negatives catch up with momentum and weight decay when they are next used
+    class_sgd     lr, momentum, weight_decay of the class rows, the rate moving with the recipe's schedule; lr 0: the recipe's own SGD.
+                  With a rate of their own the network may have any optimizer
     """
 
     needs = Needs(instances=True)
@@ -80,23 +84,30 @@ class PIC(Method):
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.5", "params.negatives=0")}
 
     def __init__(self, backbone: nn.Module, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
-                 window: Mapping[str, Any] = WINDOW, negatives: int = 0, correction: bool = True) -> None:
+                 window: Mapping[str, Any] = WINDOW, negatives: int = 0, correction: bool = True,
+                 class_sgd: Mapping[str, Any] = CLASS_SGD) -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
         self.temperature, self.window, self.negatives = temperature, dict(window), negatives
         self.rows = Rows(instances, dim, seed=torch.initial_seed(), correction=correction)
         self.recent = torch.empty(0, dtype=torch.int64)          # images visited last, newest first, of all processes
         self.collapsed_loss = math.log(min(instances, negatives or instances))
-        self.optimizer: Mapping[str, Any] = {}
-        self.lr, self._scale, self._seen = 0.0, 1.0, None
+        self.class_sgd = dict(class_sgd)
+        self.step_of_rows: Mapping[str, float] = {}
+        self._scale, self._seen = 1.0, None
         self._taken: tuple[Tensor, Tensor] | None = None
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def before_step(self, step: int, ctx: Any) -> None:
-        self.optimizer, self.lr = ctx.optimizer, ctx.lr(step)
-        if self.optimizer["name"] != "sgd" or self.optimizer.get("nesterov"):
-            raise UserError(f"optimizer.name={self.optimizer['name']}: pic trains its class rows by plain SGD with momentum; "
-                            "set optimizer.name=sgd, optimizer.nesterov=false")
+        own, recipe, lr = self.class_sgd, ctx.optimizer, ctx.lr(step)
+        if own["lr"]:
+            lr *= own["lr"] / recipe["lr"]
+        elif recipe["name"] != "sgd" or recipe.get("nesterov"):
+            raise UserError(f"optimizer.name={recipe['name']}: pic trains its class rows by plain SGD with momentum; set "
+                            "optimizer.name=sgd, optimizer.nesterov=false, or give the rows a rate of their own: params.class_sgd.lr=0.3")
+        else:
+            own = recipe
+        self.step_of_rows = {"lr": lr, "momentum": own.get("momentum") or 0.0, "decay": own.get("weight_decay") or 0.0}
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
@@ -139,14 +150,13 @@ class PIC(Method):
         return torch.where(ids[at] == seen, at, -1)
 
     def after_backward(self, step: int) -> None:
-        """The rows' own step of SGD, with the recipe's rate, momentum and weight decay."""
+        """The rows' own step of SGD."""
         ids, rows = self._taken
         self._taken = None
         grad = rows.grad if self._scale == 1.0 else rows.grad / self._scale
         if self._scale != 1.0 and not dist.all_reduce_(grad.isfinite().all().float(), "min"):
             return                                           # mixed precision overflowed: the engine skips this step as well
-        self.rows.update(ids, grad, lr=self.lr, momentum=self.optimizer.get("momentum") or 0.0,
-                         decay=self.optimizer.get("weight_decay") or 0.0)
+        self.rows.update(ids, grad, **self.step_of_rows)
 
     def _note_scale(self, grad: Tensor) -> None:
         self._scale = float(grad)                            # of the loss under mixed precision, else 1

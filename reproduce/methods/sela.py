@@ -32,6 +32,8 @@ KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 
 DEVIATIONS = (
     Deviation("sela-dead-cluster", "labels are equally frequent", "a cluster whose probabilities all underflow turns everything NaN, "
               "and the loop stops as if converged", "logarithms are carried: the cluster gets its share; params.max_iterations bounds the loop"),
+    Deviation("sela-softmax", "nothing said", "the softmax on GPUs is exp over sum, which overflows float32 for logits above 88",
+              "log-softmax relative to the maximum"),
     Deviation("sela-extra-epoch", "a number of epochs", "trains one epoch more", "trains the epochs given", "schedule.epochs=401"),
     Deviation("sela-last-labeling", "a number of labelings", "the last falls just behind the end of training and is reached or not by rounding",
               "the last falls on the last step, and is what `labels` exports"),

@@ -32,6 +32,12 @@ DEVIATIONS = (
     Deviation("unmix-queue", "nothing said", "stops with a NameError as soon as SwAV's queue is full", "runs; each of the three losses "
               "pushes its embeddings"),
     Deviation("unmix-temperature", "nothing said", "a temperature of its own for mixtures is read and not used", "the base's"),
+    Deviation("unmix-symmetric", "nothing said", "the symmetric loss (CIFAR) uses the mixture of the first view in both directions, although the "
+              "second direction's keys are that view's", "the same"),
+    Deviation("unmix-batch-size", "nothing said", "SwAV's parts are cut by the option of the batch size, the CIFAR programs read no options at all",
+              "by the batch that is there"),
+    Deviation("unmix-resnet18", "ResNet-18 on CIFAR", "bottleneck blocks [2, 2, 2, 2], 2048 features, and an extra border of zeros in front",
+              "the same network, so that its files load; its entries say so"),
     Deviation("unmix-partner", "image i with image B-1-i of the process's batch", "the same", "neighbours 2j and 2j+1, which the split "
               "of a batch over processes does not part; batches are in random order", "params.pairing=reversed"),
 )
