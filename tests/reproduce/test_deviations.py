@@ -5,7 +5,7 @@ import yaml
 import zoo
 from evaluations import protocol
 from reproduce import deviations, methods
-from zoo import overrides
+from zoo import overrides, registry
 
 # What is known of each family's released code, collected by reading it: id -> subject. A row that is missing here or there fails.
 KNOWN = {
@@ -167,7 +167,7 @@ def test_every_setting_named_can_be_set_and_is_not_the_default(name, row):
         plain, changed = protocol.load(row.where), protocol.load(row.where, words)
         assert protocol.complete(plain) != protocol.complete(changed)
         return
-    listing = [method for method in methods.names() if row in methods.find(method).deviations]        # MoCo's are two
+    listing = [method for method in registry.methods() if row in methods.find(method).deviations]        # MoCo's are two
     models = [row.where] if row.where else [m for m in zoo.models() if zoo.entry(m).method in listing and zoo.entry(m).recipe]
     assert models
     assert any(zoo.resolve(model, words).hash() != zoo.resolve(model).hash() for model in models)
