@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
 import sys
@@ -32,12 +33,14 @@ def score(model: str, dataset: str, overrides: dict[str, Any], seed: int) -> dic
     import torch
 
     torch.set_num_threads(1)
+    import zoo
     from evaluations.run import evaluate
     from reproduce.launch import pretrain
 
+    split = zoo.resolve(model, overrides).split
     with tempfile.TemporaryDirectory() as out:
         started = time.process_time()
-        folder = pretrain(model, {**overrides, "split": "fit", "seed": seed, "out": out}, quiet=True)
+        folder = pretrain(model, {**overrides, "split": "fit" if split == "train" else split, "seed": seed, "out": out}, quiet=True)
         found = {"cpu_seconds": round(time.process_time() - started, 1)}
         for name, metric in MEASURES.items():
             splits = {"splits.train": "fit", "splits.test": "val"}
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     known = {c["recipe"] for c in selection["candidates"]}
     todo = []
     for text in args.tries:
-        given = parser_of.parse(text.split())
+        given = parser_of.parse(shlex.split(text))
         recipe = zoo.resolve(args.model, given)
         if recipe.hash() not in known:
             todo.append((text, given, recipe))
