@@ -121,9 +121,9 @@ def write(table: Tensor, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """python -m reproduce labels RUN --to FILE."""
-    import argparse
+    from zoo.cli import Parser
 
-    parser = argparse.ArgumentParser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
+    parser = Parser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
     parser.add_argument("run", type=Path, help="a run folder of a clustering method")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; else a file of tensors")
     args = parser.parse_args(argv)

@@ -1,7 +1,6 @@
 """From a registry id and overrides to a finished run folder: `pretrain("swav_digits", {"seed": 1})`."""
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -21,6 +20,7 @@ from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data, overrides
+from zoo.cli import Parser
 from zoo.errors import UserError
 
 
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         from reproduce.labels import main as labels
 
         return labels(words[1:])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m reproduce", description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
         epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
                + ", ".join(f"{name}=" for name in RunOptions.names()) + ". Also: python -m reproduce labels RUN --to FILE")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from zoo.cli import Parser
 from zoo.errors import guard
 
 from .record import COMMITTED
@@ -14,7 +15,7 @@ EXTRA = "more records, for example runs/measured; they take the place of committ
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m results", description=__doc__)
+    parser = Parser(prog="python -m results", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     tables = commands.add_parser("tables", help="write results/tables/*.md and the marked blocks of README.md")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from .cli import Parser
 from .errors import guard
 
 # Commands that other modules add, imported only when asked for, so that `list` stays quick.
@@ -21,7 +22,7 @@ ELSEWHERE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
+    parser = Parser(prog="python -m zoo", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     own = commands.add_parser("list", help="all models, or those that match a pattern such as 'swav*'")
     own.add_argument("pattern", nargs="?", default="*", help="shell pattern for ids and aliases, or the name of a method")

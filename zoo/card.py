@@ -38,7 +38,7 @@ def listing(registry: Registry, pattern: str = "*") -> str:
         counts[row[1]] = counts.get(row[1], 0) + 1
         rows.append(row)
     total = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
-    return "\n".join([*align(rows), f"{len(found)} models: {total}"])
+    return "\n".join([*align(rows), f"{len(found)} model{'s' * (len(found) > 1)}: {total}"])
 
 
 def _row(registry: Registry, model: str) -> tuple[str, ...]:

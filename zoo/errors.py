@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+# What a place can be that nobody may write to, or that is full: the user's to put right, whichever command it is.
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 
 class UserError(Exception):
@@ -23,8 +27,8 @@ def suggest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 def guard(main: Callable[[], int | None]) -> int:
     """Run ``main`` and return its exit status: 2 after a user's error, 130 after Ctrl-C, 141 when the reader has gone.
 
-    Errors of other packages count as the user's when their class has a true ``user_error``; anything else is a bug
-    and keeps its traceback.
+    Errors of other packages count as the user's when their class has a true ``user_error``, and the system's when a named
+    place may not be used or is full; anything else is a bug and keeps its traceback.
     """
     try:
         return int(main() or 0)
@@ -35,6 +39,12 @@ def guard(main: Callable[[], int | None]) -> int:
         # `zoo list | head`: leave quietly, and keep the interpreter from flushing into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        where = error.filename or "the folder written to"
+        print(f"error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable", file=sys.stderr)
+        return 2
     except Exception as error:
         if not getattr(type(error), "user_error", False):
             raise

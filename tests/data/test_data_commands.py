@@ -219,6 +219,11 @@ def test_validation_images_are_sorted_by_any_of_the_lists(run, tmp_path, kind):
     assert "0 images sorted, 7 were in place" in run("prepare", "imagenet-val", tmp_path)[1]
 
 
+def test_a_folder_that_is_not_there_is_told_before_anything_is_looked_for_in_it(run, tmp_path):
+    status, _, error = run("prepare", "imagenet-val", tmp_path / "none")
+    assert status == 2 and "none: no such folder" in error
+
+
 def test_validation_images_are_sorted_out_of_the_tar_and_an_interruption_is_made_good(run, tmp_path):
     heap(tmp_path)
     labels_as(tmp_path, "csv")

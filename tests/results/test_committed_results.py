@@ -192,6 +192,7 @@ def test_a_users_records_can_be_listed_and_shown(tmp_path, capsys):
         (["compare", "swav_80ep"], "did you mean 'swav_800ep'"),
         (["show", "no-such-model"], "no record of"),
         (["replay", "none.json"], "no such record"),
+        (["site", "--to", "README.md/index.html"], "cannot write README.md/index.html: .*; choose another place with --to"),
     ],
 )
 def test_mistakes_are_user_errors(words, said):

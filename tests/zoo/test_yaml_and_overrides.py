@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import yaml
 
@@ -123,12 +125,13 @@ def test_a_path_given_twice_and_broken_values_are_refused():
         parse(["a=[1"])
 
 
+def fail(error):
+    raise error
+
+
 def test_guard_prints_user_errors_and_lets_bugs_through(capsys):
     class Foreign(Exception):
         user_error = True
-
-    def fail(error):
-        raise error
 
     assert guard(lambda: None) == 0 and guard(lambda: 3) == 3
     assert guard(lambda: fail(UserError("the value"))) == 2 and capsys.readouterr().err == "error: the value\n"
@@ -136,3 +139,21 @@ def test_guard_prints_user_errors_and_lets_bugs_through(capsys):
     assert guard(lambda: fail(KeyboardInterrupt())) == 130
     with pytest.raises(ZeroDivisionError):
         guard(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "", "/data/x.pth"), "/data/x.pth: Permission denied; name another place"),
+        (OSError(errno.ENOSPC, ""), "the folder written to: No space left on device"),
+        (NotADirectoryError(errno.ENOTDIR, "", "README.md/x"), "README.md/x: Not a directory"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_one_error_whatever_the_command(capsys, error, said):
+    assert guard(lambda: fail(error)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_a_file_that_should_be_there_and_is_not_is_a_bug():
+    with pytest.raises(FileNotFoundError):
+        guard(lambda: fail(FileNotFoundError(errno.ENOENT, "", "zoo/weights.lock")))

@@ -171,3 +171,14 @@ def test_an_unknown_attribute_of_the_package_is_an_attribute_error():
     assert {"load", "models", "entry"} <= set(dir(zoo))
     with pytest.raises(UserError):
         zoo.entry("nothing")
+
+
+def test_nothing_said_prints_the_help_and_a_wrong_word_is_one_error_that_names_it(capsys):
+    for words, shown in (([], "\n    list "), (["show"], "usage: python -m zoo show")):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 2 and shown in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"^invalid choice: 'lst' .*'list'.*; see python -m zoo --help$"):
+        main(["lst"])
+    with pytest.raises(UserError, match="unrecognized arguments: --al; see python -m zoo --help"):
+        main(["validate", "--no-networks", "--al"])

@@ -25,6 +25,8 @@ def imagenet_val(root: Path, labels: Path | None = None) -> tuple[int, int]:
     Returns (images sorted now, images in place already).  Run it again after an interruption.  Raises UserError before
     anything is moved when an image has no class.
     """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the one that holds {TAR} or val/")
     path = labels or next((root / name for name in LISTS if (root / name).exists()), None)
     if path is None:
         raise UserError(
