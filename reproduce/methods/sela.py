@@ -3,8 +3,7 @@
 Paper     https://arxiv.org/abs/1911.05371 (eq. 5-7 for the labels; one cross entropy per head for the network)
 Recipe    zoo/methods/sela.yaml: the authors' scripts; sela_digits and sela_fashion_mnist for a laptop
 Expect    loss from about ln K downwards, with a jump whenever the labels are renewed
-          digits, pre-trained on fit and judged on val, 3 seeds: loss 3.9 -> 1.9, agreement 0.38 -> 0.45, usage 1.000; few labels 68.8 +- 2.8,
-          NMI 64.5 +- 2.7 (random start, 5 seeds: 56.9 +- 2.0, 51.5 +- 0.9)
+          digits, seed 0: loss 4.1 (step 10) -> 1.6, agreement 0.36 -> 0.50, usage 1.000; scores in results/tables/digits.md
 Deviates  see DEVIATIONS
 When      labels are renewed `labelings` times, at moments spread over the run (quadratic: densely at the start), the first before
           the first step; every label holds about N / K images, a dead cluster included. `python -m reproduce labels RUN --to FILE`
