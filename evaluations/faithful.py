@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from engine import checkpoint, dist, rng
 from zoo.errors import UserError
 
+from . import nonlinear
 from .features import SAY_EVERY, Features, layers_of, pool_of
 from .heads import Grid
 from .pooling import pool_map
@@ -70,13 +71,13 @@ class Trained:
     """Every head, and what it looked like at the kept epochs. ``heads[layer][fold][cell]``; the last fold is everything."""
 
     net: Any  # the frozen backbone; a copy of its own where batch norm statistics drift
-    heads: dict[str, list[list[LinearProbe]]]
+    heads: dict[str, list[list[nn.Module]]]
     grid: Grid
     kept: dict[int, dict[str, list[dict[str, Tensor]]]] = field(
         default_factory=dict
     )  # epoch -> layer -> state per cell
 
-    def all(self) -> Iterator[LinearProbe]:
+    def all(self) -> Iterator[nn.Module]:
         for folds in self.heads.values():
             for cells in folds:
                 yield from cells
@@ -244,7 +245,7 @@ def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: 
     net = features.model.backbone.to(device).requires_grad_(False).eval()
     shapes = {name: tuple(m.shape[1:]) for name, m in pooled_maps(net, images[0].to(device), protocol, layers).items()}
     classes = features.classes(split)
-    built: dict[str, list[list[LinearProbe]]] = {}
+    built: dict[str, list[list[nn.Module]]] = {}
     for name, shape in shapes.items():
         built[name] = []
         for _ in range(folds):
@@ -252,10 +253,21 @@ def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: 
             for cell in grid.cells:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(rng.key(int(cell["seed"]), "linear head"))
-                    cells.append(LinearProbe(shape, classes, head.norm, head.init, head.init_std).to(device))
+                    cells.append(probe_of(head, name, shape, classes).to(device))
             built[name].append(cells)
     # In train mode batch norm takes the batch's statistics and lets the running ones drift, as PIC's and SeLa's code does.
     return Trained(copy.deepcopy(net).train() if head.trunk == "train" else net, built, grid)
+
+
+def probe_of(head: Any, layer: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The classifier of a layer, freshly drawn: pooled maps (B, *shape) -> (B, classes)."""
+    given = head.classifier
+    if isinstance(given, dict) and layer not in given:
+        raise UserError(f"head.classifier names none for layer {layer!r}; it has {', '.join(given)}")
+    name = given[layer] if isinstance(given, dict) else given
+    if name == "linear":
+        return LinearProbe(shape, classes, head.norm, head.init, head.init_std)
+    return nonlinear.build(name, shape, classes)
 
 
 def _rates(head: Any, grid: Grid, found: Trained, folds: int, steps: int) -> np.ndarray:
@@ -287,7 +299,7 @@ def _average_gradients(found: Trained) -> None:
             p.grad = part.view_as(p)
 
 
-def _state(probe: LinearProbe) -> dict[str, Tensor]:
+def _state(probe: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True) for k, v in probe.state_dict().items()}
 
 

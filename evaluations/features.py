@@ -33,6 +33,7 @@ from .protocol import Protocol, Transform
 from .views import Views, stream
 
 SAY_EVERY = 10.0  # seconds between lines of progress
+VECTORS = ("output", "projection")  # layers that are no map: what forward gives, and the embedding of it
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class Features:
         with ExitStack() as stack:  # all files of a pass appear, or none
             order = np.array_split(mine, max(1, -(-len(mine) // self.compute.batch)))
             for rows, images in stream(source, views, order, self.compute.workers):
-                found = forward(network, images[:, 0], requests, self.compute)
+                found = embedded(self.model, forward(network, images[:, 0], requests, self.compute))
                 for request, value in found.items():
                     if request not in maps:
                         maps[request] = stack.enter_context(self.store.create(self.key(request), (n, value.shape[1])))
@@ -236,25 +237,26 @@ def plan_requests(
 
 
 def layers_of(protocol: Protocol, model: Model) -> list[str]:
-    """The protocol's layers on this model: names, "last", "all", or "output" (what forward gives)."""
+    """The protocol's layers on this model: names, "last", "all", "output" (what forward gives), or "projection" (the
+    embedding by the head in the weight file, where it has one)."""
     found: list[str] = []
     for name in protocol.layers:
         if name == "all":
             found += model.layers
         elif name == "last":
             found.append(model.layers[-1])
-        elif name == "output" or name in model.layers:
+        elif name in VECTORS or name in model.layers:
             found.append(name)
         else:
             raise UserError(
                 f"{protocol.id}: {model.name} has no layer {name!r}{suggest(name, model.layers)} "
-                f"(layers: {', '.join(model.layers)}, output)"
+                f"(layers: {', '.join((*model.layers, *VECTORS))})"
             )
     return list(dict.fromkeys(found))
 
 
 def pool_of(protocol: Protocol, layer: str) -> str:
-    if layer == "output":
+    if layer in VECTORS:
         return "avg"
     if isinstance(protocol.pool, str):
         return protocol.pool
@@ -267,19 +269,31 @@ def pool_of(protocol: Protocol, layer: str) -> str:
 def forward(
     network: Any, images: Tensor, requests: list[FeatureRequest], compute: Compute
 ) -> dict[FeatureRequest, Tensor]:
-    """Pooled features of one batch: the network runs once, stops at the deepest layer asked for, and is tapped on the way."""
+    """Pooled features of one batch: the network runs once, stops at the deepest layer asked for, and is tapped on the way.
+
+    A request for "projection" gets the output, which ``embedded`` takes further.
+    """
     images = images.to(compute.device)
     if images.shape[1] > 1:
         images = images.contiguous(memory_format=torch.channels_last)
-    names = [r.layer for r in requests if r.layer != "output"]
+    names = [r.layer for r in requests if r.layer not in VECTORS]
     cast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
     with cast:
-        if any(r.layer == "output" for r in requests):
+        if any(r.layer in VECTORS for r in requests):
             found = _tapped(network, images, names)
         else:
             found = network.forward_layers(images, names)
     return {
-        r: pooled(found[r.layer].float(), r.pool) if r.layer != "output" else found["output"].float() for r in requests
+        r: pooled(found[r.layer].float(), r.pool) if r.layer not in VECTORS else found["output"].float()
+        for r in requests
+    }
+
+
+@torch.no_grad()
+def embedded(model: Model, found: dict[FeatureRequest, Tensor]) -> dict[FeatureRequest, Tensor]:
+    """The same with the projection head applied where its output was asked for, in float32."""
+    return {
+        r: model.projection.to(value.device)(value) if r.layer == "projection" else value for r, value in found.items()
     }
 
 
@@ -305,7 +319,7 @@ def _tapped(network: Any, images: Tensor, names: list[str]) -> dict[str, Tensor]
 
 def transform_of(model: Model, wanted: Transform) -> dict[str, Any]:
     """The model's own preprocessing, with what the protocol changes."""
-    changes = {k: v for k, v in (("resize", wanted.resize), ("crop", wanted.crop)) if v is not None}
+    changes = {k: v for k in ("pad", "resize", "crop") if (v := getattr(wanted, k)) is not None}
     return {**model.input, **changes}
 
 

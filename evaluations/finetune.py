@@ -65,7 +65,12 @@ class Head(Strict):
 
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
-    return []  # trains on images
+    """Nothing is kept: it trains on images."""
+    if head_of(protocol).merge_sobel and not hasattr(model.blank, "stem"):
+        raise UserError(
+            f"{protocol.id}: {model.name} has no Sobel filters to merge; head.merge_sobel=false goes without"
+        )
+    return []
 
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, model_validator
 
 from results.record import Metric, Selection
+from zoo.errors import UserError
 from zoo.schema import Strict
 
 from . import heads
@@ -49,6 +50,9 @@ class ScheduleOptions(Strict):
         return heads.Schedule(**{**given, "milestones": tuple(self.milestones), "values": tuple(self.rates)})
 
 
+Classifier = Literal["linear", "mlp", "nin_block", "alexnet_conv4", "alexnet_conv5"]
+
+
 class Head(Strict):
     """Settings under ``head`` of a linear protocol; rates and decays stand under ``grid``.
 
@@ -58,6 +62,7 @@ class Head(Strict):
     trunk   faithful form: the frozen backbone's batch norm in eval mode, or in train mode as PIC's and SeLa's code has it
     snapshots   evenly spaced epochs that are kept for "best on test"
     lr_of   faithful form: layers whose rate is not the grid's, where authors give each layer its own
+    classifier  faithful form: linear, or one of nonlinear.py's, for every layer or layer by layer
     """
 
     solver: Literal["sgd", "ridge"] = "sgd"
@@ -73,6 +78,7 @@ class Head(Strict):
     drop_last: bool = False
     snapshots: Annotated[int, Field(ge=0)] = 10
     lr_of: dict[str, float] = Field(default_factory=dict)
+    classifier: Classifier | dict[str, Classifier] = "linear"
 
     def settings(self, seed: int) -> heads.Settings:
         """As the fast form has it."""
@@ -107,6 +113,8 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 def run_fast(protocol: Protocol, features: Features, seed: int) -> Result:
     """Kept features of one fixed view, all heads of a layer in one batched run."""
     head = head_of(protocol)
+    if head.classifier != "linear":
+        raise UserError(f"{protocol.id}: head.classifier={head.classifier}: only with form=faithful")
     train, test = protocol.splits.train, protocol.splits.test
     labels, classes = features.labels(train), features.classes(train)
     layers = layers_of(protocol, features.model)

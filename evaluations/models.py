@@ -12,7 +12,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 import zoo
+from zoo import backbones
 from zoo.errors import UserError
 
 
@@ -35,9 +39,29 @@ class Model:
     def backbone(self) -> Any:
         return _loaded(self.place, self.weights_sha256)
 
+    @cached_property
+    def projection(self) -> nn.Module:
+        """What the weight file has on the features (B, D) to embed them (B, d). Raises UserError where it has nothing."""
+        full: Any = zoo.load(self.place, part="full")
+        head = dict(full.heads.items()).get("projection")
+        if not isinstance(head, (nn.Linear, nn.Sequential)):
+            raise UserError(f"{self.name}: its file has no projection head (it has: {', '.join(full.heads)})")
+        return head.eval()
+
+    @property
+    def here(self) -> bool:
+        """False for released weights that have not been downloaded."""
+        return self.weights.is_file()
+
+    @cached_property
+    def blank(self) -> Any:
+        """The network without its weights, to ask about its layers: nothing is read or downloaded."""
+        with torch.device("meta"):
+            return backbones.build(backbones.variants(self.recipe.backbone)[0])
+
     @property
     def layers(self) -> tuple[str, ...]:
-        return tuple(self.backbone.layers)
+        return tuple(self.blank.layers)
 
     @property
     def dim(self) -> int:
@@ -58,8 +82,11 @@ class Model:
         return trained in ((dataset, "all"), (dataset, split))
 
 
-def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs") -> Model:
-    """The model behind an id, a run folder or a weight file. Raises UserError with the command that would make it."""
+def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs", fetch: bool = True) -> Model:
+    """The model behind an id, a run folder or a weight file. Raises UserError with the command that would make it.
+
+    fetch   False: nothing is downloaded; released weights that are not here make a model that is not ``here``.
+    """
     place = Path(name)
     if place.is_dir():
         return _run_folder(place, pretrain_seed)
@@ -71,7 +98,7 @@ def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs
     if entry.weights is not None:
         if pretrain_seed:
             raise UserError(f"{entry.id}: pretrain_seed={pretrain_seed} makes no sense for released weights")
-        return _released(entry)
+        return _released(entry, fetch)
     recipe = zoo.resolve(entry.id)
     seed = recipe.seed if pretrain_seed is None else pretrain_seed
     folder = Path(out) / entry.id / f"{recipe.hash()}-s{seed}"
@@ -82,10 +109,12 @@ def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs
     return _run_folder(folder, seed, entry.id)
 
 
-def _released(entry: Any) -> Model:
-    from zoo import fetch
+def _released(entry: Any, download: bool) -> Model:
+    from zoo import cache, fetch
 
-    return Model(entry.id, entry.id, Path(fetch.path(entry.id)), entry.recipe or entry)
+    kept = cache.folder() / fetch.item(entry.id).file
+    weights = Path(fetch.path(entry.id)) if download or kept.is_file() else kept
+    return Model(entry.id, entry.id, weights, entry.recipe or entry)
 
 
 def _run_folder(folder: Path, seed: int | None = None, name: str | None = None) -> Model:

@@ -37,12 +37,14 @@ class Splits(Strict):
 
 
 class Transform(Strict):
-    """How an image becomes the network's input. resize, crop: null where the model's own card decides.
+    """How an image becomes the network's input. pad, resize, crop: null where the model's own card decides.
 
+    pad      black pixels around the image before anything else; a crop of the image's size undoes it, a random one does not
     train    views of the training images in the faithful form; the fast form sees each image once, as it tests
     test     one centre crop, or ten crops whose logits (or softmax) are averaged
     """
 
+    pad: Annotated[int, Field(ge=0)] | None = None
     resize: Annotated[int, Field(ge=1)] | None = None
     crop: Annotated[int, Field(ge=1)] | None = None
     train: Literal["random_resized_crop", "random_crop", "centre"] = "random_resized_crop"
