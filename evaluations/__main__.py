@@ -91,7 +91,7 @@ def _suite(options: argparse.Namespace) -> int:
     patterns = [word.removeprefix("only=") for word in options.paths if word.startswith("only=")]
     if patterns:
         given["only"] = patterns[-1]
-    chosen = suite.choose(options.model, given)
+    chosen = suite.choose(options.model, given, download=not options.plan)
     if options.plan:
         print(suite.plan(chosen, options.model, given))
         return 0

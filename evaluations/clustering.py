@@ -60,6 +60,8 @@ class Head(Strict):
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     head = head_of(protocol)
+    if head.assignments == "own":
+        _own_place(model, head)
     if head.assignments != "kmeans":
         return []
     splits = [protocol.splits.train] + ([protocol.splits.test] if head.score == "test" else [])
@@ -121,15 +123,24 @@ def own_labels(model: Model, head: Head, source: Any) -> np.ndarray:
     return np.where(order >= 0, labels[:, order], -1)
 
 
-def _read_labels(model: Model, head: Head) -> tuple[np.ndarray, list[str] | None]:
+def _own_place(model: Model, head: Head) -> Path | None:
+    """The file of the method's own labels; None where they were released. Raises UserError where there are none."""
     folder = Path(model.place)
     files = [Path(head.labels)] if head.labels else [folder / "labels.npz", folder / "labels.csv"]
     file = next((f for f in files if f.is_file()), None)
-    if file is None and not head.labels and not folder.is_dir():
+    if file is None and not head.labels and model.place in zoo.models():
+        if zoo.entry(model.place).pseudolabels is None:
+            raise UserError(f"{model.name}: no labels of its own were released; head.labels=FILE names others")
+    elif file is None:
+        raise UserError(f"{model.name}: no {files[0]}; make it: python -m reproduce labels {folder} --to {files[0]}")
+    return file
+
+
+def _read_labels(model: Model, head: Head) -> tuple[np.ndarray, list[str] | None]:
+    file = _own_place(model, head)
+    if file is None:
         released = zoo.pseudolabels(model.place)
         return released.labels.numpy(), released.images
-    if file is None:
-        raise UserError(f"{model.name}: no {files[0]}; make it: python -m reproduce labels {folder} --to {files[0]}")
     if file.suffix == ".npz":
         with np.load(file) as found:
             return found["labels"].T, [str(n) for n in found["names"]]

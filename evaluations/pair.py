@@ -16,8 +16,8 @@ from results import record as records
 from zoo.errors import UserError
 
 from .metrics import Paired, paired
-from .run import evaluate
-from .task import Settings
+from .run import evaluate, keep_predictions, say
+from .task import Settings, Task
 
 
 def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
@@ -30,20 +30,30 @@ def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
     one, two = (records.read(path) for path in paths)
     if one.data_fingerprint != two.data_fingerprint:
         raise UserError(f"{paths[0]} and {paths[1]} were measured on different data")
-    correct = [_correct(out, r, p) for r, p in zip((one, two), paths, strict=True)]
+    each = zip((one, two), paths, (a, b), strict=True)
+    correct = [_correct(out, record, path, protocol, model, overrides) for record, path, model in each]
     if all(set(np.unique(c)) <= {0, 1} for c in correct):
         return describe(one, two, paired(*correct))
     return describe_means(one, two, *correct)
 
 
-def _correct(out: Path, record: records.Record, path: Path) -> np.ndarray:
+def _correct(
+    out: Path, record: records.Record, path: Path, protocol: str, model: str, overrides: Mapping[str, Any]
+) -> np.ndarray:
+    """Per-image scores of a record, computed again (from kept features, where they are) when its predictions are gone."""
     place = out / "predictions" / f"{record.predictions_sha256}.npz"
-    if record.predictions_sha256 is None or not place.is_file():
-        raise UserError(
-            f"{path}: its predictions are not kept here ({place}); remove the record and run: {record.command}"
-        )
-    with np.load(place) as kept:
-        correct = np.asarray(kept["correct"])
+    if record.predictions_sha256 is not None and not place.is_file():
+        say(f"{path}: its predictions are not in {place.parent}; computing them again")
+        result, _ = Task.of(protocol, model, Settings.of(overrides)).measure(say)
+        if keep_predictions(result, place.parent) != record.predictions_sha256:
+            raise UserError(
+                f"{path}: its predictions are not in {place.parent}, and computed again they are others (another machine, "
+                f"or other versions); to measure afresh: rm {path} && {record.command}"
+            )
+    correct = np.zeros(0)
+    if record.predictions_sha256 is not None:
+        with np.load(place) as kept:
+            correct = np.asarray(kept["correct"])
     if not len(correct):
         raise UserError(
             f"{record.protocol}: its score is not a mean over images, so two models cannot be compared image by image"

@@ -47,17 +47,17 @@ def evaluate(
     if settings.options.threads:
         torch.set_num_threads(settings.options.threads)
     device = settings.compute.device  # joins the other processes first
-    say = _silent if quiet or not dist.is_main() else _say
+    tell = _silent if quiet or not dist.is_main() else say
     task = Task.of(protocol_id, model, settings)
     protocol, judged = task.protocol, task.judged
     root = records.COMMITTED if record else task.out / "measured"
     found = task.measured(root)
     if found is not None:
-        say(f"{protocol.name} on {judged.name}: measured before, nothing to do: {found}")
+        tell(f"{protocol.name} on {judged.name}: measured before, nothing to do: {found}")
         return found
     others = [Task.of(name, model, settings.plain) for name in also if load(name).dataset == protocol.dataset]
     started = time.perf_counter()
-    result, features = task.measure(say, [request for other in others for request in other.plan])
+    result, features = task.measure(tell, [request for other in others for request in other.plan])
     seconds = time.perf_counter() - started
     if not dist.is_main():
         dist.barrier()
@@ -86,7 +86,7 @@ def evaluate(
         root,
     )
     dist.barrier()
-    say(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
+    tell(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
     return written
 
 
@@ -143,7 +143,8 @@ def _collected() -> dict[str, Any]:
     return provenance.collect()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Progress goes to stderr, results to stdout."""
     print(line, file=sys.stderr, flush=True)
 
 

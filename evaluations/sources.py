@@ -59,14 +59,19 @@ class TorchvisionSource(data.Source):
         return TorchvisionSource(self._items, self._prefix, self._positions[indices])
 
 
-def arrange(protocol: Protocol, root: str | None, download: bool = False) -> tuple[Protocol, Callable[[str], Any]]:
-    """The protocol with the splits that its data really have, and a function that opens them (and minds seals)."""
+def arrange(
+    protocol: Protocol, root: str | None, download: bool = False, fetch: bool = True
+) -> tuple[Protocol, Callable[[str], Any]]:
+    """The protocol with the splits that its data really have, and a function that opens them (and minds seals).
+
+    download   a torchvision set may be downloaded (it was asked for); fetch: False: nothing may be, for plans.
+    """
     name = protocol.dataset
     if name.startswith(TORCHVISION):
-        return _with_test(protocol, name, lambda part: _torchvision(name, part, root, download))
+        return _with_test(protocol, name, lambda part: _torchvision(name, part, root, download and fetch))
     if name in ("folder", "images") or name not in data.names():
         return _with_test(protocol, name, lambda part: _folder(name, part, root))
-    return protocol, lambda split: data.open_source(name, split, root=root)
+    return protocol, lambda split: data.open_source(name, split, root=root, fetch=fetch)
 
 
 def _with_test(protocol: Protocol, name: str, part: Callable[[str], Any]) -> tuple[Protocol, Callable[[str], Any]]:

@@ -1,11 +1,12 @@
 """Every protocol that fits a model and the data at hand: planned first, done one by one, kept when interrupted.
 
-A protocol fits when its data set can be opened here and the network accepts its images. What is measured is found again
-by its key, so the same command after an interruption continues where it stopped.
+A protocol fits when its data set can be opened here and the network has its layers and accepts its images. What is measured
+is found again by its key, so the same command after an interruption continues where it stopped. Planning downloads nothing.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,33 +20,48 @@ from zoo import data
 from zoo.errors import UserError
 
 from . import models
-from .features import FeatureRequest, forward, transform_of
+from .features import FeatureRequest, embedded, forward, layers_of, transform_of
 from .protocol import load, names
 from .run import evaluate, summary
 from .task import Settings, Task
 
 
-def choose(model: str, given: Mapping[str, Any]) -> list[str]:
-    """Protocols on the data set that the model was trained on, or those that match ``only=PATTERN``; their data must be here."""
+def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list[str]:
+    """Protocols that fit a model, or those of them that match ``only=PATTERN``, whose data are here.
+
+    Without a pattern: those on the data set that the model was trained on, and those that bring images to the size of its
+    own card. What is left out is told with its reason, a line each. download: sets that were asked for by a pattern, or
+    that the model was trained on, may be fetched or composed; otherwise nothing is.
+    """
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
-    pattern = str(given.get("only", "*"))
-    home = getattr(judged.recipe, "dataset", None)
-    found = [n for n in names() if fnmatchcase(n, pattern) and (pattern != "*" or load(n).dataset == home)]
-    usable = [n for n in found if _at_hand(n, model, settings)]
+    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False)
+    pattern, home = str(given.get("only", "*")), getattr(judged.recipe, "dataset", None)
+    usable, left = [], []
+    for name in names():
+        wanted = load(name)
+        near = pattern != "*" or wanted.dataset == home
+        if not fnmatchcase(name, pattern) or not (near or wanted.transform.crop in {judged.input["crop"]} - {None}):
+            continue
+        try:
+            _permit(Task.of(name, model, settings.plain, fetch=download and near))
+            usable.append(name)
+        except UserError as error:
+            left.append(f"left out: {name}: {' '.join(str(error).split())}")
+    print("\n".join(left), end="\n" if left else "", file=sys.stderr, flush=True)
     if not usable:
-        what = f"protocols that match {pattern!r}" if pattern != "*" else f"protocols on {home}"
-        raise UserError(f"{model}: no {what} have their data here; see python -m evaluations list, and only=PATTERN")
+        what = f"matches {pattern!r}" if pattern != "*" else f"is on {home}"
+        why = "its data or layers are not here (see above)" if left else f"no protocol {what}"
+        raise UserError(f"{model}: nothing to run: {why}; see python -m evaluations list, and only=PATTERN")
     return usable
 
 
-def _at_hand(name: str, model: str, settings: Settings) -> bool:
-    try:
-        task = Task.of(name, model, settings.plain)
-        task.open(task.protocol.splits.train)
-    except UserError:
-        return False
-    return True
+def _permit(task: Task) -> None:
+    """Raise UserError when the model lacks a layer, or any split of the data cannot be opened."""
+    layers_of(task.protocol, task.judged)
+    _ = task.plan  # some kinds ask more of a model
+    splits = task.protocol.splits
+    for split in dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s):
+        task.open(split)
 
 
 def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: bool = False) -> int:
@@ -68,10 +84,15 @@ def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: 
 def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     """What would run: passes over images, features on disk, time (from a timed batch of this model on this machine)."""
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
+    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False)
+    if not judged.here:
+        lines = [f"  {load(name).name:<34} {load(name).title}" for name in protocols]
+        lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {judged.name}")
+        return "\n".join([f"{model}: {len(protocols)} protocols", *lines])
     wanted: dict[tuple[str, str, str], tuple[Task, dict[str, FeatureRequest]]] = {}
     lines, before, trained = [], 0, 0
     for name in protocols:
-        task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain)
+        task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
         done = task.measured(task.out / "measured") is not None
         before += done
         lines.append(f"  {task.protocol.name:<34} {'measured already' if done else task.protocol.title}")
@@ -123,5 +144,5 @@ def timed(task: Task, requests: list[FeatureRequest]) -> tuple[float, int]:
     network = task.judged.backbone.to(compute.device).eval()
     forward(network, images[:2], requests, compute)
     started = time.perf_counter()
-    found = forward(network, images, requests, compute)
+    found = embedded(task.judged, forward(network, images, requests, compute))
     return 32 / max(time.perf_counter() - started, 1e-6), sum(v.shape[1] for v in found.values())

@@ -81,11 +81,14 @@ class Task:
     open: Callable[[str], Any]
 
     @classmethod
-    def of(cls, protocol_id: str, model: str, settings: Settings) -> Task:
-        """Raises UserError: unknown protocol, path or model, no finished run, data not found."""
+    def of(cls, protocol_id: str, model: str, settings: Settings, fetch: bool = True) -> Task:
+        """Raises UserError: unknown protocol, path or model, no finished run, data not found.
+
+        fetch   False: neither weights nor data are downloaded, for plans.
+        """
         protocol = complete(load(protocol_id, settings.overrides))
-        judged = models.resolve(model, settings.pretrain_seed, settings.options.out)
-        arranged, opener = sources.arrange(protocol, settings.options.data, settings.download)
+        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch)
+        arranged, opener = sources.arrange(protocol, settings.options.data, settings.download, fetch)
         return cls(arranged, judged, settings, opener)
 
     @property

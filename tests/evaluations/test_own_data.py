@@ -170,3 +170,34 @@ def test_random_labels_score_as_chance_does():
     f.splits["train"] = f.splits["test"]
     metrics = clustering.run(protocol("cluster_digits", head__assignments="random", head__clusters=10), f, 0).metrics
     assert abs(metrics["anmi"].value) < 1 and 10 < metrics["hungarian"].value < 20 and len(metrics["nmi"].per_seed) == 5
+
+
+def knn(out, images, **given):
+    return run.evaluate(
+        "knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1], **given}, out=str(out), quiet=True
+    )
+
+
+def test_gray_transparent_and_palette_images_are_read_like_any_other(out, tmp_path):
+    images = paint(tmp_path / "own", {"a": 8, "b": 8, "c": 8})
+    for mode, file in zip(("L", "RGBA", "P", "LA", "1"), sorted(images.rglob("*.png"))[::5], strict=True):
+        Image.open(file).convert(mode).save(file)
+    assert records.read(knn(out, images)).metrics["top1"].value > 60
+
+
+def test_a_broken_image_is_one_error_that_names_it(out, tmp_path):
+    images = paint(tmp_path / "own", {"a": 8, "b": 8, "c": 8})
+    broken = sorted(images.rglob("*.png"))[4]
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError, match=broken.name):
+        knn(out, images)
+
+
+def test_an_empty_class_folder_and_an_empty_folder_are_one_error_each(out, tmp_path):
+    images = paint(tmp_path / "own", {"a": 8, "b": 8})
+    (images / "train" / "nothing").mkdir()
+    with pytest.raises(UserError, match="nothing"):
+        knn(out, images)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        knn(out, tmp_path / "empty")

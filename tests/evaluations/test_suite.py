@@ -92,3 +92,72 @@ def test_several_labels_are_learned_on_several_layers_and_chosen_on_val(tmp_path
     assert metrics["map_res3"].value == 100 and metrics["map11_res3"].value == 100 and metrics["map_res2"].value < 90
     assert f.selection.chosen["res3"]["lr"] == 0.03 and f.selection.on == "val, trained on train"
     assert metrics["map_best_on_test_res2"].style == "paper"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any attempt to download or compose something fails the test."""
+
+    def forbidden(*args, **more):
+        raise AssertionError(f"a plan reached for {args}")
+
+    for place in (
+        "zoo.fetch.obtain",
+        "zoo.data.places.downloaded",
+        "zoo.data.scenes_files.make",
+        "urllib.request.urlopen",
+    ):
+        monkeypatch.setattr(place, forbidden)
+
+
+def test_a_plan_downloads_nothing_and_says_what_is_not_here(offline, tmp_path, capsys):
+    words = ["run", "linear_imagenet_swav", "swav_800ep", f"out={tmp_path}", "--plan"]
+    assert guard(lambda: main(words)) == 0
+    plan = capsys.readouterr().out
+    assert (
+        "linear_imagenet_swav@1" in plan and "weights are not here" in plan and "python -m zoo fetch swav_800ep" in plan
+    )
+    for model in ("swav_800ep", "mocov1_unmix_cifar10_1000ep"):  # CIFAR-10 could be downloaded, and was not asked for
+        assert guard(lambda: main(["suite", model, f"out={tmp_path}", "--plan"])) == 2  # noqa: B023
+        said = capsys.readouterr().err
+        assert "nothing to run" in said and "Traceback" not in said
+    assert "left out: knn_cifar10_moco: cifar10: no data found" in said and "was not asked for" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_left_out_is_told_with_its_reason_a_line_each(offline, out, tmp_path, capsys):
+    chosen = suite.choose("random_digits", {"out": str(out), "only": "*digits*"})
+    assert "knn_digits" in chosen and not capsys.readouterr().err
+    chosen = suite.choose("random_digits", {"out": str(out), "only": "[kv]*_[dis]*"})
+    lines = capsys.readouterr().err.splitlines()
+    assert "knn_digits" in chosen and lines and all(line.startswith("left out: ") for line in lines)
+    assert any("voc07_all_scenes" in line and "no data found" in line for line in lines)
+    with pytest.raises(UserError, match="nothing to run"):
+        suite.choose("random_digits", {"out": str(out), "only": "linear_conv_imagenet_rotnet"})
+    assert "has no layer 'conv1'" in capsys.readouterr().err
+
+
+def test_models_of_the_same_image_size_are_judged_on_other_sets_too(offline, tmp_path, capsys):
+    with pytest.raises(UserError):
+        suite.choose("swav_800ep", {"out": str(tmp_path)})
+    told = {line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()}
+    assert {"linear_places205", "linear_voc07", "linear_inaturalist18", "linear_imagenet_swav"} <= told
+    assert not any("digits" in name or "fashion" in name or "scenes" in name for name in told)
+
+
+def test_lost_predictions_are_computed_again_for_a_comparison_or_the_command_is_told(out, capsys):
+    words = ["pair", "random_digits", "random_digits", "knn_digits", f"out={out}"]
+    assert guard(lambda: main(words)) == 0
+    before = capsys.readouterr().out
+    for file in (out / "predictions").glob("*.npz"):
+        file.unlink()
+    assert guard(lambda: main(words)) == 0
+    again = capsys.readouterr()
+    assert again.out == before and "computing them again" in again.err
+    [path] = (out / "measured" / "random_digits").glob("knn_digits--*.json")
+    real = records.read(path).predictions_sha256
+    path.write_text(path.read_text().replace(real, "0" * 64))
+    assert guard(lambda: main(words)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"rm {path} && python -m evaluations run knn_digits random_digits" in said
+    path.write_text(path.read_text().replace("0" * 64, real))

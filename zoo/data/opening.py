@@ -51,7 +51,7 @@ def open_source(
     folder = places.find(spec, root, fetch)
     access = Access.of(cache, share)
     source = read_part(spec, folder, spec.part(split), allowed)
-    chosen = positions(spec, split, source, folder)
+    chosen = positions(spec, split, source, folder, fetch)
     _refuse_overlap(spec, split, source, folder, chosen)
     if chosen is not None:
         source = source.subset(chosen)
@@ -84,20 +84,22 @@ def read_part(spec: DatasetSpec, folder: Path | None, part: str, max_bad: int = 
     return faults.screen(source, f"{spec.name}/{part}", expected, max_bad) if check else source
 
 
-def positions(spec: DatasetSpec, split: str, source: Source, folder: Path | None) -> np.ndarray | None:
+def positions(
+    spec: DatasetSpec, split: str, source: Source, folder: Path | None, fetch: bool = True
+) -> np.ndarray | None:
     """Positions of ``split`` within the reader's part ``source``; None when the split is the whole part."""
     rule = spec.splits[split]
     if rule.of is None:
         return None
     everything = np.arange(len(source))
-    outer = everything if (found := positions(spec, rule.of, source, folder)) is None else found
+    outer = everything if (found := positions(spec, rule.of, source, folder, fetch)) is None else found
     if rule.without is not None:
-        inner = positions(spec, rule.without, source, folder)
+        inner = positions(spec, rule.without, source, folder, fetch)
         return outer[~np.isin(outer, everything if inner is None else inner)]
     if rule.per_class is not None:
         return _per_class(source, outer, rule.per_class)
     if rule.names is not None:
-        return by_names(places.published_list(spec, rule, folder), source)
+        return by_names(places.published_list(spec, rule, folder, fetch), source)
     if rule.range is not None:
         listed = np.arange(*rule.range)
     else:

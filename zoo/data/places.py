@@ -108,14 +108,14 @@ def downloaded(spec: DatasetSpec, folder: Path) -> Path:
     return folder
 
 
-def published_list(spec: DatasetSpec, rule: SplitRule, folder: Path | None) -> Path:
+def published_list(spec: DatasetSpec, rule: SplitRule, folder: Path | None, fetch: bool = True) -> Path:
     """A published list of file names: beside the data, or downloaded once; refused when its hash is another one."""
     name = str(rule.names)
     kept = user_cache() / "lists" / name
     path = next((p for p in ([folder / name] if folder else []) + [kept] if p.is_file()), None)
     if path is None:
-        if rule.url is None:
-            raise DataMissing(f"{spec.name}: {name} is not in {folder}")
+        if rule.url is None or not fetch:
+            raise DataMissing(f"{spec.name}: {name} is not in {folder}" + (f"; get {rule.url}" if rule.url else ""))
         from urllib.request import urlopen
 
         try:
