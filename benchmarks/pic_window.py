@@ -19,10 +19,13 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from zoo.errors import UserError
 
 MODEL = "pic_fashion_mnist"
 METRICS = {"linear": "top1", "fewlabel": "top1", "knn": "top1", "cluster": "nmi"}
@@ -278,6 +281,9 @@ def main(argv: list[str] | None = None) -> int:
                 left = clock(spent / done * (len(plan) - done))
                 print(f"[{done:2d}/{len(plan)}] window {variant.window}, negatives {variant.negatives}, seed {seed}   "
                       f"{clock(spent)} spent, about {left} left", flush=True)  # fmt: skip
+        except BrokenProcessPool:
+            raise UserError(f"a run was ended from outside, perhaps for want of memory (each takes about 1.6 GiB); what is "
+                            f"finished is kept in {args.out}: the same command goes on, --processes 1 takes less") from None  # fmt: skip
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -39,6 +39,7 @@ class KMeans:
         return int((self.sizes == 0).sum())
 
 
+@torch.no_grad()
 def kmeans(
     data: Any,
     start: Tensor | int,
@@ -70,6 +71,7 @@ def kmeans(
         raise ValueError(f"kmeans: init must be one of {', '.join(STARTS)}, not {init!r}")
     if iterations < 0 or restarts < 1:
         raise ValueError(f"kmeans: iterations must be >= 0 and restarts >= 1, not {iterations} and {restarts}")
+    start = start if isinstance(start, int) else torch.as_tensor(start)
     clusters = start if isinstance(start, int) else len(start)
     total = sum(w.counts(len(rows), world))
     if clusters < 1 or clusters > total:

@@ -20,6 +20,7 @@ BLOCK_QUERIES = 1024
 BLOCK_BANK = 16384
 
 
+@torch.no_grad()
 def search(
     bank: Any, queries: Any, k: int, *, normalize: bool = True, exclude_self: bool = False, backend: str = "torch"
 ) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class PCA:
         return F.normalize(self(block), dim=1)
 
 
+@torch.no_grad()
 def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world: w.World = "dist") -> PCA:
     """The ``dim`` directions of largest variance of all ranks' rows.
 

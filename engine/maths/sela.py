@@ -42,6 +42,7 @@ class SelfLabels:
     cost: float  # mean over images of -log p(label)
 
 
+@torch.no_grad()
 def sela_labels(
     logits: Any,
     lam: float = 25.0,

@@ -22,6 +22,10 @@ def on_rank(rank, inputs):
     for relaxation in (1.0, 1.6):
         found = sela_labels(inputs["logits"][rank], relaxation=relaxation)
         out[f"sela {relaxation}"] = [found.labels.numpy(), found.sizes.numpy(), found.iterations, found.cost]
+    empty = inputs["x"][:0] if rank == 0 else inputs["x"]
+    out["empty"] = [kmeans(empty, 5).labels.numpy(), pca(empty, 2).mean.numpy(), hierarchy(empty, 2, 8).subs.numpy(),
+                    sela_labels(torch.cat(inputs["logits"]) if rank else inputs["logits"][0][:0]).labels.numpy(),
+                    sinkhorn(empty).numpy()]
     found = hierarchy(inputs["halves"][rank], 2, 8, iterations=3)
     out["hierarchy"] = [found.supers.numpy(), found.subs.numpy()]
     found = pca(inputs["halves"][rank], 2)
@@ -108,6 +112,14 @@ def test_sela_over_two_processes_equals_one(world2, relaxation):
     for _, sizes, iterations, cost in answers:
         assert sizes.tolist() == one.sizes.tolist() and iterations == one.iterations
         assert cost == pytest.approx(one.cost, rel=1e-6)
+
+
+def test_a_process_without_rows_takes_part_and_changes_nothing(world2):
+    x, logits = world2[0]["x"], torch.cat(world2[0]["logits"])
+    one = [kmeans(x, 5).labels, pca(x, 2).mean, hierarchy(x, 2, 8).subs, sela_labels(logits).labels, sinkhorn(x)]
+    for i, expected in enumerate(one):
+        first, second = (torch.from_numpy(answer["empty"][i]) for answer in world2[1])
+        assert torch.allclose(second, expected, atol=1e-6) and len(first) == (3 if i == 1 else 0)
 
 
 def test_two_levels_over_two_processes_equal_one(world2):
