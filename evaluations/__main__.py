@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from zoo import overrides
+from zoo.cli import Parser
 from zoo.errors import guard
 
 MODEL = "registry id, run folder or weight file"
@@ -15,7 +16,7 @@ PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precisio
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m evaluations", description=__doc__)
+    parser = Parser(prog="python -m evaluations", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     own = commands.add_parser("list", help="all protocols, or those that match a pattern")
@@ -50,8 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("paths", nargs="*", metavar="path=value", help="clusters=, out=, device=, workers=, seed=")
     own.set_defaults(func=_cluster)
 
-    options = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(sorted(words, key=_is_flag))  # argparse wants all of MODEL path=value … in one piece
     return int(options.func(options) or 0)
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-")
 
 
 def _list(options: argparse.Namespace) -> int:
