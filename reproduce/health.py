@@ -8,6 +8,9 @@ interval and speaks once per kind of trouble.
     features   embeddings of different images have become equal
     queue      the loss has stayed higher since the queue takes part
     usage      a handful of prototypes takes all images
+
+Numbers without an alarm of their own: queue_age (steps since a queue's oldest row was computed), and reproduce.clustering's
+empty_clusters, largest_cluster, agreement and effective_rank.
 """
 from __future__ import annotations
 

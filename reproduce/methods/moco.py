@@ -66,6 +66,7 @@ class MoCo(Method):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
         self.collapsed_loss = math.log(1 + queue)
         self._seen: Tensor | None = None
+        self._stay = 0.0
 
     # -- one step ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -129,11 +130,13 @@ class MoCo(Method):
         if n > length:
             raise UserError(f"params.queue={length} is shorter than the {n} keys of a step; set params.queue={n} or more")
         self.queue[:, torch.arange(first, first + n, device=keys.device) % length] = keys.T
+        self._stay = length / n
         self.queue_ptr[0] = (first + n) % length
 
     # -- looking at it -----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, float]:
-        return {} if self._seen is None else {"feature_std": spread(self._seen)}
+        """queue_age: steps for which a key stays in the queue."""
+        return {} if self._seen is None else {"feature_std": spread(self._seen), **({"queue_age": self._stay} if self._stay else {})}
 
     def exported(self) -> dict[str, Tensor]:
         """The authors' names: the head is fc (v1) or fc.0 and fc.2 (v2) of each encoder."""

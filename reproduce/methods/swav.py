@@ -181,7 +181,9 @@ class SwAV(Method):
             return {}
         usage = self._seen["targets"].mean(0)
         entropy = -(usage * usage.clamp(min=1e-12).log()).sum() / self.collapsed_loss
-        return {"prototype_usage": float(entropy), "feature_std": spread(self._seen["z"]), "queue_full": float(self.queue_full)}
+        age = 0 if self.queue is None else min(self.pushed, self.queue.shape[1] // self.share)       # steps since the oldest row
+        return {"prototype_usage": float(entropy), "feature_std": spread(self._seen["z"]), "queue_full": float(self.queue_full),
+                **({"queue_age": float(age)} if age else {})}
 
     def exported(self) -> dict[str, Tensor]:
         heads = {"projection_head": self.projection_head, "prototypes": self.prototypes}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from reproduce.health import PATIENCE, Watch, spread
+from reproduce.methods.moco import MoCo
 from reproduce.methods.swav import SwAV
 
 
@@ -72,3 +73,21 @@ def test_a_network_that_really_says_the_same_of_every_image_raises_the_alarm():
         loss, _ = method.loss(SimpleNamespace(views=[torch.randn(6, 4)[..., None, None]] * 2, epoch=0), step)
         messages += method.alarms(step, loss.item(), method.health())
     assert sum("collapse" in m for m in messages) == 1 and sum("dead features" in m for m in messages) == 1
+
+
+def test_the_age_of_a_queue_is_counted_in_steps():
+    backbone = nn.Flatten()
+    backbone.dim = 4
+    method = SwAV(backbone, prototypes=6, dim=4, hidden=0, queue={"length": 12, "start_epoch": 0})
+    ages = []
+    for step in range(5):
+        views = [torch.randn(4, 4, 1, 1) for _ in range(2)]
+        method.before_step(step)
+        method.loss(SimpleNamespace(views=views, epoch=0), step)
+        ages.append((method.health()["queue_age"], method.health()["queue_full"]))
+    assert ages == [(1, 0), (2, 0), (3, 1), (3, 1), (3, 1)]
+    assert "queue_age" not in swav().health()
+    keys = MoCo(backbone, dim=4, hidden=0, queue=20)
+    keys.enqueue(torch.randn(8, 4))
+    keys._seen = torch.randn(8, 4)
+    assert keys.health()["queue_age"] == 2.5
