@@ -226,8 +226,8 @@ class SyncBatchNorm(_BatchNorm):
     """Batch normalisation over the batches of all processes (or of `group`), for 2-d to 5-d input on any device.
 
     torch's own refuses the CPU. Statistics are gathered as (mean, sum of squared deviations, count) and combined as
-    Chan et al. do, in float32, so unequal local batches are right and nothing cancels. In evaluation mode, and in one
-    process, this is ordinary batch normalisation.
+    Chan et al. do, in float32, so unequal local batches, empty ones too, are right and nothing cancels. In evaluation
+    mode, and in one process, this is ordinary batch normalisation.
     """
 
     group: Any = None
@@ -253,9 +253,12 @@ class SyncBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         channels = x.shape[1]
-        variance, mean = torch.var_mean(x.float(), dim=[0, *range(2, x.ndim)], correction=0)
-        count = x.numel() // channels
-        mine = torch.cat([mean, variance * count, mean.new_tensor([count])])
+        if len(x):
+            variance, mean = torch.var_mean(x.float(), dim=[0, *range(2, x.ndim)], correction=0)
+            count = x.numel() // channels
+            mine = torch.cat([mean, variance * count, mean.new_tensor([count])])
+        else:  # no rows here, and so no statistics: of no weight, where NaN would spread
+            mine = torch.zeros(2 * channels + 1, device=x.device)
         parts = all_gather(mine[None], self.group)
         means, deviations, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
         total = counts.sum()

@@ -4,6 +4,9 @@ The backbone runs once per batch for every head (layers x folds x rates x decays
 its own rate and schedule. Heads are kept at evenly spaced epochs; when training and selection are over, one pass over
 the test split scores them all, so that "best epoch on test" costs no second look.
 
+Several processes are one with the whole batch, batch norm in the heads included. Only a trunk in training mode
+normalises by each process's own part, as PIC's code does; the running statistics that count are process 0's.
+
 Used by   linear.py for protocols with ``form: faithful``;  torchrun divides each batch among its processes
 Resumes   after every epoch, from ``<out>/probes/<model>/<protocol>--<key>/checkpoint-<split>.pt``
 """
@@ -141,6 +144,8 @@ def train(
                 features.say(f"epoch {epoch + 1}/{head.epochs}, batch {step + 1}/{len(order)}, loss {loss.item():.3f}")
         if epoch + 1 in keep:
             found.kept[epoch + 1] = {name: [_state(h) for h in folds[-1]] for name, folds in found.heads.items()}
+        if head.trunk == "train":
+            dist.broadcast_batchnorm_(found.net)
         if dist.is_main():
             _save(file, epoch + 1, found, optimizer)
         dist.barrier()
@@ -157,7 +162,7 @@ def total_loss(found: Trained, maps: dict[str, Tensor], labels: Tensor, allowed:
     for name, folds in found.heads.items():
         for fold, cells in enumerate(folds):
             rows = allowed[fold]
-            if rows.any():
+            if counts[fold]:  # a process without such rows takes part too: batch norm waits for everyone
                 x, y = maps[name][rows], labels[rows]
                 each = torch.stack([loss_of(h(x), y) for h in cells]).sum()
                 total = total + each * dist.world_size() / counts[fold]
@@ -253,7 +258,7 @@ def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: 
             for cell in grid.cells:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(rng.key(int(cell["seed"]), "linear head"))
-                    cells.append(probe_of(head, name, shape, classes).to(device))
+                    cells.append(dist.convert_sync_bn(probe_of(head, name, shape, classes)).to(device))
             built[name].append(cells)
     # In train mode batch norm takes the batch's statistics and lets the running ones drift, as PIC's and SeLa's code does.
     return Trained(copy.deepcopy(net).train() if head.trunk == "train" else net, built, grid)
@@ -307,11 +312,13 @@ def _save(file: Path, epoch: int, found: Trained, optimizer: torch.optim.Optimiz
     file.parent.mkdir(parents=True, exist_ok=True)
     momentum = [optimizer.state[p].get("momentum_buffer") for g in optimizer.param_groups for p in g["params"]]
     state = {"epoch": epoch, "heads": [_state(h) for h in found.all()], "momentum": momentum}
+    if found.net.training:
+        state["drift"] = {k: v.to("cpu", copy=True) for k, v in found.net.named_buffers()}
     checkpoint.save(file, {**state, "kept": {str(k): v for k, v in found.kept.items()}})
 
 
 def _resume(file: Path, found: Trained, optimizer: torch.optim.Optimizer) -> int:
-    """Epochs that are done already; the heads and their momentum as they were after the last of them."""
+    """Epochs that are done already; heads, momentum and the trunk's statistics as they were after the last of them."""
     if not file.is_file():
         return 0
     state = checkpoint.load(file)
@@ -324,5 +331,8 @@ def _resume(file: Path, found: Trained, optimizer: torch.optim.Optimizer) -> int
     for p, value in zip(parameters, state["momentum"], strict=True):
         if value is not None:
             optimizer.state[p]["momentum_buffer"] = value.to(p)
+    buffers = dict(found.net.named_buffers())
+    for name, value in state.get("drift", {}).items():
+        buffers[name].copy_(value)
     found.kept.update({int(k): v for k, v in state["kept"].items()})
     return int(state["epoch"])

@@ -13,9 +13,9 @@ import torch
 from evaluation_fakes import finished_run
 
 from engine import dist
-from evaluations import faithful, run
+from evaluations import faithful, nonlinear, run
 from evaluations.faithful import LinearProbe
-from evaluations.heads import Schedule
+from evaluations.heads import Grid, Schedule
 from evaluations.metrics import topk
 from evaluations.pooling import kernel_below, pool_map, pooled
 from golden import load, load_json
@@ -182,6 +182,25 @@ def test_an_interrupted_probe_goes_on_and_ends_with_the_same_predictions(measure
     assert len(saved) == 3  # one epoch before the interruption, two after
 
 
+def gradients(rows):
+    """Of heads with batch norm after one batch of eight, of which this process has ``rows``; fold 1 sees the first three."""
+    g = torch.Generator().manual_seed(0)
+    maps, labels = torch.randn(8, 6, 3, 3, generator=g), torch.arange(8) % 4
+    allowed = torch.stack([torch.ones(8, dtype=torch.bool), torch.arange(8) < 3])
+    torch.manual_seed(1)
+    build = [lambda: LinearProbe((6, 3, 3), 4, "batch_affine"), lambda: nonlinear.build("mlp", (6, 3, 3), 4)]
+    heads = [[dist.convert_sync_bn(make()) for make in build] for _ in allowed]
+    found = faithful.Trained(torch.nn.Identity(), {"output": heads}, Grid((0.1, 0.1)))
+    faithful.total_loss(
+        found, {"output": maps[rows]}, labels[rows], allowed[:, rows], faithful.cross_entropy
+    ).backward()
+    faithful._average_gradients(found)
+    statistics = [b.float() for h in found.all() for b in h.buffers()]
+    return torch.cat([p.grad.flatten() for h in found.all() for p in h.parameters()]), torch.stack(
+        [s.double().sum() for s in statistics]
+    )
+
+
 def one_of_two(rank, port, folder, out):
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -194,6 +213,7 @@ def one_of_two(rank, port, folder, out):
     given = {**FAST, "select.folds": 2, "device": "cpu"}
     run.evaluate("linear_digits", folder, given, out=out, quiet=True)
     run.evaluate("knn_digits", folder, {"device": "cpu"}, out=out, quiet=True)
+    torch.save(gradients([slice(0, 5), slice(5, 8)][rank]), f"{out}/gradients-{rank}.pt")
     dist.finish()
 
 
@@ -216,9 +236,13 @@ def test_two_processes_give_the_numbers_of_one(measured, tmp_path):
     assert abs(one.selection.score - two.selection.score) < 0.1
     alone = run.evaluate("knn_digits", "pixels_digits", {}, out=str(measured[0]), quiet=True)
     assert found["knn_digits"].metrics == records.read(alone).metrics
+    alone = gradients(slice(0, 8))
+    for rank in range(2):  # process 1 has no row of fold 1
+        for mine, whole in zip(torch.load(tmp_path / f"gradients-{rank}.pt"), alone, strict=True):
+            torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_ten_crops_and_a_drifting_trunk_are_options(tmp_path):
+def test_ten_crops_and_a_drifting_trunk_are_options_and_the_drift_outlives_an_interruption(tmp_path, monkeypatch):
     finished_run("random_digits", tmp_path)
     given = {
         **FAST,
@@ -232,8 +256,16 @@ def test_ten_crops_and_a_drifting_trunk_are_options(tmp_path):
         "head.norm": "batch",
         "grid.lr": [0.05],
     }
-    found = records.read(run.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True))
-    assert {"top1_res2", "top1_output"} <= set(found.metrics)
+    again = lambda: records.read(run.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(faithful, "_pass", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # all epochs are done, nothing has been scored
+            again()
+    resumed = again()
+    assert {"top1_res2", "top1_output"} <= set(resumed.metrics)
+    for kept in (*tmp_path.glob("measured/**/*.json"), *tmp_path.glob("probes/**/*.pt")):
+        kept.unlink()
+    assert again().predictions_sha256 == resumed.predictions_sha256
 
 
 def test_the_authors_folds_are_a_rule_of_selection(measured, tmp_path):
