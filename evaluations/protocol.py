@@ -127,7 +127,7 @@ def names(pattern: str = "*") -> list[str]:
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
     """A protocol by id with dotted paths set. Raises UserError with file:line, the value and a suggestion."""
     if name not in names():
-        raise UserError(f"no protocol {name!r}{suggest(name, names())}; python -m evaluations list shows all")
+        raise UserError(f"no protocol {name!r}{suggest(name, names()) or ';'} python -m evaluations list shows all")
     protocol = _read(name)
     if not overrides:
         return protocol

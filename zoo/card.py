@@ -30,7 +30,7 @@ def listing(registry: Registry, pattern: str = "*") -> str:
     found = registry.models(pattern) or [m for m in registry.models() if fnmatchcase(registry.owner(m), pattern)]
     if not found:
         known = [*registry.models(), *registry.aliases(), *registry.families()]
-        raise UserError(f"no model matches {pattern!r}{suggest(pattern, known)}; quote patterns such as 'swav*'")
+        raise UserError(f"no model matches {pattern!r}{suggest(pattern, known) or ';'} quote patterns such as 'swav*'")
     rows: list[Sequence[str]] = [("MODEL", "STATUS", "NETWORK", "TRAINED ON", "ALSO CALLED")]
     counts: dict[str, int] = {}
     for model in found:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 # What a place can be that nobody may write to, or that is full: the user's to put right, whichever command it is.
@@ -19,9 +20,20 @@ class UserError(Exception):
 
 
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """'; did you mean X?' for the closest known word, or an empty string."""
+    """'; did you mean X?' for the closest known word, or an empty string; before more words: ``suggest(…) or ";"``."""
     close = get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def writing(place: os.PathLike[str] | str) -> Iterator[None]:
+    """Around writing to ``place``: a system without files of its own there (/proc) reports them as missing, which
+    ``guard`` takes for a bug.  Raises UserError instead.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{place}: cannot be made there; name another place") from None
 
 
 def guard(main: Callable[[], int | None]) -> int:

@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backbones, loading
-from .errors import UserError
+from .errors import UserError, writing
 from .heads import Classifier
 from .reading import sha256
 
@@ -92,13 +92,16 @@ def _backbone(net: nn.Module) -> backbones.Backbone:
 @contextmanager
 def _whole(file: Path) -> Iterator[Path]:
     """A temporary name beside the file, given the real one only when everything has been written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
         yield part
         os.replace(part, file)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _resnet(source: loading.Origin, target: str) -> None:

@@ -84,8 +84,8 @@ def item(name: str) -> Item:
         return assets()[name]
     model, _, part = name.partition("/")
     if model not in registry.models() and model not in registry.aliases():
-        hint = suggest(name, [*registry.models(), *assets()])
-        raise UserError(f"no model or asset {name!r}{hint}; python -m zoo list and python -m zoo verify name all")
+        hint = suggest(name, [*registry.models(), *assets()]) or ";"
+        raise UserError(f"no model or asset {name!r}{hint} python -m zoo list and python -m zoo verify name all")
     entry = registry.entry(model)
     wanted = f"{entry.id}/{part}" if part else entry.id
     found = {one.name: one for one in items(entry.id)}

@@ -90,7 +90,7 @@ class Registry:
         """Ids that match a shell pattern (or have an alias that does); 200ep comes before 1600ep."""
         self.read()
         if method is not None and method not in self._methods:
-            raise UserError(f"no method {method!r}{suggest(method, self._methods)}; see python -m zoo list")
+            raise UserError(f"no method {method!r}{suggest(method, self._methods) or ';'} see python -m zoo list")
         by_alias = {model for alias, model in self._aliases.items() if fnmatchcase(alias, pattern)}
         found = [m for m in self._models if fnmatchcase(m, pattern) or m in by_alias]
         return sorted((m for m in found if method in (None, self._models[m])), key=natural)
@@ -133,8 +133,8 @@ class Registry:
             return name
         if name in self._aliases:
             return self._aliases[name]
-        hint = suggest(name, [*self._models, *self._aliases])
-        raise UserError(f"no model {name!r}{hint}; python -m zoo list shows all")
+        hint = suggest(name, [*self._models, *self._aliases]) or ";"
+        raise UserError(f"no model {name!r}{hint} python -m zoo list shows all")
 
     def entry(self, name: str) -> Entry:
         """The model, inherited and checked.  Raises UserError with file, line and column."""

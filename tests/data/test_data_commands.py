@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,20 @@ def test_make_scenes_writes_sets_that_check_finds_good(run, tmp_path):
         status, out, _ = run("check", form, tmp_path / "s" / form)
         assert status == 0, out
         assert "train: 12 images, 10 classes" in out
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, whose files cannot be made by anyone")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["subset", "digits", "--percent", 10],
+        ["make", "scenes", "--items", "digits", "--images", 10],
+        ["make", "scenes", "--items", "digits", "--images", 10, "--format", "coco"],
+    ],
+)
+def test_a_place_where_no_file_can_be_made_is_one_error_line(run, words):
+    status, _, err = run(*words, "--to", "/proc/x")
+    assert status == 2 and err.startswith("error: /proc/x") and "name another place" in err and err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- prepare imagenet-val

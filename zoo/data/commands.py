@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, writing
 
 
 def register(subparsers: Any) -> None:
@@ -165,9 +165,10 @@ def _subset(options: argparse.Namespace) -> int:
         if not source.labelled:
             raise UserError(f"{options.name}: {options.split} has no labels to divide by")
         names = [source.name(i) for i in stratified(source, options.percent / 100, options.seed)]
-    options.to.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{name}\n" for name in names)
-    options.to.write_text(text, encoding="utf-8")
+    with writing(options.to):
+        options.to.parent.mkdir(parents=True, exist_ok=True)
+        options.to.write_text(text, encoding="utf-8")
     print(
         f"{options.to}: {len(names):,} of {options.name}'s images, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
     )

@@ -41,7 +41,7 @@ def open_source(
     spec = describe(name)
     split, _, chosen_file = split.partition("@")
     if split not in spec.splits:
-        raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits)}; there are {', '.join(spec.splits)}")
+        raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits) or ';'} there are {', '.join(spec.splits)}")
     allowed = faults.limit(max_bad)
     seal.permit(spec.name, split)
     if spec.name == "folder" and name != spec.name:

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, writing
 from . import rle
 from .scenes import SIDE, Scene, compose
 from .source import Source
@@ -78,10 +78,10 @@ def _made(target: Path, recipe: dict[str, Any]) -> bool:
 
 def _whole(target: Path, write: Callable[[Path], None], recipe: dict[str, Any]) -> None:
     """Write into a folder beside ``target`` and rename it: what is there is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.mkdir()
+        with writing(target):
+            partial.mkdir(parents=True)
         write(partial)
         (partial / "scenes.json").write_text(json.dumps(recipe, indent=1) + "\n")
         if target.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, writing
 from .images import is_image_name
 from .namelist import Names
 from .packs import PLAIN, ROW, PackStore, tar_members
@@ -91,7 +91,8 @@ def write(source: FileSource, folder: Path, part: str, per_shard: int = 10_000) 
 
     if per_shard < 1:
         raise UserError(f"{per_shard} images per shard: at least 1 is needed")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{part}.index.tsv"
     index.unlink(missing_ok=True)
     files: list[Path] = []

@@ -156,7 +156,7 @@ def describe(name: str) -> DatasetSpec:
     if is_path(name):
         return specs["folder"]
     raise UserError(
-        f"unknown data set {name!r}{suggest(name, specs)}; there are {', '.join(sorted(specs))}, or the path of a folder"
+        f"unknown data set {name!r}{suggest(name, specs) or ';'} there are {', '.join(sorted(specs))}, or the path of a folder"
     )
 
 

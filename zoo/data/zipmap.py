@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, writing
 from .images import is_image_name
 from .namelist import Names
 from .packs import PackStore, zip_members
@@ -93,7 +93,8 @@ def pack(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
     """Write ``source`` as <part>.zip and <part>_map.txt; the same bytes every time.  Nothing half-written is left."""
     from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     archive, listing = folder / f"{part}.zip", folder / f"{part}_map.txt"
     partial = [p.with_name(f".{p.name}.{os.getpid()}") for p in (archive, listing)]
     try:
