@@ -149,16 +149,3 @@ def describe(labels: Tensor, clusters: list[int], previous: Tensor | None = None
             row["agreement"] = nmi(contingency(previous[head][both], labels[head][both]))
         rows.append(row)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
-
-
-def effective_rank(z: Tensor) -> float:
-    """exp of the entropy of the singular values of centred rows (n_r, D) of all processes: how many directions are in use.
-
-    Roy and Vetterli (2007), on the square roots of the covariance's eigenvalues.
-    """
-    z = z.double()
-    n = dist.all_reduce_(torch.tensor([float(len(z))], dtype=torch.float64, device=z.device))
-    mean = dist.all_reduce_(z.sum(0)) / n
-    singular = torch.linalg.eigvalsh(dist.all_reduce_((z - mean).T @ (z - mean))).clamp(min=0).sqrt()
-    p = singular / singular.sum().clamp(min=1e-300)
-    return float(torch.exp(-(p * p.clamp(min=1e-300).log()).sum()))

@@ -9,8 +9,9 @@ interval and speaks once per kind of trouble.
     queue      the loss has stayed higher since the queue takes part
     usage      a handful of prototypes takes all images
 
-Numbers without an alarm of their own: queue_age (steps since a queue's oldest row was computed), and reproduce.clustering's
-empty_clusters, largest_cluster, agreement and effective_rank.
+Numbers without an alarm of their own: queue_age (steps since a queue's oldest row was computed); effective_rank, of the features
+of the whole data set where a method has them for clustering, else of the step's embeddings; and reproduce.clustering's
+empty_clusters, largest_cluster and agreement. All are computed for a line of the log and touch nothing that is trained.
 """
 from __future__ import annotations
 
@@ -18,12 +19,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from engine import dist
+from zoo.overrides import parse
 
 NEAR = 0.01            # relative distance to the collapsed loss
 PATIENCE = 300         # steps for which a loss must misbehave
 FLAT = 0.02            # feature_std below which embeddings count as equal
 LOPSIDED = 0.1         # prototype usage entropy, as a share of its maximum
+BLOCK = 1 << 16        # rows that are held in double precision at a time
 
 
 def spread(z: Tensor) -> float:
@@ -31,10 +37,56 @@ def spread(z: Tensor) -> float:
     return float(z.float().std(0, correction=0).mean() * math.sqrt(z.shape[1]))
 
 
+def effective_rank(z: Tensor) -> float:
+    """exp of the entropy of the singular values of centred rows (n_r, D) of all processes: how many directions are in use.
+
+    Roy and Vetterli (2007), on the square roots of the covariance's eigenvalues; with fewer rows than columns on those of the
+    rows' products, which are the same without most of the zeros. Features of a whole data set are read block by block.
+    """
+    blocks = z.detach().split(BLOCK)
+    n = dist.all_reduce_(torch.tensor([float(len(z))], dtype=torch.float64, device=z.device))
+    mean = dist.all_reduce_(torch.stack([block.double().sum(0) for block in blocks]).sum(0)) / n
+    if n < z.shape[1]:
+        centred = dist.all_gather_rows(z.detach().double() - mean)
+        products = centred @ centred.T
+    else:
+        products = z.new_zeros(z.shape[1], z.shape[1], dtype=torch.float64)
+        for block in blocks:
+            centred = block.double() - mean
+            products += centred.T @ centred
+        dist.all_reduce_(products)
+    singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
+    p = singular / singular.sum().clamp(min=1e-300)
+    return float(torch.exp(-(p * p.clamp(min=1e-300).log()).sum()))
+
+
+def embeddings(z: Tensor | None) -> dict[str, float]:
+    """feature_std and effective_rank of a step's unit embeddings (B, D); nothing before the first step. Every process calls it."""
+    return {} if z is None else {"feature_std": spread(z), "effective_rank": effective_rank(z)}
+
+
 def advice(method: Any, alarm: str) -> str:
-    """'try a=1, or b=2' from the method's remedies; '' when it has none."""
-    words = method.remedies.get(alarm) or method.remedies.get("collapse", ())
+    """'try a=1, or b=2' from the method's remedies; '' when it has none.
+
+    What the run already does is left out, and a learning rate that is not below the run's becomes a tenth of the run's.
+    """
+    words = [new for word in method.remedies.get(alarm) or method.remedies.get("collapse", ())
+             if (new := _new(word, method.settings))]
     return "; try " + ", or ".join(words) if words else ""
+
+
+def _new(word: str, settings: Mapping[str, Any]) -> str:
+    """A remedy as advice to a run with these settings (a recipe's dump; {}: unknown); '' if it is in force already."""
+    path, wanted = next(iter(parse([word]).items()))
+    present: Any = settings
+    for name in path.split("."):
+        if isinstance(present, list):
+            present = present[int(name)] if int(name) < len(present) else {}
+        else:
+            present = present.get(name, {}) if isinstance(present, Mapping) else {}
+    if present == wanted:
+        return ""
+    return f"{path}={present / 10:g}" if path == "optimizer.lr" and present and wanted >= present else word
 
 
 class Watch:

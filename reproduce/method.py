@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,6 +57,7 @@ class Method(nn.Module):
     needs: ClassVar[Needs] = Needs()
     deviations: ClassVar[tuple[Deviation, ...]] = ()
     remedies: ClassVar[Mapping[str, tuple[str, ...]]] = {}      # alarm -> settings to try; see reproduce.health
+    settings: Mapping[str, Any] = MappingProxyType({})          # the recipe it was built from, for advice; {} when built by hand
     collapsed_loss: float | None = None     # the loss of a network that says the same of every image, where there is one
     backbone: nn.Module
     generation: int = 0          # raise it when param_groups() returns other parameters: the engine rebuilds the optimiser

@@ -58,7 +58,9 @@ def build(recipe: Any, backbone: nn.Module, *, instances: int | None = None, cla
             close = get_close_matches(key, list(known), 1)
             raise UserError(f"method {name} has no parameter '{key}'; " +
                             (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}"))
-    return cls(backbone, **facts, **params)
+    method = cls(backbone, **facts, **params)
+    method.settings = recipe.dump() if hasattr(recipe, "dump") else dict(recipe) if isinstance(recipe, Mapping) else {}
+    return method
 
 
 def parameters(cls: type[Method]) -> dict[str, Any]:

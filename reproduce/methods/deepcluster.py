@@ -27,8 +27,8 @@ from engine.maths.knn import search
 from engine.maths.pca import pca
 from engine.maths.pic import absorb_singletons, pic
 from engine.maths.rows import Rows
-from reproduce.clustering import by_image, compact, cross_entropy, describe, effective_rank, uniform_over_labels
-from reproduce.health import spread
+from reproduce.clustering import by_image, compact, cross_entropy, describe, uniform_over_labels
+from reproduce.health import effective_rank, spread
 from reproduce.method import Deviation, Method, embed
 from zoo.errors import UserError
 

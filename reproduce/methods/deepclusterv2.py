@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from engine import rng
 from engine.maths.kmeans import kmeans
-from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe, effective_rank, rows_of_images
-from reproduce.health import spread
+from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe, rows_of_images
+from reproduce.health import effective_rank, spread
 from reproduce.method import Deviation, Method, Needs, embed, mlp
 
 DEVIATIONS = (

@@ -27,8 +27,8 @@ from engine import dist, rng
 from engine.maths.hierarchy import hierarchy
 from engine.maths.pca import pca
 from engine.maths.rows import Rows
-from reproduce.clustering import UNSEEN, by_image, describe, effective_rank, uniform_over_labels
-from reproduce.health import spread
+from reproduce.clustering import UNSEEN, by_image, describe, uniform_over_labels
+from reproduce.health import effective_rank, spread
 from reproduce.method import Deviation, Method
 from zoo.errors import UserError
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
 
 DEVIATIONS = (
@@ -92,7 +92,7 @@ class InstDisc(Method):
         self.memory[index] = F.normalize(self.momentum * self.memory[index] + (1 - self.momentum) * f, dim=1)
 
     def health(self) -> dict[str, float]:
-        return {} if self._seen is None else {"feature_std": spread(self._seen)}
+        return embeddings(self._seen)
 
     def exported(self) -> dict[str, Tensor]:
         """PIC's names: encoder.* holds backbone and head; the memory is part of the file."""

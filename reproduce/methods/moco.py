@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, full, mlp
 from zoo.errors import UserError
 
@@ -136,7 +136,7 @@ class MoCo(Method):
     # -- looking at it -----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, float]:
         """queue_age: steps for which a key stays in the queue."""
-        return {} if self._seen is None else {"feature_std": spread(self._seen), **({"queue_age": self._stay} if self._stay else {})}
+        return {**embeddings(self._seen), **({"queue_age": self._stay} if self._stay else {})}
 
     def exported(self) -> dict[str, Tensor]:
         """The authors' names: the head is fc (v1) or fc.0 and fc.2 (v2) of each encoder."""

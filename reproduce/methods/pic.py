@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
 from reproduce.rows import Rows, sharded_cross_entropy
 from zoo.errors import UserError
@@ -191,7 +191,7 @@ class PIC(Method):
         self.recent = state["recent"]
 
     def health(self) -> dict[str, float]:
-        return {} if self._seen is None else {"feature_std": spread(self._seen)}
+        return embeddings(self._seen)
 
     def export(self) -> dict[str, Tensor]:
         matrix = self.rows.whole()                            # every process takes part

@@ -21,7 +21,7 @@ from engine import rng
 from engine.maths.kmeans import kmeans
 from reproduce import labels as files
 from reproduce.clustering import by_image, cross_entropy, describe
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs
 from reproduce.methods.rotnet import rotation_loss, rotations
 from zoo.errors import UserError
@@ -112,8 +112,7 @@ class PseudoLabel(Method):
 
     # -- looking at it -----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, float]:
-        seen = {} if self._seen is None else {"feature_std": spread(self._seen)}
-        return {**({} if self.labels is None else describe(self.labels, list(self.spec.sizes))), **seen}
+        return {**({} if self.labels is None else describe(self.labels, list(self.spec.sizes))), **embeddings(self._seen)}
 
     def exported(self) -> dict[str, Tensor]:
         heads = [*self.heads] + ([] if self.rotation_head is None else [self.rotation_head])

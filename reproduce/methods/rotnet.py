@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, full
 
 DEVIATIONS = (
@@ -50,11 +51,17 @@ class RotNet(Method):
         super().__init__(backbone)
         self.head = nn.Linear(backbone.dim, angles)
         self.angles, self.collapsed_loss = angles, math.log(angles)
+        self._seen: Tensor | None = None
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         turned = [rotations(view, self.angles) for view in batch.views]
-        logits = [full(self.head(self.backbone(view))) for view in turned]
+        features = [self.backbone(view) for view in turned]
+        self._seen = features[0][: len(batch.views[0])].detach()           # of upright images
+        logits = [full(self.head(x)) for x in features]
         return torch.stack([rotation_loss(x) for x in logits]).mean(), {}
+
+    def health(self) -> dict[str, float]:
+        return embeddings(None if self._seen is None else F.normalize(self._seen.float(), dim=1))
 
     def exported(self) -> dict[str, Tensor]:
         return {**super().exported(), **{f"head.{k}": v.detach().cpu() for k, v in self.head.state_dict().items()}}

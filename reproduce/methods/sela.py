@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from engine import rng
 from engine.maths.rows import Rows
 from engine.maths.sela import SelfLabels, sela_labels
-from reproduce.clustering import by_image, describe, effective_rank
-from reproduce.health import spread
+from reproduce.clustering import by_image, describe
+from reproduce.health import effective_rank, spread
 from reproduce.method import Deviation, Method, embed
 
 KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration

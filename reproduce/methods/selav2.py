@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from engine.maths.rows import Rows
 from engine.maths.sela import sela_labels
-from reproduce.clustering import UNSEEN, Bank, by_image, describe, effective_rank, mean_over_known, rows_by_image
+from reproduce.clustering import UNSEEN, Bank, by_image, describe, mean_over_known, rows_by_image
+from reproduce.health import effective_rank
 from reproduce.method import Deviation
 from reproduce.methods.deepclusterv2 import DeepClusterV2
 

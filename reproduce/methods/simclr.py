@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, embed, full, mlp, pic_head
 
 DEVIATIONS = (
@@ -89,7 +89,7 @@ class SimCLR(Method):
         return dist.all_gather(rows.detach().contiguous())
 
     def health(self) -> dict[str, float]:
-        return {} if self._seen is None else {"feature_std": spread(self._seen)}
+        return embeddings(self._seen)
 
     def exported(self) -> dict[str, Tensor]:
         """PIC's names: the encoder holds backbone and head (fc1, fc2; fc when linear)."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Method, Needs, embed, full
 
 
@@ -48,4 +48,4 @@ class SimSiam(Method):
         return (negative_cosine(p[0], z[1]) + negative_cosine(p[1], z[0])) / 2, {}
 
     def health(self) -> dict[str, float]:
-        return {} if self._seen is None else {"feature_std": spread(self._seen)}
+        return embeddings(self._seen)

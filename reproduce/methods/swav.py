@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.maths.sinkhorn import sinkhorn
-from reproduce.health import spread
+from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, embed, full, mlp
 from zoo.errors import UserError
 
@@ -79,6 +79,7 @@ class SwAV(Method):
         self.freeze_steps, self.queue_spec = freeze_prototypes_steps, dict(queue)
         self.queue: Tensor | None = None        # (A, rows of this process, D), newest first
         self.pushed, self.share = 0, 0          # batches pushed so far; images of this process's part of a batch
+        self.pushes_per_step = 1                # Un-Mix asks for several losses a step, each of which pushes
         self._seen: dict[str, Tensor] = {}
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -181,9 +182,10 @@ class SwAV(Method):
             return {}
         usage = self._seen["targets"].mean(0)
         entropy = -(usage * usage.clamp(min=1e-12).log()).sum() / self.collapsed_loss
-        age = 0 if self.queue is None else min(self.pushed, self.queue.shape[1] // self.share)       # steps since the oldest row
-        return {"prototype_usage": float(entropy), "feature_std": spread(self._seen["z"]), "queue_full": float(self.queue_full),
-                **({"queue_age": float(age)} if age else {})}
+        held = 0 if self.queue is None else min(self.pushed, self.queue.shape[1] // self.share)      # batches in the queue
+        age = -(-held // self.pushes_per_step)                                                       # steps since the oldest of them
+        return {"prototype_usage": float(entropy), "largest_cluster": float(usage.max()), **embeddings(self._seen["z"]),
+                "queue_full": float(self.queue_full), **({"queue_age": float(age)} if age else {})}
 
     def exported(self) -> dict[str, Tensor]:
         heads = {"projection_head": self.projection_head, "prototypes": self.prototypes}

@@ -8,6 +8,7 @@ Deviates  see DEVIATIONS
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -87,7 +88,7 @@ class Unmix(Method):
 
     needs = Needs(views=2)
     deviations = DEVIATIONS
-    remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.probability=0.5", "params.base=simclr")}
+    remedies: ClassVar = {"collapse": ("params.probability=0.5",)}     # an instance adds its base's
 
     def __init__(self, backbone: nn.Module, *, base: str = "swav", probability: float = 0.0, beta: float = 1.0, form: str = "paper",
                  pairing: str = "neighbours", swav: Mapping[str, Any] = SWAV, mocov1: Mapping[str, Any] = MOCOV1,
@@ -98,6 +99,11 @@ class Unmix(Method):
         self.probability, self.beta, self.released, self.reversed, self.seed = probability, beta, form == "released", pairing == "reversed", 0
         self.loss_of = {"swav": self.swav_loss, "simclr": self.simclr_loss}.get(base, self.moco_loss)
         self.collapsed_loss = None if self.base.collapsed_loss is None else 2 * self.base.collapsed_loss
+        own, nested = type(self).remedies, re.compile(r"^params\.")
+        self.__dict__["remedies"] = {alarm: (*own.get(alarm, ()), *(nested.sub(f"params.{base}.", word) for word in words))
+                                     for alarm, words in self.base.remedies.items()}
+        if isinstance(self.base, SwAV):
+            self.base.pushes_per_step = 3                    # see swav_total
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def before_step(self, step: int, ctx: Any) -> None:

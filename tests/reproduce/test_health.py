@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce.health import PATIENCE, Watch, spread
+from reproduce.health import BLOCK, PATIENCE, Watch, advice, effective_rank, spread
 from reproduce.methods.moco import MoCo
 from reproduce.methods.swav import SwAV
+from reproduce.methods.unmix import Unmix
 
 
 def swav(prototypes: int = 100) -> SwAV:
@@ -91,3 +92,47 @@ def test_the_age_of_a_queue_is_counted_in_steps():
     keys.enqueue(torch.randn(8, 4))
     keys._seen = torch.randn(8, 4)
     assert keys.health()["queue_age"] == 2.5
+
+
+def test_the_age_of_a_queue_into_which_several_losses_push_is_counted_in_steps_too():
+    """Un-Mix on SwAV pushes three batches a step: a queue of six batches holds two steps."""
+    backbone = nn.Flatten()
+    backbone.dim = 4
+    method = Unmix(backbone, swav={"prototypes": 6, "dim": 4, "hidden": 0, "queue": {"length": 24, "start_epoch": 0}})
+    ages = []
+    for step in range(4):
+        method.before_step(step, SimpleNamespace(seed=0))
+        method.loss(SimpleNamespace(views=[torch.randn(4, 4, 1, 1) for _ in range(2)], epoch=0), step)
+        ages.append((method.health()["queue_age"], method.health()["queue_full"]))
+    assert ages == [(1, 0), (2, 1), (2, 1), (2, 1)]
+
+
+def test_effective_rank_counts_directions_however_the_rows_lie():
+    """k equal orthogonal directions give k; so do fewer rows than columns, and rows that take several blocks."""
+    basis = torch.linalg.qr(torch.randn(32, 32))[0]
+    for k in (1, 3, 8):
+        rows = torch.cat([basis[:k], -basis[:k]])                          # centred, k equal singular values
+        assert effective_rank(rows) == pytest.approx(k, rel=1e-3)          # 2k rows of 32
+        assert effective_rank(rows.repeat(40, 1) + 5) == pytest.approx(k, rel=1e-3)
+    z = torch.randn(200, 8)
+    assert effective_rank(z.repeat(BLOCK // 100, 1)) == pytest.approx(effective_rank(z), rel=1e-9)
+    assert effective_rank(torch.ones(9, 4)) == pytest.approx(0, abs=1.01)  # nothing but zeros: 1 at most
+
+
+def test_advice_leaves_out_what_the_run_does_already_and_never_raises_the_learning_rate():
+    method = swav()
+    method.settings = {"optimizer": {"lr": 0.003}, "params": {"epsilon": 0.03, "queue": {"length": 0}},
+                       "views": {"crops": [{"scale": [0.5, 1.0]}]}}
+    text = advice(method, "collapse")
+    assert "optimizer.lr=0.0003" in text and "params.prototypes=100" in text
+    assert not any(part in text for part in ("epsilon", "queue.length", "views.crops", "lr=0.1"))
+    method.settings = {"optimizer": {"lr": 4.8}}
+    assert "optimizer.lr=0.1" in advice(method, "collapse") and "params.epsilon=0.03" in advice(method, "collapse")
+
+
+def test_un_mix_names_the_remedies_of_its_base_by_their_own_place():
+    backbone = nn.Flatten()
+    backbone.dim = 4
+    method = Unmix(backbone, swav={"prototypes": 6, "dim": 4, "hidden": 0})
+    assert "params.swav.epsilon=0.03" in advice(method, "collapse")
+    assert advice(method, "queue") == "; try params.swav.queue.length=0, or params.swav.queue.start_epoch=30"
