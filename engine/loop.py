@@ -35,10 +35,8 @@ from .signals import Signals, noticed
 
 _PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LONG = 60.0  # seconds; work between epochs that takes longer gets a checkpoint before and after it
-_OFTEN, _SHARE = (
-    20,
-    0.02,
-)  # when not told otherwise: a checkpoint every 20 steps, if saving takes 2 % of the time at most
+# When not told otherwise: a checkpoint every _OFTEN steps, if saving takes this share of the time at most.
+_OFTEN, _SHARE = 20, 0.02
 
 
 @dataclass

@@ -21,9 +21,8 @@ class RunOptions:
     threads: int = 0  # CPU threads of torch; 0: as torch decides
     resume: bool = True  # go on from the checkpoint; false: start again and delete what is there
     log_interval: int = 10  # steps between lines of log.jsonl
-    checkpoint_interval: int = (
-        0  # steps between checkpoints; 0: 20, or more where saving would take over 2 % of the time
-    )
+    # steps between checkpoints; 0: 20, or more where saving would take over 2 % of the time
+    checkpoint_interval: int = 0
     stop_after: int = 0  # stop, with a checkpoint, when this many steps are done; 0: run to the end
     tensorboard: bool = True  # write TensorBoard events where tensorboard is installed
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -141,12 +142,17 @@ def _read_labels(model: Model, head: Head) -> tuple[np.ndarray, list[str] | None
     if file is None:
         released = zoo.pseudolabels(model.place)
         return released.labels.numpy(), released.images
-    if file.suffix == ".npz":
-        with np.load(file) as found:
-            return found["labels"].T, [str(n) for n in found["names"]]
-    with file.open(newline="") as rows:
-        _, *lines = list(csv.reader(rows))
-    return np.array([[int(v) for v in line[1:]] for line in lines]).T, [line[0] for line in lines]
+    try:
+        if file.suffix == ".npz":
+            with np.load(file) as found:
+                return found["labels"].T, [str(n) for n in found["names"]]
+        with file.open(newline="") as rows:
+            _, *lines = list(csv.reader(rows))
+        return np.array([[int(v) for v in line[1:]] for line in lines]).T, [line[0] for line in lines]
+    except (ValueError, KeyError, IndexError, BadZipFile) as error:
+        raise UserError(
+            f"{file}: no labels as `python -m reproduce labels` writes them ({error}); export them again"
+        ) from None
 
 
 def scored(truth: np.ndarray, assigned: list[np.ndarray]) -> dict[str, Metric]:

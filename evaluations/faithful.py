@@ -76,9 +76,8 @@ class Trained:
     net: Any  # the frozen backbone; a copy of its own where batch norm statistics drift
     heads: dict[str, list[list[nn.Module]]]
     grid: Grid
-    kept: dict[int, dict[str, list[dict[str, Tensor]]]] = field(
-        default_factory=dict
-    )  # epoch -> layer -> state per cell
+    # epoch -> layer -> state per cell
+    kept: dict[int, dict[str, list[dict[str, Tensor]]]] = field(default_factory=dict)
 
     def all(self) -> Iterator[nn.Module]:
         for folds in self.heads.values():

@@ -82,6 +82,8 @@ class Grid:
 
 @dataclass
 class Settings:
+    """How all heads of one call of ``train`` are trained."""
+
     epochs: int = 100
     batch: int = 256
     momentum: float = 0.9

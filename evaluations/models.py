@@ -22,7 +22,7 @@ from zoo.errors import UserError
 
 @dataclass
 class Model:
-    """name: as records have it; place: what ``zoo.load`` is given; files: weights on disk, hashed."""
+    """name: as records have it; place: what ``zoo.load`` is given; weights: the file on disk, which may still be missing."""
 
     name: str
     place: str

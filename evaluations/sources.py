@@ -13,14 +13,13 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from zoo import data
-from zoo.data.places import PartMissing
+from zoo.data.places import PartMissing, user_cache
 from zoo.errors import UserError, suggest
 
 from .protocol import Protocol
@@ -135,7 +134,7 @@ def _torchvision(name: str, part: str, root: str | None, download: bool) -> Any:
     if part not in ("train", "test", "val") or part == "val" and "train" in given:
         raise PartMissing(f"{name}: has no part {part!r}")
     if "root" in parameters:
-        given["root"] = root or str(Path("~/.cache/selfzoo/data").expanduser() / kind)
+        given["root"] = root or str(user_cache() / "data" / kind)
     if "download" in parameters:
         given["download"] = download
     try:

@@ -6,7 +6,7 @@ Differs   The authors' code works on P^lambda itself: a cluster whose entries al
           infinities, then NaN, and stops the loop as if it had converged; nothing bounds the iterations. Here logarithms of r and c
           are carried, and the matrix of the sweeps is rebuilt from the logits, with every row scaled to sum 1, whenever r has moved
           far. No entry that matters underflows, a dead cluster receives its N / K images, and the numbers are otherwise theirs.
-          Their two passes per iteration are one here, and over-relaxation saves three of four iterations at the same labels
+          Their two passes per iteration are one here, and over-relaxation saves most of the iterations at the same labels
           (https://arxiv.org/abs/1711.01851).
 """
 
@@ -61,7 +61,7 @@ def sela_labels(
     logits      (n, K) this rank's outputs before the softmax: whatever Rows takes (a memory map, features with a head as transform).
     lam         lambda > 0; larger is closer to exactly equal numbers, and slower.
     tolerance   stop when ``error``, a SUM over images measured every ``check_every`` iterations, is at most this (0.1; CIFAR code 0.01).
-    relaxation  1 is the authors' iteration; 1.6 to 1.8 needs a quarter of them. While the error grows, 1 is used.
+    relaxation  1 is the authors' iteration; 1.6 to 1.8 needs far fewer of them. While the error grows, 1 is used.
     start       (K,) log r of an earlier labelling.
     dtype       of the stored matrix and its products; float64 follows the authors' numbers to 1e-6, float32 gives the same labels.
     keep        hold the n x K matrix in memory; otherwise recompute it from the logits in every iteration (bounded memory, slower).
@@ -109,7 +109,7 @@ class _Problem:
         self.log_c_ref = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         self.log_c0 = torch.empty_like(self.log_c_ref)  # makes the first matrix P^lambda
 
-    def logits(self, low: int, block: Tensor) -> Tensor:
+    def logits(self, block: Tensor) -> Tensor:
         """lambda times (logits minus their row's maximum)."""
         block = block.to(self.dtype)
         return (block - block.amax(1, keepdim=True)) * self.lam
@@ -120,7 +120,7 @@ class _Problem:
         top = torch.full((clusters,), -torch.inf, dtype=torch.float64, device=self.rows.device)
         mass = torch.zeros_like(top)
         for low, block in self.rows.blocks(self.size):
-            z = self.logits(low, block)
+            z = self.logits(block)
             log_c = -self.lam * self.exp_(z / self.lam).sum(1).double().log()
             self.log_c0[low : low + len(block)] = log_c
             z = z + log_c[:, None].to(z)
@@ -160,7 +160,7 @@ class _Problem:
 
     def build(self, low: int, block: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the matrix at log_r_ref, scaled to sum 1, and the log c that scales them so."""
-        kernel = self.logits(low, block).add_(self.log_r_ref.to(self.dtype))
+        kernel = self.logits(block).add_(self.log_r_ref.to(self.dtype))
         top = kernel.amax(1, keepdim=True)
         kernel = self.exp_(kernel.sub_(top))
         total = kernel.sum(1, keepdim=True)
@@ -177,7 +177,7 @@ class _Problem:
         labels = torch.empty(len(self.rows), dtype=torch.int64)
         cost = torch.zeros(1, dtype=torch.float64, device=self.rows.device)
         for low, block in self.rows.blocks(self.size):
-            z = self.logits(low, block)
+            z = self.logits(block)
             label = (z + log_r.to(z)).argmax(1)
             labels[low : low + len(block)] = label
             z /= self.lam

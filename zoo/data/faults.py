@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..errors import UserError
-from .images import ImageError
 from .places import user_cache
 from .source import FileSource, Source
 
@@ -80,9 +79,7 @@ def decoding(source: Source, what: str) -> Iterator[tuple[int, str]]:
     def attempt(i: int) -> tuple[int, str]:
         try:
             source.image(i)
-        except ImageError as error:
-            return i, str(error)
-        except UserError as error:
+        except UserError as error:  # ImageError above all
             return i, str(error)
         return i, ""
 

@@ -7,8 +7,7 @@ What happens to unusual images
 - 16-bit gray is scaled to 8 bits.  (``convert`` alone clips at 255, which turns most such images white.)
 - A zero-byte, truncated or otherwise unreadable file raises ImageError.
 
-Pillow decodes.  torchvision's decoder gave the same pixels on 146 JPEGs (four sizes, three qualities, three subsamplings,
-progressive and not) in 0.9 of the time, which is not worth torch in every process that reads images.
+Pillow decodes: torchvision's decoder would bring torch into every process that reads images.
 """
 
 from __future__ import annotations

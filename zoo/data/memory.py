@@ -1,8 +1,9 @@
 """Compressed files held in memory once per machine, whatever the number of processes and workers.
 
 Each process puts its share into a sealed, anonymous memory file (memfd) and leaves a link to it under a name that the
-others can derive; of several processes with the same share, the first one does.  Workers and the other processes map the same pages.  The memory goes away with the processes, even
-when they are killed; a share that is not there yet, or whose owner has gone, is read from the archive instead.
+others can derive; of several processes with the same share, the first one does.  Workers and the other processes map the
+same pages.  The memory goes away with the processes, even when they are killed; a share that is not there yet, or whose
+owner has gone, is read from the archive instead.
 """
 
 from __future__ import annotations
