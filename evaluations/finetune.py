@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from engine import checkpoint, dist, rng
-from results.record import Selection
+from engine import dist, rng
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -75,14 +74,14 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
-    cells = cells_of(protocol)
-    chosen, selection = cells[0], None
-    if protocol.select.on == "val":
-        scores = [trial(protocol, head, features, cell, seed, i) for i, cell in enumerate(cells)]
-        chosen = cells[int(np.argmax(scores))]
-        grid = [{**cell, "score": round(s, 4)} for cell, s in zip(cells, scores, strict=True)]
-        on = f"{protocol.splits.val}, trained on {protocol.splits.fit or protocol.splits.train}"
-        selection = Selection(on=on, metric=protocol.select.metric, chosen=chosen, score=max(scores), grid=grid)
+
+    def trial(cell: dict[str, float], name: str) -> float:
+        """Accuracy on the validation split."""
+        net = train(protocol, head, features, protocol.splits.fit or protocol.splits.train, cell, seed, name)
+        val = str(protocol.splits.val)
+        return 100 * float((guesses(features, features.source(val), net)[0] == features.labels(val)).mean())
+
+    chosen, selection = tuning.choose(protocol, cells_of(protocol), trial, features.workspace)
     seeds = [seed * 1000 + i for i in range(protocol.seeds)]
     nets = [train(protocol, head, features, protocol.splits.train, chosen, s, f"seed{s}") for s in seeds]
     features.finish_selection(selection)
@@ -109,21 +108,6 @@ def cells_of(protocol: Protocol) -> list[dict[str, float]]:
     heads = protocol.grid.get("lr_head", [None])
     cells = [(a, h, d) for a in protocol.grid["lr"] for h in heads for d in protocol.grid.get("weight_decay", [0.0])]
     return [{"lr": a, "lr_head": a if h is None else h, "weight_decay": d} for a, h, d in cells]
-
-
-def trial(protocol: Protocol, head: Head, features: Features, cell: dict[str, float], seed: int, number: int) -> float:
-    """Accuracy on the validation split, found again when it was measured before."""
-    done = features.workspace / f"trial{number}.json"
-    if done.is_file():
-        return float(checkpoint.read_json(done))
-    net = train(protocol, head, features, protocol.splits.fit or protocol.splits.train, cell, seed, f"trial{number}")
-    val = str(protocol.splits.val)
-    value = 100 * float((guesses(features, features.source(val), net)[0] == features.labels(val)).mean())
-    if dist.is_main():
-        done.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(done, value)
-    dist.barrier()
-    return value
 
 
 def train(

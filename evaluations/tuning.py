@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint, dist
+from results.record import Selection
 from zoo.errors import UserError
 
 from .features import SAY_EVERY, Compute
+from .protocol import Protocol
 from .views import Views, stream
 
 
@@ -97,7 +99,8 @@ def one_step(job: Job, step: int, images: Tensor, targets: Tensor, rows: int, co
     job.mode(job.net)
     job.optimizer.zero_grad()
     loss = torch.zeros((), device=compute.device)
-    if len(images):
+    # Synchronised batch norm waits for every process, those without rows too; plain batch norm could not take no rows.
+    if len(images) or any(isinstance(m, dist.SyncBatchNorm) for m in job.net.modules()):
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
             scores = job.net(images.to(compute.device))
         loss = job.loss(scores.float(), targets.to(compute.device)) / rows
@@ -110,6 +113,32 @@ def one_step(job: Job, step: int, images: Tensor, targets: Tensor, rows: int, co
     if not np.isfinite(value):
         raise UserError(f"the loss is not finite at step {step}; lower grid.lr")
     return value
+
+
+def choose(
+    protocol: Protocol, cells: list[dict[str, float]], trial: Callable[[dict[str, float], str], float], folder: Path
+) -> tuple[dict[str, float], Selection | None]:
+    """The cell with the best ``trial(cell, name)``, higher being better, and the record of the choice.
+
+    The first cell and None where the protocol chooses nothing. Each score is kept in ``folder``, and found there again
+    after an interruption.
+    """
+    if protocol.select.on != "val":
+        return cells[0], None
+    scores = []
+    for number, cell in enumerate(cells):
+        file = folder / f"trial{number}.json"
+        if not file.is_file():
+            value = trial(cell, file.stem)
+            if dist.is_main():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                checkpoint.write_json(file, value)
+            dist.barrier()
+        scores.append(float(checkpoint.read_json(file)))
+    chosen = cells[int(np.argmax(scores))]
+    grid = [{**cell, "score": round(s, 4)} for cell, s in zip(cells, scores, strict=True)]
+    on = f"{protocol.splits.val}, trained on {protocol.splits.fit or protocol.splits.train}"
+    return chosen, Selection(on=on, metric=protocol.select.metric, chosen=chosen, score=max(scores), grid=grid)
 
 
 def batches_of(order: np.ndarray, size: int, drop_last: bool = False) -> list[np.ndarray]:

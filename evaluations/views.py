@@ -119,7 +119,7 @@ def random_resized_crop(
 def stream(
     source: Any, views: Views, order: Sequence[np.ndarray], workers: int = 0
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(indices (B,), images (B, V, C, H, W)) for each array of indices in ``order``."""
+    """(indices (B,), images (B, V, C, H, W)) for each array of indices in ``order``; no index, no image."""
     if _straight(source, views):
         for rows in order:
             part = torch.from_numpy(source.array[rows])
@@ -128,11 +128,13 @@ def stream(
                 pixels = F.pad(pixels, (0, 0, *[views.transform["pad"]] * 4))
             yield rows, views.normalise(pixels.expand(-1, -1, -1, views.transform["channels"]))[:, None]
         return
-    lists = [rows.tolist() for rows in order]
+    lists = [rows.tolist() for rows in order if len(rows)]
     loader = torch.utils.data.DataLoader(
         _Items(source, views), batch_sampler=lists, num_workers=workers, collate_fn=_stack
     )
-    yield from zip(order, loader, strict=True)
+    batches = iter(loader)
+    for rows in order:  # a last batch may have fewer images than there are processes
+        yield rows, next(batches) if len(rows) else torch.zeros(0, *views(source.image(0), 0).shape)
 
 
 def _straight(source: Any, views: Views) -> bool:

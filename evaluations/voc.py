@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine import rng
-from results.record import Metric, Selection
+from results.record import Metric
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -60,16 +60,16 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
-    cells = cells_of(protocol)
-    chosen, selection = cells[0], None
-    if protocol.select.on == "val":
-        scores = [trial(protocol, head, features, cell, seed, i) for i, cell in enumerate(cells)]
-        chosen = cells[int(np.argmax(scores))]
-        grid = [{**cell, "score": round(s, 4)} for cell, s in zip(cells, scores, strict=True)]
-        on = f"{protocol.splits.val}, trained on {protocol.splits.fit}"
-        selection = Selection(on=on, metric=protocol.select.metric, chosen=chosen, score=max(scores), grid=grid)
+
+    def trial(cell: dict[str, float], name: str) -> float:
+        """Mean average precision on the validation split."""
+        net = train(protocol, head, features, protocol.splits.fit or protocol.splits.train, cell, seed, name)
+        source = features.source(str(protocol.splits.val))
+        return mean_average_precision(evaluate(head, features, source, net, seed), source.targets)
+
+    chosen, selection = tuning.choose(protocol, cells_of(protocol), trial, features.workspace)
     seeds = [seed * 1000 + i for i in range(protocol.seeds)]
-    nets = [train(protocol, head, features, str(protocol.splits.train), chosen, s, f"seed{s}") for s in seeds]
+    nets = [train(protocol, head, features, protocol.splits.train, chosen, s, f"seed{s}") for s in seeds]
     features.finish_selection(selection)
 
     source = features.source(protocol.splits.test)
@@ -93,21 +93,6 @@ def cells_of(protocol: Protocol) -> list[dict[str, float]]:
         for d in grid["weight_decay"]
         for s in grid["stepsize"]
     ]
-
-
-def trial(protocol: Protocol, head: Head, features: Features, cell: dict[str, float], seed: int, number: int) -> float:
-    """Mean average precision on the validation split of a network trained on ``splits.fit``; kept when interrupted."""
-    from engine import checkpoint
-
-    done = features.workspace / f"trial{number}.json"
-    if done.is_file():
-        return float(checkpoint.read_json(done))
-    net = train(protocol, head, features, str(protocol.splits.fit), cell, seed, f"trial{number}")
-    source = features.source(str(protocol.splits.val))
-    value = mean_average_precision(evaluate(head, features, source, net, seed), source.targets)
-    done.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(done, value)
-    return value
 
 
 def train(

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import finished_run, protocol
+from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import nn
 
 from evaluations import finetune, metrics, run, tuning, voc
 from evaluations.features import Compute
 from evaluations.tuning import Job, Tuned
+from evaluations.views import Views, stream
 from golden import load
 from results import record as records
 from zoo.errors import UserError
@@ -148,6 +150,44 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(tmp_pa
     assert torch.equal(kept.pred_layer.weight, whole.net.pred_layer.weight)
     tuning.discard(tmp_path)
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_the_best_trial_is_chosen_and_none_is_made_twice(tmp_path):
+    cells, made = [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}], []
+
+    def trial(cell, name):
+        made.append((cell["lr"], name))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return {0.1: 5.0, 0.2: 9.0, 0.3: 9.0}[cell["lr"]]
+
+    chooses = protocol("voc07_fc68_scenes")
+    with pytest.raises(KeyboardInterrupt):
+        tuning.choose(chooses, cells, trial, tmp_path)
+    chosen, selection = tuning.choose(chooses, cells, trial, tmp_path)
+    assert made == [(0.1, "trial0"), (0.2, "trial1"), (0.3, "trial2"), (0.3, "trial2")]
+    assert chosen == cells[1] and selection.score == 9.0 and [row["score"] for row in selection.grid] == [5.0, 9.0, 9.0]
+    nothing = chooses.model_copy(update={"select": chooses.select.model_copy(update={"on": "none"})})
+    assert tuning.choose(nothing, cells, trial, tmp_path) == (cells[0], None)
+
+
+def test_a_process_without_images_of_a_batch_gets_a_batch_of_none():
+    source = SimpleNamespace(image=lambda i: Image.new("RGB", (9, 7), (i, 0, 0)), array=None, channels=3)
+    card = {
+        "pad": 0,
+        "resize": None,
+        "crop": 6,
+        "channels": 3,
+        "mean": [0] * 3,
+        "std": [1] * 3,
+        "interpolation": "bilinear",
+    }
+    order = [np.array([2, 1]), np.array([], int), np.array([3])]
+    for view, many in (("centre", 1), ("ten_crop", 10)):
+        got = list(stream(source, Views(card, view), order))
+        assert [len(rows) for rows, _ in got] == [2, 0, 1]
+        assert [tuple(images.shape) for _, images in got] == [(n, many, 3, 6, 6) for n in (2, 0, 1)]
+        assert (255 * got[2][1][0, 0, 0]).round().unique().tolist() == [3]
 
 
 def test_rates_follow_two_groups_and_their_milestones():
