@@ -98,9 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{table}\nfiles written:")
     for path in [*sorted(written), page]:
         print(f"  {os.path.relpath(path)}")
-    a, b = methods[0], "random" if "random" in methods else methods[-1]
-    print(f"\n{clock(time.time() - started)} in all. Next: python -m evaluations pair {a}_{args.dataset} "
-          f"{b}_{args.dataset} {protocols[0]} out={out}")
+    print(f"\n{clock(time.time() - started)} in all")
+    if len(methods) > 1:
+        other = "random" if "random" in methods else methods[-1]
+        print(f"next: python -m evaluations pair {methods[0]}_{args.dataset} {other}_{args.dataset} {protocols[0]} out={out}")
     return 0
 
 
