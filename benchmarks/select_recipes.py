@@ -1,4 +1,4 @@
-"""Choose a laptop-scale recipe without the test split: pre-train on ``fit``, judge on ``val``, keep every score.
+"""Choose a laptop-scale recipe without the test split: pre-train on ``fit`` (or a named part of it), judge on ``val``, keep every score.
 
     python -m benchmarks.select_recipes simclr_digits --try optimizer.lr=0.03 --try "optimizer.lr=0.1 batch=256"
 
@@ -33,14 +33,13 @@ def score(model: str, dataset: str, overrides: dict[str, Any], seed: int) -> dic
     import torch
 
     torch.set_num_threads(1)
-    import zoo
     from evaluations.run import evaluate
     from reproduce.launch import pretrain
 
-    split = zoo.resolve(model, overrides).split
+    split = training_split(model, dataset, overrides)
     with tempfile.TemporaryDirectory() as out:
         started = time.process_time()
-        folder = pretrain(model, {**overrides, "split": "fit" if split == "train" else split, "seed": seed, "out": out}, quiet=True)
+        folder = pretrain(model, {**overrides, "split": split, "seed": seed, "out": out}, quiet=True)
         found = {"cpu_seconds": round(time.process_time() - started, 1)}
         for name, metric in MEASURES.items():
             splits = {"splits.train": "fit", "splits.test": "val"}
@@ -48,6 +47,21 @@ def score(model: str, dataset: str, overrides: dict[str, Any], seed: int) -> dic
             found[name] = round(json.loads(record.read_text())["metrics"][metric]["value"], 2)
         shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def training_split(model: str, dataset: str, overrides: dict[str, Any]) -> str:
+    """``fit``, or a recipe's own smaller split when it holds no image of ``val``. Raises UserError when it does."""
+    import zoo
+    from zoo import data
+    from zoo.errors import UserError
+
+    split = str(zoo.resolve(model, overrides).split)
+    if split == "train":
+        return "fit"
+    named, held = (data.open_source(dataset, s) for s in (split, "val"))
+    if {named.name(i) for i in range(len(named))} & {held.name(i) for i in range(len(held))}:
+        raise UserError(f"{model}: split={split} holds images of val, on which recipes are judged; name another split")
+    return split
 
 
 def read(model: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 import zoo
 from benchmarks import select_recipes
+from zoo.errors import UserError
 
 MODELS = sorted(path.stem for path in select_recipes.FOLDER.glob("*.yaml"))
 
@@ -29,6 +30,13 @@ def test_each_score_is_the_mean_that_the_rule_says(model):
         parts = [statistics.mean(row[name]) for name in select_recipes.MEASURES]
         assert row["score"] == pytest.approx(statistics.mean(parts), abs=0.006)
         assert len({len(row[name]) for name in select_recipes.MEASURES}) == 1
+
+
+def test_a_recipe_of_its_own_split_keeps_it_only_without_images_of_val():
+    assert select_recipes.training_split("swav_digits", "digits", {}) == "fit"
+    assert select_recipes.training_split("swav_digits", "digits", {"split": "fit"}) == "fit"
+    with pytest.raises(UserError, match="split=val holds images of val"):
+        select_recipes.training_split("swav_digits", "digits", {"split": "val"})
 
 
 def test_no_recipe_was_chosen_on_the_test_split():

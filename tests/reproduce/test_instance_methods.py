@@ -97,10 +97,10 @@ def test_small_crops_train_the_encoder_and_not_the_classes():
     assert grads == [False, True]
 
 
-def trained(method: PIC, steps: list[SimpleNamespace], lr=lambda step: 0.1 / (1 + step)) -> list[float]:
+def trained(method: PIC, steps: list[SimpleNamespace], lr=lambda step: 0.1 / (1 + step), optimizer=SGD) -> list[float]:
     losses = []
     for step, batch in enumerate(steps):
-        method.before_step(step, ctx(lr))
+        method.before_step(step, ctx(lr, optimizer))
         loss, _ = method.loss(batch, step)
         loss.backward()
         method.after_backward(step)
@@ -121,6 +121,19 @@ def test_class_rows_follow_torchs_own_sgd_exactly():
         optimizer.zero_grad()
     trained(method, steps)
     torch.testing.assert_close(method.rows.whole(), rows.detach(), atol=2e-6, rtol=1e-5)
+
+
+def test_class_rows_with_a_rate_of_their_own_follow_the_schedule_beside_any_optimizer():
+    steps = [views(2, 4, 6, seed=s, index=[s, s + 5, 20, 3]) for s in range(4)]
+    adamw = {"name": "adamw", "lr": 0.004, "weight_decay": 0.5}
+    plain, own = pic(), pic(class_sgd={"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2})
+    start = own.rows.whole().clone()
+    trained(plain, steps)
+    trained(own, steps, lambda step: 0.004 / (1 + step), adamw)
+    torch.testing.assert_close(own.rows.whole(), plain.rows.whole(), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(own.rows.whole(), start)
+    with pytest.raises(UserError, match=r"optimizer.name=adamw.*params.class_sgd.lr"):
+        pic().before_step(0, ctx(optimizer=adamw))
 
 
 def test_with_correction_idle_rows_end_where_the_full_optimiser_would_have_put_them(monkeypatch):
