@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import zoo.data
     from evaluations import protocol
-    from results import tables
+    from results import generate
     from zoo import registry
     from zoo.errors import UserError
 
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
     store = Path("results/measured") if args.record else Path(out) / "measured"
     folder = Path("results/tables") if args.record else Path(out) / "tables"
-    page = tables.render_to(args.dataset, roots=[store], folder=folder)
+    page = generate.render_to(args.dataset, roots=[store], folder=folder)
     table, _, _ = page.read_text(encoding="utf-8").partition("\n## ")
     print(f"\n{table}\nfiles written:")
     for path in [*sorted(written), page]:

@@ -1,18 +1,50 @@
 """python -m reproduce ID [path=value …] [--plan], or labels RUN --to FILE: see `python -m reproduce --help`."""
+from __future__ import annotations
+
 import contextlib
 import io
 import os
 import sys
 
+from zoo import overrides
+from zoo.cli import Parser
 from zoo.errors import guard
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["labels"]:
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, go on with, or plan a pre-training; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["labels"]:
         from reproduce import labels
 
-        sys.exit(guard(lambda: labels.main(sys.argv[2:])))
-    from reproduce.launch import main
+        return labels.main(words[1:])
+    from engine import dist
+    from engine.options import RunOptions
+    from reproduce import launch, plan
 
+    parser = Parser(
+        prog="python -m reproduce", description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
+        epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
+               + ", ".join(f"{name}=" for name in RunOptions.names()) + ". Also: python -m reproduce labels RUN --to FILE")
+    parser.add_argument("id", help="a model of the registry: python -m zoo list")
+    parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
+    parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
+    args = parser.parse_intermixed_args(words)
+    work = launch.job(args.id, overrides.parse(args.settings))
+    if args.plan:
+        print(plan.plan(work))
+        return 0
+    try:
+        result = launch.run(work)
+        if dist.is_main():
+            print(launch.report(work, result))
+            sys.stdout.flush()
+    finally:
+        dist.finish()
+    return 0
+
+
+if __name__ == "__main__":
     # Under torchrun every process meets the same error; one of them says it.
     first = int(os.environ.get("RANK", "0")) == 0
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):

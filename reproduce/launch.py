@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from reproduce import methods
 from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
-from zoo import backbones, data, overrides
-from zoo.cli import Parser
+from zoo import backbones, data
 from zoo.errors import UserError
 
 
@@ -123,34 +121,3 @@ def next_command(work: Job) -> str:
         words += [f"pretrain_seed={work.recipe.seed}"] if work.recipe.seed else []
         words += [f"out={work.options.out}"] if work.options.out != "runs" else []
     return f"python -m evaluations {' '.join(words)}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """python -m reproduce ID [path=value …] [--plan], or python -m reproduce labels RUN --to FILE."""
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["labels"]:
-        from reproduce.labels import main as labels
-
-        return labels(words[1:])
-    parser = Parser(
-        prog="python -m reproduce", description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
-        epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
-               + ", ".join(f"{name}=" for name in RunOptions.names()) + ". Also: python -m reproduce labels RUN --to FILE")
-    parser.add_argument("id", help="a model of the registry: python -m zoo list")
-    parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
-    parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
-    args = parser.parse_intermixed_args(words)
-    work = job(args.id, overrides.parse(args.settings))
-    if args.plan:
-        from reproduce.plan import plan
-
-        print(plan(work))
-        return 0
-    try:
-        result = run(work)
-        if dist.is_main():
-            print(report(work, result))
-            sys.stdout.flush()
-    finally:
-        dist.finish()
-    return 0

@@ -47,6 +47,14 @@ def tables(
     return settle(files, check, "python -m results tables")
 
 
+def render_to(only: str, *, roots: Sequence[Path | str] = (COMMITTED,), folder: Path | str) -> Path:
+    """Build one table from the records below ``roots`` and write its page into ``folder``; returns the page."""
+    built = build(pick(load(), only)[0], Store(roots), Catalogue())
+    target = Path(folder) / f"{only}.md"
+    write_text(target, page(built, target.parent))
+    return target
+
+
 def figures(
     roots: Sequence[Path], *, to: Path | None = None, check: bool = False, catalogue: Catalogue | None = None
 ) -> int:

@@ -21,7 +21,6 @@ from zoo.yamlfile import load_mapping, locate
 from . import cells
 from .cells import Cell
 from .published import Catalogue, problem
-from .record import COMMITTED
 from .store import Store, Summary, Verdict, better_than_random
 
 FILE = Path(__file__).resolve().parent / "tables.yaml"
@@ -193,13 +192,3 @@ def _judge(table: Table, column: Column, row: Summary, store: Store, catalogue: 
     if random.data != row.data:
         return Verdict("unknown", f"other data than {table.against}")
     return better_than_random(row, random)
-
-
-def render_to(only: str, *, roots: Sequence[Path | str] = (COMMITTED,), folder: Path | str) -> Path:
-    """Build one table from the records below ``roots`` and write its page into ``folder``; returns the page."""
-    from .pages import page, write_text
-
-    built = build(pick(load(), only)[0], Store(roots), Catalogue())
-    target = Path(folder) / f"{only}.md"
-    write_text(target, page(built, target.parent))
-    return target

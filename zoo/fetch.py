@@ -1,4 +1,4 @@
-"""Released files by name: downloaded once, checked every time, and ``python -m zoo fetch | verify``.
+"""Released files by name: downloaded once, checked every time, and ``python -m zoo fetch``.
 
 Names: ``swav_800ep`` (weights), ``swav_800ep/linear_imagenet`` (a released head), ``sela_alexnet_10x3k/labels``
 (pseudo-labels in a file of their own) and the names of ``assets.yaml``.  A hash comes from the registry, else from
@@ -240,18 +240,13 @@ def check(wanted: Item, file: Path, source: Any = None) -> cache.Seen:
 
 
 def register(commands: Any) -> None:
-    """Add ``fetch`` and ``verify`` to ``python -m zoo``."""
-    one = commands.add_parser("fetch", help="download released files and check them", description=__doc__)
-    one.add_argument("patterns", nargs="*", metavar="NAME", help="ids, asset names or shell patterns such as 'swav*'")
-    one.add_argument("--all", action="store_true", help="every released file: hundreds of megabytes each")
-    one.add_argument("--record", action="store_true", help="write size and hash to zoo/weights.lock")
-    one.add_argument("--list", action="store_true", help="print names, sources and places, download nothing")
-    one.set_defaults(func=_fetch)
-    two = commands.add_parser("verify", help="a health table: link, size, hash, contract, fingerprint of features")
-    two.add_argument("patterns", nargs="*", default=["*"], metavar="NAME")
-    two.add_argument("--offline", action="store_true", help="do not ask the servers")
-    two.add_argument("--record", action="store_true", help="write fingerprints to zoo/weights.lock")
-    two.set_defaults(func=_verify)
+    """Add ``fetch`` to ``python -m zoo``."""
+    own = commands.add_parser("fetch", help="download released files and check them", description=__doc__)
+    own.add_argument("patterns", nargs="*", metavar="NAME", help="ids, asset names or shell patterns such as 'swav*'")
+    own.add_argument("--all", action="store_true", help="every released file: hundreds of megabytes each")
+    own.add_argument("--record", action="store_true", help="write size and hash to zoo/weights.lock")
+    own.add_argument("--list", action="store_true", help="print names, sources and places, download nothing")
+    own.set_defaults(func=_fetch)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -277,11 +272,3 @@ def _fetch(options: argparse.Namespace) -> int:
     if failed and len(wanted) > 1:
         print(f"error: {len(failed)} of {len(wanted)} files could not be had: {', '.join(failed)}", file=sys.stderr)
     return 2 if failed else 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from .health import table
-
-    text, healthy = table(matching(options.patterns), offline=options.offline, record=options.record)
-    print(text)
-    return 0 if healthy else 2

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from . import cache, download, registry
 from .errors import UserError
-from .fetch import Item, assets, check, expected
+from .fetch import Item, assets, check, expected, matching
 
 COLUMNS = ("file", "link", "size", "hash", "contract", "fingerprint")
 TOLERANCE = 1e-3  # relative to the largest value: features differ a little between machines
+
+
+def register(commands: Any) -> None:
+    """Add ``verify`` to ``python -m zoo``."""
+    own = commands.add_parser("verify", help="a health table: link, size, hash, contract, fingerprint of features")
+    own.add_argument("patterns", nargs="*", default=["*"], metavar="NAME")
+    own.add_argument("--offline", action="store_true", help="do not ask the servers")
+    own.add_argument("--record", action="store_true", help="write fingerprints to zoo/weights.lock")
+    own.set_defaults(func=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    text, healthy = table(matching(options.patterns), offline=options.offline, record=options.record)
+    print(text)
+    return 0 if healthy else 2
 
 
 def table(wanted: Sequence[Item], offline: bool = False, record: bool = False) -> tuple[str, bool]:

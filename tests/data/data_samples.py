@@ -244,9 +244,9 @@ def build_yfcc_without_ids(root):
 
 def scenes(form: str) -> Callable[[Path], None]:
     def build(root: Path) -> None:
-        from zoo.data.scenes_files import make
+        from zoo.data import make_scenes
 
-        make(root, form, items="digits", images=20)
+        make_scenes(root, form, items="digits", images=20)
 
     return build
 

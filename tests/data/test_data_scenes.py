@@ -19,7 +19,7 @@ IMAGES = 50
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return scenes_files.make(tmp_path_factory.mktemp("scenes"), "both", "digits", IMAGES)
+    return data.make_scenes(tmp_path_factory.mktemp("scenes"), "both", "digits", IMAGES)
 
 
 def read(made, form, split):
@@ -35,9 +35,9 @@ def digest(folder):
 
 
 def test_the_same_seed_makes_the_same_files(made, tmp_path):
-    again = scenes_files.make(tmp_path / "again", "both", "digits", IMAGES)
+    again = data.make_scenes(tmp_path / "again", "both", "digits", IMAGES)
     assert digest(again) == digest(made)
-    other = scenes_files.make(tmp_path / "other", "coco", "digits", IMAGES, seed=1)
+    other = data.make_scenes(tmp_path / "other", "coco", "digits", IMAGES, seed=1)
     first = "train/000000000001.jpg"
     assert digest(other)[first] != digest(made / "coco")[first]
 
@@ -101,11 +101,11 @@ def test_a_scene_depends_on_its_number_alone():
 def test_a_folder_with_something_else_in_it_is_left_alone(made, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="holds something else already"):
-        scenes_files.make(tmp_path, "coco", "digits", IMAGES)
+        data.make_scenes(tmp_path, "coco", "digits", IMAGES)
     with pytest.raises(UserError, match="holds something else already"):
-        scenes_files.make(made, "both", "digits", IMAGES, seed=9)
+        data.make_scenes(made, "both", "digits", IMAGES, seed=9)
     before = (made / "coco/scenes.json").stat().st_mtime_ns
-    assert scenes_files.make(made, "both", "digits", IMAGES) == made
+    assert data.make_scenes(made, "both", "digits", IMAGES) == made
     assert (made / "coco/scenes.json").stat().st_mtime_ns == before
 
 
@@ -115,7 +115,7 @@ def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
 
     monkeypatch.setitem(scenes_files.WRITERS, "voc", fail)
     with pytest.raises(RuntimeError):
-        scenes_files.make(tmp_path / "x", "voc", "digits", 10)
+        data.make_scenes(tmp_path / "x", "voc", "digits", 10)
     assert not list(tmp_path.iterdir())
 
 
@@ -136,7 +136,7 @@ def test_scenes_make_themselves_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(scenes_files, "PARTS", {"train": 0.03, "val": 0.01, "test": 0.01})
     monkeypatch.setattr("zoo.data.opening.faults.screen", lambda source, *_: source)
     assert len(data.open_source("scenes_digits_voc", "test")) == 10
-    assert (tmp_path / f"selfzoo/data/scenes_digits_voc_v{scenes_files.VERSION}/scenes.json").is_file()
+    assert (tmp_path / f"selfzoo/data/scenes_digits_voc_v{scenes.VERSION}/scenes.json").is_file()
 
 
 @pytest.mark.slow
@@ -147,5 +147,5 @@ def test_the_whole_set_is_made_in_twenty_seconds(tmp_path, items):
     except data.DataMissing:
         pytest.skip("Fashion-MNIST is not on this machine")
     start = time.process_time()
-    scenes_files.make(tmp_path / "set", "both", items)
+    data.make_scenes(tmp_path / "set", "both", items)
     assert time.process_time() - start < 20

@@ -104,7 +104,7 @@ def offline(monkeypatch):
     for place in (
         "zoo.fetch.obtain",
         "zoo.data.places.downloaded",
-        "zoo.data.scenes_files.make",
+        "zoo.data.opening.make_scenes",
         "urllib.request.urlopen",
     ):
         monkeypatch.setattr(place, forbidden)

@@ -10,13 +10,14 @@ import yaml
 import zoo
 from engine.folder import lock
 from reproduce import launch
+from reproduce.__main__ import main
 from zoo.errors import UserError, guard
 
 SMALL = {"backbone.options.width": 4, "batch": 32, "schedule.images": 160, "tensorboard": False}
 
 
 def command(capsys, *words: str) -> tuple[int, str, str]:
-    status = guard(lambda: launch.main(list(words)))
+    status = guard(lambda: main(list(words)))
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -46,6 +47,7 @@ def test_a_mistake_is_one_line_that_names_value_and_remedy(capsys, tmp_path, wor
 
 def test_python_m_reproduce_exits_with_2(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce", "no_such_model"])
+    monkeypatch.delitem(sys.modules, "reproduce.__main__")         # imported above: runpy wants it unread
     with pytest.raises(SystemExit) as left:
         runpy.run_module("reproduce", run_name="__main__")
     assert left.value.code == 2 and "no_such_model" in capsys.readouterr().err

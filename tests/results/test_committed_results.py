@@ -12,7 +12,7 @@ import pytest
 from result_samples import sample
 
 from results import __main__ as cli
-from results import published, tables
+from results import generate, published, tables
 from results.pages import FOLDER, README
 from results.record import COMMITTED, files, read, write
 from results.store import REPOSITORY, Store, load
@@ -209,10 +209,10 @@ def test_the_demo_can_render_one_table_from_records_alone(tmp_path):
         "top1_best_on_test": type(record.metrics["top1"])(value=78.0, style="paper"),
     }
     write(sample("random_digits", metrics=metrics, version=version), tmp_path / "measured")
-    page = tables.render_to("digits", roots=[tmp_path / "measured"], folder=tmp_path / "tables")
+    page = generate.render_to("digits", roots=[tmp_path / "measured"], folder=tmp_path / "tables")
     assert page == tmp_path / "tables" / "digits.md" and "77.0 (1)" in page.read_text()
     with pytest.raises(UserError, match="no table"):
-        tables.render_to("digit", roots=[], folder=tmp_path)
+        generate.render_to("digit", roots=[], folder=tmp_path)
 
 
 def test_the_table_that_the_docs_show_is_one(tmp_path):

@@ -6,7 +6,7 @@ source.image(0), source.label(0), source.name(0), source.fingerprint
 """
 
 from .images import ImageError
-from .opening import open_source
+from .opening import make_scenes, open_source
 from .places import DataMissing
 from .seal import Seal, SealedError, openings, permit, sealed
 from .source import ArraySource, FileSource, Source
@@ -22,6 +22,7 @@ __all__ = [
     "SealedError",
     "Source",
     "describe",
+    "make_scenes",
     "names",
     "open_source",
     "openings",

@@ -193,9 +193,9 @@ def stratified(source: Any, fraction: float, seed: int) -> np.ndarray:
 
 
 def _make(options: argparse.Namespace) -> int:
-    from .scenes_files import make
+    from .opening import make_scenes
 
-    make(options.to, options.format, options.items, options.images, options.seed)
+    make_scenes(options.to, options.format, options.items, options.images, options.seed)
     forms = ("voc", "coco") if options.format == "both" else (options.format,)
     for form in forms:
         folder = options.to / form if options.format == "both" else options.to

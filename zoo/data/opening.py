@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, suggest
-from . import faults, places, seal
+from . import faults, places, scenes_files, seal
 from .access import Access
 from .source import FileSource, Source
 from .specs import LISTS, DatasetSpec, describe
@@ -49,6 +49,10 @@ def open_source(
             raise UserError(f"{name}: the data set is a path already; leave out data={root}")
         root = name
     folder = places.find(spec, root, fetch)
+    if spec.made and folder == places.scenes(spec) and not (folder / "scenes.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with places.alone(folder.with_suffix(".lock")):  # the first process that wants them makes them
+            make_scenes(folder, str(spec.options["format"]), str(spec.options["items"]))
     access = Access.of(cache, share)
     source = read_part(spec, folder, spec.part(split), allowed)
     chosen = positions(spec, split, source, folder, fetch)
@@ -66,6 +70,17 @@ def open_source(
         source = held(source, access)
     source.dataset, source.split = spec.name, split
     return source
+
+
+def make_scenes(
+    folder: Path, form: str, items: str = "fashion_mnist", images: int = 1000, seed: int = 0
+) -> Path:
+    """Compose ``images`` scenes below ``folder``; form: voc, coco or both (then in folder/voc and folder/coco).
+
+    items: the data set whose images are laid out, fashion_mnist or digits.  A folder that the same recipe has made is left
+    as it is; any other folder with something in it is a UserError.
+    """
+    return scenes_files.make(folder, form, items, images, seed, open_source)
 
 
 def read_part(spec: DatasetSpec, folder: Path | None, part: str, max_bad: int = 0, check: bool = True) -> Source:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from .scenes import VERSION
 from .specs import DatasetSpec, SplitRule
 
 
@@ -29,7 +30,8 @@ def user_cache() -> Path:
 def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) -> Path | None:
     """The folder of the data set; None for one that comes with an installed package.
 
-    A folder that was named must be there: nothing else is tried in its stead.  ``fetch`` False: neither download nor make.
+    A folder that was named must be there: nothing else is tried in its stead.  ``fetch`` False: no download, and no folder
+    that has yet to be made (composed scenes are made by ``open_source``).
     """
     if spec.embedded:
         if root is not None:
@@ -52,8 +54,8 @@ def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) 
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    if spec.made and (made := _made(spec, fetch)) is not None:
-        return made
+    if spec.made and (fetch or (scenes(spec) / "scenes.json").is_file()):
+        return scenes(spec)
     target = user_cache() / "data" / spec.name
     if spec.download and not fetch:
         if (target / ".complete").exists():
@@ -68,17 +70,9 @@ def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) 
     raise DataMissing(f"{spec.name}: no data found. Tried: {'; '.join(tried)}. Next: {spec.prepare}")
 
 
-def _made(spec: DatasetSpec, fetch: bool) -> Path | None:
-    """The composed scenes in the user's cache, made there by the first process that wants them."""
-    from .scenes_files import VERSION, make
-
-    form, items = str(spec.options["format"]), str(spec.options["items"])
-    folder = user_cache() / "data" / f"scenes_{items}_{form}_v{VERSION}"
-    if not fetch:
-        return folder if (folder / "scenes.json").is_file() else None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(folder.with_suffix(".lock")):
-        return folder if (folder / "scenes.json").is_file() else make(folder, form, items)
+def scenes(spec: DatasetSpec) -> Path:
+    """Where composed scenes are kept, made or not yet."""
+    return user_cache() / "data" / f"scenes_{spec.options['items']}_{spec.options['format']}_v{VERSION}"
 
 
 def present(spec: DatasetSpec) -> str:

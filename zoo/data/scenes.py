@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 
 from .source import Source
 
+VERSION = 1  # other pictures from the same images make another version
 SIDE = 96
 CROWD_EVERY = 8
 HIDDEN = 0.5  # an item of which less than this fraction can be seen is difficult

@@ -20,10 +20,9 @@ from PIL import Image
 
 from ..errors import UserError, writing
 from . import rle
-from .scenes import SIDE, Scene, compose
+from .scenes import SIDE, VERSION, Scene, compose
 from .source import Source
 
-VERSION = 1
 PARTS = {"train": 0.6, "val": 0.2, "test": 0.2}
 NAMES = {
     "fashion_mnist": [
@@ -43,20 +42,15 @@ NAMES = {
 Drawn = dict[str, list[Scene]]
 
 
-def make(folder: Path, form: str, items: str = "fashion_mnist", images: int = 1000, seed: int = 0) -> Path:
-    """Write ``images`` scenes below ``folder``; form: voc, coco or both (then in folder/voc and folder/coco).
-
-    A folder that the same recipe has made is left as it is; any other folder with something in it is an error.
-    """
-    from .opening import open_source
-
+def make(folder: Path, form: str, items: str, images: int, seed: int, opened: Callable[[str, str], Source]) -> Path:
+    """See zoo.data.make_scenes.  ``opened`` gives the images of a data set's split."""
     if form not in ("voc", "coco", "both") or items not in NAMES or images < 10 or seed < 0:
         raise UserError(
             f"scenes: format {form!r}, items {items!r}, {images} images, seed {seed}: the format is voc, coco or both, the"
             f" items are {' or '.join(NAMES)}, at least 10 images, a seed of 0 or more"
         )
     targets = {f: folder / f if form == "both" else folder for f in (("voc", "coco") if form == "both" else (form,))}
-    sources = {"train": open_source(items, "fit"), "val": open_source(items, "val"), "test": open_source(items, "test")}
+    sources = {part: opened(items, split) for part, split in {"train": "fit", "val": "val", "test": "test"}.items()}
     recipe: dict[str, Any] = {"version": VERSION, "images": images, "seed": seed, "items": {}}
     recipe["items"] = {part: f"{items} {source.fingerprint}" for part, source in sources.items()}
     missing = {f: target for f, target in targets.items() if not _made(target, {**recipe, "format": f})}
