@@ -27,7 +27,7 @@ from engine import rng
 from engine.maths import contingency as table
 from engine.maths.kmeans import KMeans, assign, kmeans
 from engine.maths.rows import Rows
-from results.record import Metric
+from results.record import Metric, around
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -156,9 +156,20 @@ def _read_labels(model: Model, head: Head) -> tuple[np.ndarray, list[str] | None
 
 
 def scored(truth: np.ndarray, assigned: list[np.ndarray]) -> dict[str, Metric]:
-    """Every score in percent: one assignment per seed or head, mean and spread over them."""
-    each = [table.scores(table.contingency(truth, a)) for a in assigned]
-    return {name: Metric.over_seeds([100 * e[name] for e in each], n=len(truth)) for name in SCORES}
+    """Every score in percent: one assignment per seed or head, mean and spread over them.
+
+    The interval is of the mean when other images are drawn; its error is the mean one of the assignments, which share
+    the images.
+    """
+    tables = [table.contingency(truth, a) for a in assigned]
+    each = [table.scores(t) for t in tables]
+    errors = [table.errors(t, e) for t, e in zip(tables, each, strict=True)]
+    metrics = {}
+    for name in SCORES:
+        values = [100 * e[name] for e in each]
+        ci = around(float(np.mean(values)), 100 * float(np.mean([e[name] for e in errors])))
+        metrics[name] = Metric.over_seeds(values, n=len(truth), ci=ci)
+    return metrics
 
 
 def preparation(x: np.ndarray, how: str) -> Any:

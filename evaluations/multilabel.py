@@ -24,7 +24,7 @@ from .linear import grid_of
 from .metrics import mean_average_precision
 from .models import Model
 from .protocol import Protocol, head_of
-from .result import Result
+from .result import Result, precision
 from .voc import multilabel_loss
 
 GRID = ("lr", "weight_decay")
@@ -69,11 +69,11 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     for layer, each in faithful.score(features, test, trained, protocol.transform.test, which).items():
         suffix = f"_{layer}" if len(trained.heads) > 1 else ""
         mine = each[chosen.get(layer, 0)]
-        metrics[f"map{suffix}"] = Metric(value=mean_average_precision(mine, truth), n=len(truth))
-        metrics[f"map11{suffix}"] = Metric(value=mean_average_precision(mine, truth, points=11), n=len(truth))
-        best = max(mean_average_precision(s, truth) for s in each)
+        metrics[f"map{suffix}"] = precision([mine], truth)
+        metrics[f"map11{suffix}"] = precision([mine], truth, points=11)
+        best = max(each, key=lambda s: mean_average_precision(s, truth))
         note = "best rate and epoch on the test split"
-        metrics[f"map_best_on_test{suffix}"] = Metric(value=best, n=len(truth), style="paper", note=note)
+        metrics[f"map_best_on_test{suffix}"] = precision([best], truth, style="paper", note=note)
     return Result(metrics, mine)
 
 

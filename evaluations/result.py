@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from results.record import Metric, interval
+from results.record import Metric, around, interval
+
+from .metrics import bootstrap_error, mean_average_precision
 
 
 @dataclass
@@ -26,6 +29,16 @@ class Result:
 def rate(percent: float, n: int, **fields: Any) -> Metric:
     """An accuracy in percent of n samples, with its 95 % interval."""
     return Metric(value=float(percent), n=n, ci=interval(min(max(float(percent), 0.0), 100.0), n), **fields)
+
+
+def precision(scores: Sequence[np.ndarray], targets: np.ndarray, *, points: int | None = None, **fields: Any) -> Metric:
+    """Mean average precision in percent, averaged over one (N, C) of scores per evaluation seed, draw or just one model, with
+    an interval of 1.96 bootstrap errors over the images."""
+    values = [mean_average_precision(s, targets, points=points) for s in scores]
+    ci = around(float(np.mean(values)), bootstrap_error(scores, targets, points=points))
+    if len(values) == 1:
+        return Metric(value=values[0], n=len(targets), ci=ci, **fields)
+    return Metric.over_seeds(values, n=len(targets), ci=ci, **fields)
 
 
 def rates(values: list[float], n: int, **fields: Any) -> Metric:

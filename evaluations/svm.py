@@ -20,14 +20,14 @@ from pydantic import Field
 from torch import Tensor
 
 from engine import rng
-from results.record import Metric, Selection
+from results.record import Selection
 from zoo.schema import Strict
 
 from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
-from .metrics import average_precision, mean_average_precision
+from .metrics import average_precision
 from .models import Model
 from .protocol import Protocol, head_of
-from .result import Result, rates
+from .result import Result, precision, rates
 from .splits import stratified_folds
 
 GRID = ("cost",)
@@ -81,16 +81,16 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     queries, truth = rows(protocol.splits.test), targets_of(features, protocol.splits.test)
     scores = decide(queries, final).numpy()
     metrics = {
-        "map": Metric(value=mean_average_precision(scores, truth), n=len(truth)),
-        "map11": Metric(value=mean_average_precision(scores, truth, points=11), n=len(truth)),
+        "map": precision([scores], truth),
+        "map11": precision([scores], truth, points=11),
     }
     correct = None
     if features.source(protocol.splits.test).targets is None:
         correct = (scores.argmax(1) == truth.argmax(1)).astype(np.int8)
         metrics["top1"] = rates([100 * float(correct.mean())], len(truth))
     for k, found in shots.items():
-        values = [mean_average_precision(decide(queries, w).numpy(), truth) for w in found]
-        metrics[f"map_{k}"] = Metric.over_seeds(values, n=len(truth), note=f"{k} positive images of each class")
+        drawn = [decide(queries, w).numpy() for w in found]
+        metrics[f"map_{k}"] = precision(drawn, truth, note=f"{k} positive images of each class")
     return Result(metrics, scores, correct)
 
 

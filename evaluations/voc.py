@@ -22,7 +22,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine import rng
-from results.record import Metric
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -31,7 +30,7 @@ from .features import FeatureRequest, Features
 from .metrics import mean_average_precision
 from .models import Model
 from .protocol import Protocol, head_of
-from .result import Result
+from .result import Result, precision
 from .tuning import Job, Tuned
 
 GRID = ("lr", "weight_decay", "stepsize")
@@ -75,10 +74,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     source = features.source(protocol.splits.test)
     found = [evaluate(head, features, source, net, s) for net, s in zip(nets, seeds, strict=True)]
     tuning.discard(features.workspace)
-    metrics = {}
-    for name, points in SCORES.items():
-        values = [mean_average_precision(s, source.targets, points=points) for s in found]
-        metrics[name] = Metric.over_seeds(values, n=len(source))
+    metrics = {name: precision(found, source.targets, points=points) for name, points in SCORES.items()}
     return Result(metrics, found[0])
 
 

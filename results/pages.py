@@ -145,8 +145,7 @@ def page(built: Built, folder: Path) -> str:
         )
     if built.summaries:
         parts.append("## Records of the measured numbers\n\n" + "\n".join(_records(built, folder)))
-    if built.verdicts:
-        lines = [f"- `{row}`, {head}: {v.said} ({v.mark})" for row, head, v in built.verdicts if v.mark != "unknown"]
+    if lines := [f"- `{row}`, {head}: {v.said} ({v.mark})" for row, head, v in built.verdicts if v.mark != "unknown"]:
         parts.append("## Verdicts\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

@@ -71,6 +71,12 @@ def interval(percent: float, n: int, z: float = 1.959964) -> tuple[float, float]
     return 100 * (centre - half), 100 * (centre + half)
 
 
+def around(percent: float, error: float, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval, in percent, of a score with standard error ``error``: for what is not a rate of independent samples.
+    It ends at -100 and 100, and has no width where the error is zero, as at a perfect score."""
+    return max(percent - z * error, -100.0), min(percent + z * error, 100.0)
+
+
 @dataclass(frozen=True, config=_STRICT)
 class Selection:
     """How hyper-parameters were chosen. ``grid`` or ``file`` keeps every candidate with its score."""

@@ -99,6 +99,34 @@ def scores(table: Contingency) -> dict[str, float]:
     }
 
 
+def errors(table: Contingency, found: dict[str, float]) -> dict[str, float]:
+    """Standard errors of the ``scores`` of a table, when other samples are drawn and both labellings stay as they are.
+
+    The delta method: a score's spread follows from its derivative by the share of each cell. Purity and Hungarian accuracy
+    are shares of samples, with the class that each cluster stands for taken as fixed; so is the expectation in ``anmi``.
+    """
+    n = max(table.n, 1)
+    share, class_shares, cluster_shares = table.counts / n, table.class_sizes / n, table.cluster_sizes / n
+    a, b = class_shares[table.classes], cluster_shares[table.clusters]
+    half = (entropy(table.class_sizes) + entropy(table.cluster_sizes)) / 2
+    by_information, by_half = np.log(share / (a * b)), -np.log(a * b) / 2
+    in_class, in_cluster = float((class_shares**2).sum()), float((cluster_shares**2).sum())
+    by_chance = 2 * (a * in_cluster + b * in_class)
+    above = 1 - found["anmi"]
+    slopes = {  # derivatives by the share of each cell, up to a constant, and what the score divides by
+        "nmi": (by_information - found["nmi"] * by_half, half),
+        "anmi": (by_information - found["anmi"] * by_half, (half - mutual_information(table)) / above if above > 1e-9 else 0),
+        "ari": (2 * share - by_chance - found["ari"] * (a + b - by_chance), (in_class + in_cluster) / 2 - in_class * in_cluster),
+    }
+    result = {}
+    for name, (slope, bottom) in slopes.items():
+        spread = np.sqrt(max(float(share @ slope**2) - float(share @ slope) ** 2, 0.0) / n)
+        result[name] = float(spread / bottom) if bottom > EPS else 0.0
+    for name in ("hungarian", "purity"):
+        result[name] = float(np.sqrt(found[name] * (1 - found[name]) / n))
+    return result
+
+
 def entropy(sizes: np.ndarray) -> float:
     """Entropy in nats of the distribution proportional to ``sizes`` (non-negative counts)."""
     p = sizes[sizes > 0] / max(sizes.sum(), 1)

@@ -286,6 +286,7 @@ def test_a_named_protocol_runs_from_files_to_record(name, world, tmp_path):
     if wanted.head.get("score") == "train":
         tested = CLASSES * EACH
     assert {m.n for m in found.metrics.values()} == {tested}
+    assert all(m.ci and m.ci[0] - 1e-9 <= m.value <= m.ci[1] + 1e-9 for m in found.metrics.values())
     assert found.form == wanted.form and found.test_reads == (wanted.head.get("score") != "train")
     assert (found.selection is None) == (wanted.select.on == "none")
     if wanted.kind in ("voc", "finetune"):

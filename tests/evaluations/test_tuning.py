@@ -95,6 +95,36 @@ def test_average_precision_equals_scikit_learn_and_eleven_points_a_hand_count():
     assert np.isnan(metrics.average_precision(scores, np.zeros(200)))
 
 
+@pytest.mark.parametrize("points", [None, 11])
+def test_the_bootstrap_error_of_average_precision_is_its_spread_over_other_images(points):
+    rng = np.random.default_rng(5)
+
+    def sample():
+        targets = (rng.random((400, 4)) < 0.25).astype(np.uint8)
+        return rng.standard_normal((400, 4)) + 1.5 * targets, targets
+
+    spread = np.std([metrics.mean_average_precision(*sample(), points=points) for _ in range(300)], ddof=1)
+    found = []
+    for _ in range(5):
+        scores, targets = sample()
+        found.append(metrics.bootstrap_error([scores], targets, points=points))
+    assert np.mean(found) == pytest.approx(spread, rel=0.25)
+    again = metrics.bootstrap_error([scores, scores], targets, points=points)
+    assert again == pytest.approx(found[-1], rel=1e-9)  # the same images, the same draws
+
+
+@pytest.mark.parametrize("points", [None, 11])
+def test_an_image_drawn_twice_counts_as_two_images(points):
+    rng = np.random.default_rng(6)
+    targets, scores = rng.choice([0, 0, 1, 255], 60).astype(np.uint8), rng.integers(0, 20, 60).astype(float)
+    times = rng.integers(0, 4, (3, 60))
+    for row, value in zip(times, metrics._average_precisions(scores, targets, points, times), strict=True):
+        copied = metrics.average_precision(scores.repeat(row), targets.repeat(row), points=points)
+        assert value == pytest.approx(copied, rel=1e-12)
+    nothing = np.where(targets == 1, 0, 1)[None]  # a draw without any positive has no average precision
+    assert np.isnan(metrics._average_precisions(scores, targets, points, nothing)).all()
+
+
 def toy_job(order=None):
     torch.manual_seed(0)
     net = Tuned(ToyBody(), 3)

@@ -95,3 +95,27 @@ def test_tensors_and_lists_are_labels_too():
 def test_labels_that_cannot_be_counted_are_refused(true, predicted, word):
     with pytest.raises(ValueError, match=word):
         c.contingency(true, predicted)
+
+
+@pytest.mark.parametrize("classes, clusters, n", [(10, 10, 2000), (10, 25, 4000)])
+def test_the_errors_of_scores_are_their_spread_over_other_samples(classes, clusters, n):
+    rng = np.random.default_rng(3)
+    shares = rng.dirichlet(np.full(classes * clusters, 0.15))
+    found, errors = [], []
+    for _ in range(200):
+        cells = rng.choice(classes * clusters, size=n, p=shares)
+        table = c.contingency(cells // clusters, cells % clusters)
+        found.append(c.scores(table))
+        errors.append(c.errors(table, found[-1]))
+    for name in found[0]:
+        spread = np.std([f[name] for f in found], ddof=1)
+        assert np.mean([e[name] for e in errors]) == pytest.approx(spread, rel=0.25), name
+
+
+@pytest.mark.parametrize("true, predicted", [([0] * 6, [0] * 6), ([0] * 6, [0, 1, 2] * 2), ([0, 1, 2] * 2, [0] * 6),
+                                             ([0, 1, 2] * 2, [2, 0, 1] * 2), (range(6), range(6))])
+def test_errors_of_tables_without_doubt_are_zero(true, predicted):
+    table = c.contingency(list(true), list(predicted))
+    errors = c.errors(table, c.scores(table))
+    assert all(np.isfinite(e) for e in errors.values())
+    assert all(errors[name] == pytest.approx(0, abs=1e-7) for name in ("nmi", "anmi", "ari"))
