@@ -59,12 +59,12 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray, *, points: i
     return 100.0 * float(np.nanmean(each))
 
 
-def bootstrap_error(
+def bootstrap(
     scores: Sequence[np.ndarray], targets: np.ndarray, *, points: int | None = None, draws: int = 200
-) -> float:
-    """Standard error, in percent, of the average of ``mean_average_precision`` over several ``scores`` (N, C) of the same
-    images: its spread over ``draws`` samples of N images drawn with replacement, always the same ones (itself good to about
-    5 %). The images of a split are the sample; the trained classifiers stay as they are.
+) -> np.ndarray:
+    """(draws,) percent: the average of ``mean_average_precision`` over several ``scores`` (N, C) of the same images, for samples of
+    N images drawn with replacement: always the same samples, so that two models can be compared draw by draw. The images
+    of a split are the sample; the trained classifiers stay as they are.
     """
     random = np.random.default_rng(0)
     times = random.multinomial(len(targets), np.full(len(targets), 1 / len(targets)), size=draws)
@@ -72,7 +72,7 @@ def bootstrap_error(
     for each in scores:
         classes = [_average_precisions(each[:, c], targets[:, c], points, times) for c in range(targets.shape[1])]
         means.append(np.nanmean(classes, axis=0))
-    return 100.0 * float(np.std(np.mean(means, axis=0), ddof=1))
+    return 100.0 * np.mean(means, axis=0)
 
 
 @dataclass(frozen=True)

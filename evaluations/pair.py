@@ -1,23 +1,27 @@
 """Two models on the same test images: is the difference more than chance?
 
 Predictions are kept beside the records, in files named by their hash; both records must be of the same protocol, version,
-overrides and data. Accuracy is compared by McNemar's exact test and a 95 % interval of the difference.
+overrides and data. Accuracy is compared by McNemar's exact test, other scores by a 95 % interval of their difference over
+the images: of means over draws directly, of average precision by the bootstrap, of clusterings by the delta method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.maths import contingency
 from results import record as records
 from zoo.errors import UserError
 
-from .metrics import Paired, paired
+from .metrics import Paired, bootstrap, mean_average_precision, paired
 from .run import evaluate, keep_predictions, say
 from .task import Settings, Task
+
+CAUTION = "on these images; another pre-training seed may differ by more"
 
 
 def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
@@ -30,19 +34,30 @@ def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
     one, two = (records.read(path) for path in paths)
     if one.data_fingerprint != two.data_fingerprint:
         raise UserError(f"{paths[0]} and {paths[1]} were measured on different data")
-    each = zip((one, two), paths, (a, b), strict=True)
-    correct = [_correct(out, record, path, protocol, model, overrides) for record, path, model in each]
-    if all(set(np.unique(c)) <= {0, 1} for c in correct):
-        return describe(one, two, paired(*correct))
-    return describe_means(one, two, *correct)
+    found = [_predicted(out, *each, protocol, overrides) for each in ((one, paths[0], a), (two, paths[1], b))]
+    (scores, correct), (other_scores, other_correct) = found
+    if len(correct):
+        if all(set(np.unique(c)) <= {0, 1} for c in (correct, other_correct)):
+            return describe(one, two, paired(correct, other_correct))
+        return describe_means(one, two, correct, other_correct)
+    task = Task.of(protocol, a, Settings.of(overrides))
+    if task.protocol.kind == "clustering":
+        scored = task.protocol.splits.train if task.protocol.head.get("score") == "train" else task.protocol.splits.test
+        return describe_clusterings(one, two, np.asarray(task.open(scored).labels), scores, other_scores)
+    return describe_precision(one, two, np.asarray(task.open(task.protocol.splits.test).targets), scores, other_scores)
 
 
-def _correct(
-    out: Path, record: records.Record, path: Path, protocol: str, model: str, overrides: Mapping[str, Any]
-) -> np.ndarray:
-    """Per-image scores of a record, computed again (from kept features, where they are) when its predictions are gone."""
+def _predicted(
+    out: Path, record: records.Record, path: Path, model: str, protocol: str, overrides: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of a record, and scores of single images where it has them; computed again (from kept features, where
+    they are) when the file is gone."""
+    if record.predictions_sha256 is None:
+        raise UserError(
+            f"{record.protocol}: it keeps no predictions, so two models cannot be compared on the same images"
+        )
     place = out / "predictions" / f"{record.predictions_sha256}.npz"
-    if record.predictions_sha256 is not None and not place.is_file():
+    if not place.is_file():
         say(f"{path}: its predictions are not in {place.parent}; computing them again")
         result, _ = Task.of(protocol, model, Settings.of(overrides)).measure(say)
         if keep_predictions(result, place.parent) != record.predictions_sha256:
@@ -50,15 +65,8 @@ def _correct(
                 f"{path}: its predictions are not in {place.parent}, and computed again they are others (another machine, "
                 f"or other versions); to measure afresh: rm {path} && {record.command}"
             )
-    correct = np.zeros(0)
-    if record.predictions_sha256 is not None:
-        with np.load(place) as kept:
-            correct = np.asarray(kept["correct"])
-    if not len(correct):
-        raise UserError(
-            f"{record.protocol}: its score is not a mean over images, so two models cannot be compared image by image"
-        )
-    return correct
+    with np.load(place) as kept:
+        return np.asarray(kept["predictions"]), np.asarray(kept["correct"])
 
 
 def describe(a: records.Record, b: records.Record, p: Paired) -> str:
@@ -72,22 +80,71 @@ def describe(a: records.Record, b: records.Record, p: Paired) -> str:
         f"  {_named(b):<40} {p.b:6.2f}\n"
         f"  difference {p.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}; "
         f"right only by the first {p.only_a}, only by the second {p.only_b}; p = {p.p_value:.2g}\n"
-        f"  {verdict} on these images (another pre-training seed may differ by more)"
+        f"  {verdict}; {CAUTION}"
     )
 
 
 def describe_means(a: records.Record, b: records.Record, one: np.ndarray, two: np.ndarray) -> str:
     """Scores per image that are not 0 or 1 (a mean over draws): a paired normal interval."""
     gap = 100 * (one.astype(np.float64) - two)
-    mean, half = gap.mean(), 1.959964 * gap.std(ddof=1) / np.sqrt(len(gap))
-    verdict = "no difference beyond chance" if abs(mean) <= half else f"{a.model if mean > 0 else b.model} is better"
+    error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
+    row = _difference(a, b, "", [100 * float(one.mean()), 100 * float(two.mean())], error)
+    return f"{a.protocol} on {len(gap):,} images, mean over draws\n{row}\n  {CAUTION}"
+
+
+def describe_precision(
+    a: records.Record, b: records.Record, targets: np.ndarray, one: np.ndarray, two: np.ndarray
+) -> str:
+    """Scores (N, C) of several labels: the bootstrap over images, the same draws for both models."""
+    rows = []
+    for name, points in (("map", None), ("map11", 11)):
+        values = [mean_average_precision(s, targets, points=points) for s in (one, two)]
+        gaps = bootstrap([one], targets, points=points) - bootstrap([two], targets, points=points)
+        rows.append(_difference(a, b, _named_so(a, values[0]) or name, values, float(gaps.std(ddof=1))))
+    return "\n".join([f"{a.protocol} on {len(targets):,} images{_first(a)}", *rows, f"  {CAUTION}"])
+
+
+def describe_clusterings(
+    a: records.Record, b: records.Record, truth: np.ndarray, one: np.ndarray, two: np.ndarray
+) -> str:
+    """Cluster numbers (N,), -1 where an image has none: what each image adds to the scores of both."""
+    kept = (one >= 0) & (two >= 0)
+    truth, assigned = truth[kept], (one[kept], two[kept])
+    tables = [contingency.contingency(truth, each) for each in assigned]
+    scores = [contingency.scores(t) for t in tables]
+    adds = [contingency.influences(t, s) for t, s in zip(tables, scores, strict=True)]
+    cells = [contingency.cells(t, truth, each) for t, each in zip(tables, assigned, strict=True)]
+    rows = []
+    for name in adds[0]:
+        gap = 100 * (adds[0][name][cells[0]] - adds[1][name][cells[1]])
+        error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
+        rows.append(_difference(a, b, name, [100 * s[name] for s in scores], error))
+    return "\n".join([f"{a.protocol} on {len(truth):,} images{_first(a)}", *rows, f"  {CAUTION}"])
+
+
+def _difference(a: records.Record, b: records.Record, metric: str, both: Sequence[float], error: float) -> str:
+    one, two = both
+    low, high = (one - two + side * 1.959964 * error for side in (-1, 1))
+    better = a.model if one > two else b.model
+    verdict = "no difference beyond chance" if low <= 0 <= high else f"{better} is better"
+    metric = f"  {metric}\n" if metric else ""
     return (
-        f"{a.protocol} on {len(gap):,} images, mean over draws\n"
-        f"  {_named(a):<40} {100 * one.mean():6.2f}\n"
-        f"  {_named(b):<40} {100 * two.mean():6.2f}\n"
-        f"  difference {mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}\n"
-        f"  {verdict} on these images (another pre-training seed may differ by more)"
+        f"{metric}  {_named(a):<40} {one:6.2f}\n"
+        f"  {_named(b):<40} {two:6.2f}\n"
+        f"  difference {one - two:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}: {verdict}"
     )
+
+
+def _named_so(record: records.Record, value: float) -> str | None:
+    """The metric that the kept predictions belong to: of several layers, the last."""
+    of = {name: (m.per_seed or (m.value,))[0] for name, m in record.metrics.items() if m.style == "honest"}
+    return next((name for name, found in of.items() if abs(found - value) < 1e-6), None)
+
+
+def _first(record: records.Record) -> str:
+    """Predictions are kept of one seed only."""
+    several = any(m.per_seed and len(m.per_seed) > 1 for m in record.metrics.values())
+    return ", the first seed of the evaluation" if several else ""
 
 
 def _named(record: records.Record) -> str:

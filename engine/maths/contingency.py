@@ -99,11 +99,9 @@ def scores(table: Contingency) -> dict[str, float]:
     }
 
 
-def errors(table: Contingency, found: dict[str, float]) -> dict[str, float]:
-    """Standard errors of the ``scores`` of a table, when other samples are drawn and both labellings stay as they are.
-
-    The delta method: a score's spread follows from its derivative by the share of each cell. Purity and Hungarian accuracy
-    are shares of samples, with the class that each cluster stands for taken as fixed; so is the expectation in ``anmi``.
+def influences(table: Contingency, found: dict[str, float]) -> dict[str, np.ndarray]:
+    """(nnz,) what one more sample of each cell changes ``scores`` by, times n: the derivatives of ``nmi``, ``anmi``, ``ari`` and
+    ``purity`` by the shares of the cells, centred. The expectation in ``anmi`` and each cluster's largest class are taken as fixed.
     """
     n = max(table.n, 1)
     share, class_shares, cluster_shares = table.counts / n, table.class_sizes / n, table.cluster_sizes / n
@@ -113,18 +111,33 @@ def errors(table: Contingency, found: dict[str, float]) -> dict[str, float]:
     in_class, in_cluster = float((class_shares**2).sum()), float((cluster_shares**2).sum())
     by_chance = 2 * (a * in_cluster + b * in_class)
     above = 1 - found["anmi"]
-    slopes = {  # derivatives by the share of each cell, up to a constant, and what the score divides by
+    parts = {  # slope, and what the score divides by
         "nmi": (by_information - found["nmi"] * by_half, half),
         "anmi": (by_information - found["anmi"] * by_half, (half - mutual_information(table)) / above if above > 1e-9 else 0),
         "ari": (2 * share - by_chance - found["ari"] * (a + b - by_chance), (in_class + in_cluster) / 2 - in_class * in_cluster),
+        "purity": (_largest(table).astype(np.float64), 1.0),
     }
-    result = {}
-    for name, (slope, bottom) in slopes.items():
-        spread = np.sqrt(max(float(share @ slope**2) - float(share @ slope) ** 2, 0.0) / n)
-        result[name] = float(spread / bottom) if bottom > EPS else 0.0
-    for name in ("hungarian", "purity"):
-        result[name] = float(np.sqrt(found[name] * (1 - found[name]) / n))
+    return {
+        name: (slope - share @ slope) / bottom if bottom > EPS else np.zeros(len(share)) for name, (slope, bottom) in parts.items()
+    }
+
+
+def errors(table: Contingency, found: dict[str, float]) -> dict[str, float]:
+    """Standard errors of the ``scores`` of a table, when other samples are drawn and both labellings stay as they are: the
+    delta method. Of Hungarian accuracy with the best map taken as fixed.
+    """
+    n = max(table.n, 1)
+    result = {name: float(np.sqrt(table.counts @ each**2)) / n for name, each in influences(table, found).items()}
+    result["hungarian"] = float(np.sqrt(found["hungarian"] * (1 - found["hungarian"]) / n))
     return result
+
+
+def cells(table: Contingency, true: Any, predicted: Any) -> np.ndarray:
+    """(N,) the cell of ``table`` that each sample is counted in; the labels are those that the table was counted from."""
+    classes = np.unique(np.asarray(true), return_inverse=True)[1]
+    clusters = np.unique(np.asarray(predicted), return_inverse=True)[1]
+    wide = len(table.cluster_sizes)
+    return np.searchsorted(table.classes * wide + table.clusters, classes * wide + clusters)
 
 
 def entropy(sizes: np.ndarray) -> float:
@@ -223,9 +236,17 @@ def ari(table: Contingency) -> float:
 
 def purity(table: Contingency) -> float:
     """Share of samples that belong to their cluster's largest class."""
-    best = np.zeros(len(table.cluster_sizes), dtype=np.int64)
-    np.maximum.at(best, table.clusters, table.counts)
-    return float(best.sum() / table.n) if table.n else 1.0
+    return float(table.counts[_largest(table)].sum() / table.n) if table.n else 1.0
+
+
+def _largest(table: Contingency) -> np.ndarray:
+    """(nnz,) bool: the cell is its cluster's largest, the first of equals."""
+    order = np.lexsort((table.classes, -table.counts, table.clusters))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = table.clusters[order][1:] != table.clusters[order][:-1]
+    largest = np.zeros(len(order), dtype=bool)
+    largest[order] = first
+    return largest
 
 
 def hungarian(table: Contingency) -> tuple[float, np.ndarray]:

@@ -273,3 +273,7 @@ def test_list_plan_and_pair(out, capsys):
     values = [records.read(p).metrics["top1"].value for p in (out / "measured").glob("*/knn_digits--*.json")]
     assert all(f"{v:.2f}" in printed.out for v in values)
     assert json.loads(next((out / "measured").glob("*/knn_digits--*.json")).read_text())["test_reads"] == 1
+    status, printed = command(capsys, "pair", "pixels_digits", "random_digits", "cluster_digits", f"out={out}")
+    first = [records.read(p).metrics["nmi"].per_seed[0] for p in (out / "measured").glob("*/cluster_digits--*.json")]
+    assert status == 0 and len(first) == 2 and all(f"{v:.2f}" in printed.out for v in first)
+    assert "the first seed of the evaluation" in printed.out and "pixels_digits is better" in printed.out
