@@ -21,7 +21,7 @@ from .metrics import Paired, bootstrap, mean_average_precision, paired
 from .run import evaluate, keep_predictions, say
 from .task import Settings, Task
 
-CAUTION = "on these images; another pre-training seed may differ by more"
+CAUTION = "(on these images; another pre-training seed may differ by more)"
 
 
 def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
@@ -75,12 +75,12 @@ def describe(a: records.Record, b: records.Record, p: Paired) -> str:
         "no difference beyond chance" if p.p_value >= 0.05 else f"{a.model if p.difference > 0 else b.model} is better"
     )
     return (
-        f"{a.protocol} on {p.n:,} images\n"
+        f"{_title(a, p.n, p.a)}\n"
         f"  {_named(a):<40} {p.a:6.2f}\n"
         f"  {_named(b):<40} {p.b:6.2f}\n"
         f"  difference {p.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}; "
         f"right only by the first {p.only_a}, only by the second {p.only_b}; p = {p.p_value:.2g}\n"
-        f"  {verdict}; {CAUTION}"
+        f"  {verdict} {CAUTION}"
     )
 
 
@@ -89,7 +89,7 @@ def describe_means(a: records.Record, b: records.Record, one: np.ndarray, two: n
     gap = 100 * (one.astype(np.float64) - two)
     error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
     row = _difference(a, b, "", [100 * float(one.mean()), 100 * float(two.mean())], error)
-    return f"{a.protocol} on {len(gap):,} images, mean over draws\n{row}\n  {CAUTION}"
+    return f"{_title(a, len(gap))}, mean over draws\n{row}\n  {CAUTION}"
 
 
 def describe_precision(
@@ -100,8 +100,8 @@ def describe_precision(
     for name, points in (("map", None), ("map11", 11)):
         values = [mean_average_precision(s, targets, points=points) for s in (one, two)]
         gaps = bootstrap([one], targets, points=points) - bootstrap([two], targets, points=points)
-        rows.append(_difference(a, b, _named_so(a, values[0]) or name, values, float(gaps.std(ddof=1))))
-    return "\n".join([f"{a.protocol} on {len(targets):,} images{_first(a)}", *rows, f"  {CAUTION}"])
+        rows.append(_difference(a, b, _metric_of(a, values[0]) or name, values, float(gaps.std(ddof=1))))
+    return "\n".join([f"{_title(a, len(targets))}{_first(a)}", *rows, f"  {CAUTION}"])
 
 
 def describe_clusterings(
@@ -119,7 +119,7 @@ def describe_clusterings(
         gap = 100 * (adds[0][name][cells[0]] - adds[1][name][cells[1]])
         error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
         rows.append(_difference(a, b, name, [100 * s[name] for s in scores], error))
-    return "\n".join([f"{a.protocol} on {len(truth):,} images{_first(a)}", *rows, f"  {CAUTION}"])
+    return "\n".join([f"{_title(a, len(truth))}{_first(a)}", *rows, f"  {CAUTION}"])
 
 
 def _difference(a: records.Record, b: records.Record, metric: str, both: Sequence[float], error: float) -> str:
@@ -135,8 +135,13 @@ def _difference(a: records.Record, b: records.Record, metric: str, both: Sequenc
     )
 
 
-def _named_so(record: records.Record, value: float) -> str | None:
-    """The metric that the kept predictions belong to: of several layers, the last."""
+def _title(record: records.Record, images: int, value: float | None = None) -> str:
+    metric = None if value is None else _metric_of(record, value)
+    return f"{record.protocol} on {images:,} images" + (f", {metric}" if metric else "")
+
+
+def _metric_of(record: records.Record, value: float) -> str | None:
+    """The metric that the kept predictions give: of several layers, the last one's."""
     of = {name: (m.per_seed or (m.value,))[0] for name, m in record.metrics.items() if m.style == "honest"}
     return next((name for name, found in of.items() if abs(found - value) < 1e-6), None)
 

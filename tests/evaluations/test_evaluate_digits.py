@@ -269,7 +269,7 @@ def test_list_plan_and_pair(out, capsys):
     )
     assert status == 0 and "2 passes, 1,797 images" in printed.out
     status, printed = command(capsys, "pair", "pixels_digits", "random_digits", "knn_digits", f"out={out}")
-    assert status == 0 and "539 images" in printed.out and "difference" in printed.out
+    assert status == 0 and "539 images, top1\n" in printed.out and "difference" in printed.out
     values = [records.read(p).metrics["top1"].value for p in (out / "measured").glob("*/knn_digits--*.json")]
     assert all(f"{v:.2f}" in printed.out for v in values)
     assert json.loads(next((out / "measured").glob("*/knn_digits--*.json")).read_text())["test_reads"] == 1

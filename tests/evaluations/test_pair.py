@@ -63,4 +63,4 @@ def test_images_without_a_label_in_either_clustering_are_left_out():
 
 
 def test_the_row_is_named_for_the_metric_that_the_predictions_belong_to():
-    assert pair._named_so(ONE, 50.0) == "map_res4" and pair._named_so(ONE, 49.0) is None
+    assert pair._metric_of(ONE, 50.0) == "map_res4" and pair._metric_of(ONE, 49.0) is None
