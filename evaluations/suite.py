@@ -6,6 +6,8 @@ is found again by its key, so the same command after an interruption continues w
 
 from __future__ import annotations
 
+import copy
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -82,7 +84,8 @@ def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: 
 
 
 def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
-    """What would run: passes over images, features on disk, time (from a timed batch of this model on this machine)."""
+    """What would run: passes over images, features on disk, time (from timed batches of this model on this machine; reading
+    images is not in it)."""
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
     judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False)
     if not judged.here:
@@ -90,7 +93,7 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
         lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {judged.name}")
         return "\n".join([f"{model}: {len(protocols)} protocols", *lines])
     wanted: dict[tuple[str, str, str], tuple[Task, dict[str, FeatureRequest]]] = {}
-    lines, before, trained = [], 0, 0
+    lines, before, training = [], 0, 0.0
     for name in protocols:
         task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
         done = task.measured(task.out / "measured") is not None
@@ -104,10 +107,14 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
             if features.store.get(key) is None:
                 place = (task.protocol.dataset, request.split, request.view)
                 wanted.setdefault(place, (task, {}))[1][key] = request
-        if not task.plan:
-            images = images_of(task)
-            trained += images
-            lines.append(f"    reads {images:,} views of images one by one; nothing is kept of them")
+        if not task.plan and task.protocol.kind != "clustering":  # labels that are already there are only counted
+            learned, scored = views_of(task)
+            forward_rate, both_rate = timed_training(task)
+            spent = learned / both_rate + scored / forward_rate
+            training += spent
+            lines.append(
+                f"    trains on {learned:,} views and scores {scored:,}, about {duration(spent)}; no features are kept of them"
+            )
     images, disk, seconds = 0, 0, 0.0
     for (dataset, split, view), (task, requests) in wanted.items():
         n = len(task.open(split))
@@ -117,32 +124,63 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
             f"  pass over {dataset}/{split} ({view}): {n:,} images, {width:,} numbers each, {rate:,.0f} images/s"
         )
     total = f"{len(wanted)} passes, {images:,} images, {disk / 2**20:,.1f} MB of features, about {duration(seconds)} for the features"
-    if trained:
-        total += f"; {trained:,} views in training"
+    if training:
+        total += f" and {duration(training)} for what trains on images"
     return "\n".join([f"{model}: {len(protocols)} protocols, {before} measured already", *lines, total])
 
 
-def images_of(task: Task) -> int:
-    """Views that a protocol trains on, as far as its settings say."""
-    head = task.protocol.head
-    n = len(task.open(task.protocol.splits.train))
-    if "iterations" in head:
-        return int(head["iterations"]) * int(head["batch"]) * task.protocol.seeds
-    if head.get("percent") is not None:
-        n = max(1, round(n * head["percent"] / 100))
-    return int(head.get("epochs", 1)) * n * (task.protocol.seeds if task.protocol.kind == "finetune" else 1)
+def views_of(task: Task) -> tuple[int, int]:
+    """Views that a protocol without kept features trains on, and those it only scores, trials of its grid included."""
+    protocol, head, splits = task.protocol, task.protocol.head, task.protocol.splits
+    count = {s: len(task.open(s)) for s in dict.fromkeys((splits.train, splits.fit, splits.val, splits.test)) if s}
+    chooses = protocol.select.on == "val"
+    trials = math.prod(len(values) for values in protocol.grid.values()) if chooses else 0
+    fit, val, test = splits.fit or splits.train, count.get(str(splits.val), 0), count[splits.test]
+    seeds = protocol.seeds
+    if "iterations" in head:  # FC6-8 and ALL
+        learned = (seeds + trials) * int(head["iterations"]) * int(head.get("batch", 16))
+        return learned, max(1, int(head.get("views", 10))) * (seeds * test + trials * val)
+    epochs = int(head.get("epochs", 1))
+    if protocol.kind == "finetune":
+        few = lambda n: max(1, round(n * head["percent"] / 100)) if head.get("percent") is not None else n
+        learned = epochs * (seeds * few(count[splits.train]) + trials * few(count[fit]))
+        return learned, seeds * max(1, int(head.get("snapshots", 10))) * test + trials * val
+    return epochs * (count[splits.train] + chooses * (fit != splits.train) * count[fit]), chooses * val + test
+
+
+def timed_training(task: Task) -> tuple[float, float]:
+    """Images per second of a forward pass, and of a step of training: with a backward pass unless the network is frozen."""
+    images = blank(task, 16)
+    compute = task.settings.compute
+    network = copy.deepcopy(task.judged.backbone).to(compute.device).eval()
+    deep = task.protocol.kind == "finetune" or task.protocol.head.get("train") == "all"
+    spent = {}
+    for learns in (False, deep):
+        with torch.set_grad_enabled(learns):
+            for _ in range(2):  # the first one warms up
+                started = time.perf_counter()
+                out = network(images.to(compute.device))
+                if learns:
+                    out.sum().backward()
+                spent[learns] = max(time.perf_counter() - started, 1e-6)
+    return len(images) / spent[False], len(images) / spent[deep]
 
 
 def timed(task: Task, requests: list[FeatureRequest]) -> tuple[float, int]:
     """(images per second, numbers per image) of one small batch of blank images of the right size."""
-    t = transform_of(task.judged, task.protocol.transform)
-    side = t["crop"] or t["resize"]
-    size = data.describe(task.protocol.dataset).size if task.protocol.dataset in data.names() else None
-    height, width = (side, side) if side else (n + 2 * t["pad"] for n in (size or [224, 224]))
-    images = torch.zeros(32, t["channels"], height, width)
+    images = blank(task, 32)
     compute = task.settings.compute
     network = task.judged.backbone.to(compute.device).eval()
     forward(network, images[:2], requests, compute)
     started = time.perf_counter()
     found = embedded(task.judged, forward(network, images, requests, compute))
     return 32 / max(time.perf_counter() - started, 1e-6), sum(v.shape[1] for v in found.values())
+
+
+def blank(task: Task, count: int) -> torch.Tensor:
+    """(count, C, H, W) zeros of the size that the protocol gives this network."""
+    t = transform_of(task.judged, task.protocol.transform)
+    side = t["crop"] or t["resize"]
+    size = data.describe(task.protocol.dataset).size if task.protocol.dataset in data.names() else None
+    height, width = (side, side) if side else (n + 2 * t["pad"] for n in (size or [224, 224]))
+    return torch.zeros(count, t["channels"], height, width)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from evaluation_fakes import finished_run, protocol
 
 from evaluations import faithful, multilabel, suite
 from evaluations.__main__ import main
+from evaluations.protocol import load
 from results import record as records
 from zoo.errors import UserError, guard
 
@@ -161,3 +165,38 @@ def test_lost_predictions_are_computed_again_for_a_comparison_or_the_command_is_
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"rm {path} && python -m evaluations run knn_digits random_digits" in said
     path.write_text(path.read_text().replace("0" * 64, real))
+
+
+SIZES = {"train": 1000, "trainval": 800, "fit": 900, "val": 100, "test": 200}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "learned", "scored"),
+    [  # five seeds of 800 x 16 and two trials; ten crops of 200 test images five times, of 100 twice
+        ("voc07_all_scenes", {}, 7 * 800 * 16, 10 * (5 * 200 + 2 * 100)),
+        ("voc07_fc68_scenes", {"seeds": 1, "select": {"on": "none"}, "head": {"iterations": 10}}, 160, 10 * 200),
+        # three seeds, two epochs on a tenth of 1,000; three kept epochs scored
+        (
+            "semisup_digits_10pct",
+            {"seeds": 3, "head": {"epochs": 2, "percent": 10.0, "snapshots": 3}},
+            600,
+            3 * 3 * 200,
+        ),
+        ("linear_conv_scenes", {"head": {"epochs": 4}, "splits": {"train": "train", "fit": "fit"}}, 4 * 1900, 300),
+    ],
+)
+def test_the_plan_counts_what_protocols_on_images_do(name, changes, learned, scored):
+    loaded = load(name)
+    for field, value in changes.items():
+        old = getattr(loaded, field)
+        value = old.model_copy(update=value) if hasattr(old, "model_copy") else value
+        loaded = loaded.model_copy(update={field: value})
+    assert suite.views_of(SimpleNamespace(protocol=loaded, open=lambda split: range(SIZES[split]))) == (learned, scored)
+
+
+def test_the_plan_tells_the_time_of_what_trains_on_images(out, capsys):
+    words = ["run", "semisup_digits_1pct", "random_digits", f"out={out}", "--plan"]
+    assert guard(lambda: main(words)) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"trains on [\d,]+ views and scores [\d,]+, about \d", printed)
+    assert re.search(r"about \S+ for the features and \S+ for what trains on images", printed)
