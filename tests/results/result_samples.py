@@ -27,7 +27,7 @@ def sample(model: str = "swav_digits", seed: int | None = 0, value: float = 80.0
         "form": "fast",
         "command": f"python -m evaluations run linear_digits {model} pretrain_seed={seed}",
         "pretrain_command": f"python -m reproduce {model} seed={seed}",
-        "metrics": {metric: Metric(value=value, n=540)},
+        "metrics": {metric: Metric(value=value, n=540, ci=(value - 3, value + 3))},
         "selection": None,
         "test_reads": 1,
         "data_fingerprint": "digits-test",

@@ -14,7 +14,7 @@ from result_samples import sample
 from results import __main__ as cli
 from results import generate, published, tables
 from results.pages import FOLDER, README
-from results.record import COMMITTED, files, read, write
+from results.record import COMMITTED, Metric, files, read, write
 from results.store import REPOSITORY, Store, load
 from zoo.errors import UserError
 from zoo.yamlfile import load_mapping
@@ -61,6 +61,8 @@ def problems(root: Path) -> list[str]:
         for name, metric in record.metrics.items():
             if not 0 <= metric.value <= 100 and name != "ari":
                 found.append(f"{path}: {name} is {metric.value}, not a percentage")
+            if metric.n is None or metric.ci is None:
+                found.append(f"{path}: {name} has no number of samples or no interval")
     return found
 
 
@@ -75,6 +77,7 @@ BREAK = {
     "no command": {"pretrain_command": None},
     "a place": {"command": "python -m evaluations run linear_digits swav_digits data=/home/me"},
     "a fraction": {"value": -0.93},
+    "no interval": {"metrics": {"top1": Metric(value=80.0, n=540)}},
 }
 
 
