@@ -68,9 +68,9 @@ def test_loss_equals_a_double_loop(views, crops, temperature):
         others = [v for v in range(views) if v != crop]
         for v in others:
             for b in range(4):
-                e = [math.exp(float(s) / temperature) for s in scores[v, b]]
+                e = [math.exp(float(s) / temperature) for s in scores[v, b].detach()]
                 total -= sum(float(q[a, b, k]) * math.log(e[k] / sum(e)) for k in range(6)) / (len(crops) * len(others) * 4)
-    assert float(swapped_prediction(scores, q, crops, temperature)) == pytest.approx(total, rel=1e-12)
+    assert swapped_prediction(scores, q, crops, temperature).item() == pytest.approx(total, rel=1e-12)
     assert torch.autograd.gradcheck(lambda s: swapped_prediction(s, q, crops, temperature), scores)
 
 
