@@ -78,7 +78,7 @@ def test_loss_is_ln_k_when_the_network_says_the_same_of_every_image():
     method = swav(8, 20)
     nn.init.zeros_(method.prototypes.weight)
     loss, _ = method.loss(batch(2, 6, 8), 0)
-    assert float(loss) == pytest.approx(math.log(20)) == pytest.approx(method.collapsed_loss)
+    assert loss.item() == pytest.approx(math.log(20)) == pytest.approx(method.collapsed_loss)
 
 
 def test_a_batch_in_another_order_gives_the_same_loss():
