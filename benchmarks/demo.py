@@ -76,14 +76,18 @@ def main(argv: list[str] | None = None) -> int:
     methods.sort(key=lambda m: -QUICK.get(m, 9))
     plan = [(f"{m}_{args.dataset}", s) for s in range(args.seeds) for m in methods if s < SEEDS.get(m, 3)]  # a first look soon
     print(f"{len(plan)} runs of {len(methods)} models on {args.dataset}, {args.processes} side by side -> {out}/")
-    started, written = time.time(), []
+    started, written, failed = time.time(), [], 0
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.processes, mp_context=context) as pool:
         futures = {pool.submit(task, m, s, protocols, out, args.record, overrides): (m, s) for m, s in plan}
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 model, seed = futures[future]
-                written += future.result()
+                try:
+                    written += future.result()
+                except UserError as error:  # the others go on
+                    failed += 1
+                    print(f"error: {model} seed {seed}: {error}", file=sys.stderr)
                 spent = time.time() - started
                 left = spent / done * (len(plan) - done)
                 print(f"[{done:2d}/{len(plan)}] {model} seed {seed}   {clock(spent)} spent, about {clock(left)} left")
@@ -101,8 +105,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{clock(time.time() - started)} in all")
     if len(methods) > 1:
         other = "random" if "random" in methods else methods[-1]
-        print(f"next: python -m evaluations pair {methods[0]}_{args.dataset} {other}_{args.dataset} {protocols[0]} out={out}")
-    return 0
+        one = next(m for m in methods if m != other)
+        print(f"next: python -m evaluations pair {one}_{args.dataset} {other}_{args.dataset} {protocols[0]} out={out}")
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from zoo.errors import UserError
 
 from . import models
 from .features import FeatureRequest, embedded, forward, layers_of, transform_of
-from .protocol import load, names
+from .protocol import head_of, load, names
 from .run import evaluate, summary
 from .task import Settings, Task
 
@@ -131,21 +131,25 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
 
 def views_of(task: Task) -> tuple[int, int]:
     """Views that a protocol without kept features trains on, and those it only scores, trials of its grid included."""
-    protocol, head, splits = task.protocol, task.protocol.head, task.protocol.splits
-    count = {s: len(task.open(s)) for s in dict.fromkeys((splits.train, splits.fit, splits.val, splits.test)) if s}
+    protocol, head, splits = task.protocol, head_of(task.protocol), task.protocol.splits
+    source = {s: task.open(s) for s in dict.fromkeys((splits.train, splits.fit, splits.val, splits.test)) if s}
+    count = {s: len(opened) for s, opened in source.items()}
     chooses = protocol.select.on == "val"
     trials = math.prod(len(values) for values in protocol.grid.values()) if chooses else 0
     fit, val, test = splits.fit or splits.train, count.get(str(splits.val), 0), count[splits.test]
     seeds = protocol.seeds
-    if "iterations" in head:  # FC6-8 and ALL
-        learned = (seeds + trials) * int(head["iterations"]) * int(head.get("batch", 16))
-        return learned, max(1, int(head.get("views", 10))) * (seeds * test + trials * val)
-    epochs = int(head.get("epochs", 1))
+    if protocol.kind == "voc":
+        return (seeds + trials) * head.iterations * head.batch, max(1, head.views) * (seeds * test + trials * val)
     if protocol.kind == "finetune":
-        few = lambda n: max(1, round(n * head["percent"] / 100)) if head.get("percent") is not None else n
-        learned = epochs * (seeds * few(count[splits.train]) + trials * few(count[fit]))
-        return learned, seeds * max(1, int(head.get("snapshots", 10))) * test + trials * val
-    return epochs * (count[splits.train] + chooses * (fit != splits.train) * count[fit]), chooses * val + test
+
+        def labelled(split: str) -> int:
+            if head.per_class is not None:
+                return int(head.per_class) * len(source[split].classes)
+            return count[split] if head.percent is None else max(1, round(count[split] * head.percent / 100))
+
+        learned = head.epochs * (seeds * labelled(splits.train) + trials * labelled(fit))
+        return learned, seeds * max(1, head.snapshots) * test + trials * val
+    return head.epochs * (count[splits.train] + chooses * (fit != splits.train) * count[fit]), chooses * val + test
 
 
 def timed_training(task: Task) -> tuple[float, float]:
@@ -153,7 +157,7 @@ def timed_training(task: Task) -> tuple[float, float]:
     images = blank(task, 16)
     compute = task.settings.compute
     network = copy.deepcopy(task.judged.backbone).to(compute.device).eval()
-    deep = task.protocol.kind == "finetune" or task.protocol.head.get("train") == "all"
+    deep = task.protocol.kind == "finetune" or getattr(head_of(task.protocol), "train", None) == "all"
     spent = {}
     for learns in (False, deep):
         with torch.set_grad_enabled(learns):

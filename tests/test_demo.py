@@ -32,3 +32,12 @@ def test_one_row_is_measured_tabulated_and_found_again(tmp_path: Path, capsys: p
     before = record.stat().st_mtime_ns
     assert demo.main(command) == 0
     assert record.stat().st_mtime_ns == before  # the same command measures nothing twice
+
+
+def test_what_cannot_run_is_told_and_the_rest_is_kept_and_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--methods", "pixels", "--protocols", "knn_digits", "linear_imagenet_pic", "--processes", "1"]
+    assert demo.main(["digits", *words, "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "error: pixels_digits seed 0: imagenet: no data found" in err
+    (record,) = tmp_path.glob("measured/pixels_digits/*.json")
+    assert record.name.startswith("knn_digits") and "| pixels_digits" in out

@@ -45,6 +45,7 @@ def test_a_difference_counts_only_beyond_the_spread():
 def test_the_page_compares_each_switch_at_each_position_of_the_other():
     variants = [pic_window.Variant(w, n) for w in (0, 8192) for n in (0, 4096)]
     origin = {"hardware": {"cpu": "a CPU", "cores": 2}, "versions": {"torch": "2"}, "platform": "Linux"}
-    page = pic_window.page({v: rows(70, 71, 72) for v in variants}, origin, "command", 51200)
+    page = pic_window.page({v: rows(70, 71, 72) for v in variants}, origin, "command", 51200, {"split": "train"})
     assert page.count("**The window, with") == page.count("**Negative sampling, window") == 2
+    assert "`pic_fashion_mnist` with split=train; 51,200 images" in page
     assert page.count("71.0 ± 1.0") == 16 and "| 8,192 | 4,096 |" in page

@@ -41,7 +41,16 @@ class Entry(Strict):
     line: int
 
 
-class ModelFields(Strict):
+class Inherited(Strict):
+    """What a method, a profile and a model may each say; merged in this order and checked as a whole after that."""
+
+    backbone: Any = None
+    input: dict[str, Any] | None = None
+    network: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
+
+
+class ModelFields(Inherited):
     """What may stand below ``models: <id>:``; the mappings that inherit are checked after merging."""
 
     title: str | None = None
@@ -53,11 +62,7 @@ class ModelFields(Strict):
     paper: Paper | None = None
     code: Code | None = None
     dataset: str | None = None
-    backbone: Any = None
-    input: dict[str, Any] | None = None
-    network: dict[str, Any] | None = None
     layouts: list[Any] | None = None
-    recipe: dict[str, Any] | None = None
     weights: dict[str, Any] | None = None
     heads: dict[str, Any] = {}
     pseudolabels: dict[str, Any] | None = None
@@ -81,7 +86,7 @@ class ParamSpec(Strict):
     type: Literal["int", "float", "bool", "str", "list"] | None = None
 
 
-class MethodFile(Strict):
+class MethodFile(Inherited):
     """The top level of zoo/methods/<method>.yaml."""
 
     method: str
@@ -91,11 +96,7 @@ class MethodFile(Strict):
     code: Code | None = None
     notes: list[str] = []
     dataset: str | None = None
-    backbone: Any = None
-    input: dict[str, Any] | None = None
-    network: dict[str, Any] | None = None
     layouts: list[Any] | None = None
-    recipe: dict[str, Any] | None = None
     params_spec: dict[str, ParamSpec] = {}
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Any]
 
@@ -111,7 +112,7 @@ class MethodFile(Strict):
         return self
 
 
-class Profile(Strict):
+class Profile(Inherited):
     """One setting of zoo/profiles.yaml, merged between a method and its model.
 
     ``laptop``: a scale of this project's own, which everybody trains for himself; else one that authors shared.
@@ -120,7 +121,3 @@ class Profile(Strict):
     title: str
     laptop: bool = True
     notes: list[str] = []
-    backbone: Any = None
-    input: dict[str, Any] | None = None
-    network: dict[str, Any] | None = None
-    recipe: dict[str, Any] | None = None
