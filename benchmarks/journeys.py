@@ -7,6 +7,7 @@ The report goes to benchmarks/journeys.md. Numbers are counts, the same on every
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import runpy
@@ -53,7 +54,7 @@ def counts(visits: list[tuple[str, str]]) -> dict[str, int]:
     return {
         "functions": len(visits),
         "files": len(set(files)),
-        "changes of file": sum(a != b for a, b in zip(files, files[1:], strict=False)),
+        "changes of file": sum(a != b for a, b in itertools.pairwise(files)),
     }
 
 
