@@ -29,7 +29,9 @@ def html(store: Store, catalogue: Catalogue) -> str:
     """The page."""
     built = [build(table, store, catalogue) for table in load()]
     links = "".join(f"<a href='#{b.table.id}'>{escape(b.table.title.split(':')[0])}</a>" for b in built)
-    figures = "".join(f"<figure>{svg}</figure>" for _, svg in sorted(draw_all(store, catalogue).items()))
+    figures = "".join(
+        f"<figure>{svg[svg.index('<svg') :]}</figure>" for _, svg in sorted(draw_all(store, catalogue).items())
+    )
     body = "\n".join(_section(b) for b in built)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"

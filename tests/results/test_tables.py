@@ -314,7 +314,7 @@ def test_a_check_notices_any_difference_and_names_the_command(checkout, tmp_path
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert checkout(check=True) == 1
     said = capsys.readouterr()
-    assert "mend them with: python -m results tables" in said.err and said.out
+    assert "write them again with: python -m results tables" in said.err and said.out
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, "a check writes nothing"
     assert checkout() == 0 and checkout(check=True) == 0
 
