@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ from .tables import Built, build, load
 INK, FAINT, GRID, FIRST, SECOND = "#1f2933", "#5b6773", "#e3e7eb", "#1666b0", "#8794a1"
 REFERENCES = ("pixels", "random", "supervised")
 LAPTOP = ("digits", "fashion_mnist")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "selfzoo",  # element ids are otherwise random
     "svg.fonttype": "none",  # text stays text: selectable, searchable, small
     "font.family": "sans-serif",
@@ -139,7 +140,7 @@ def diagonal(points: Sequence[Point]) -> Figure:
     axes = figure.subplots()
     axes.set_title("Published against measured, percent")
     for point in sorted(points, key=lambda p: p.label):
-        axes.errorbar(point.published, point.value, yerr=point.sd or None, fmt="o", color=FIRST, markersize=5)
+        axes.errorbar(point.published or 0, point.value, yerr=point.sd or None, fmt="o", color=FIRST, markersize=5)
         axes.annotate(
             point.label, (point.published, point.value), xytext=(7, 0), textcoords="offset points", va="center"
         )
