@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import tabulate
+
 from zoo.errors import UserError, suggest
 
 from . import cells
@@ -16,6 +18,8 @@ from .cells import Cell
 from .published import Fact, whose
 from .store import ENOUGH_RANDOM, REPOSITORY, Summary
 from .tables import Built
+
+tabulate.MIN_PADDING = 0  # columns as wide as their text
 
 FOLDER = REPOSITORY / "results" / "tables"
 README = REPOSITORY / "README.md"
@@ -25,19 +29,13 @@ _CLOSE = "<!-- /table -->"
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     """A GitHub table, padded so that it also reads well as plain text."""
-    lines = [[_escape(cell) for cell in line] for line in [head, *rows]]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
-
-    def row(line: Sequence[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        return "| " + " | ".join(padded) + " |"
-
-    rule = (
-        "|"
-        + "|".join("-" * (w + 1) + ":" if r else ":" + "-" * (w + 1) for w, r in zip(widths, right, strict=True))
-        + "|"
+    return tabulate.tabulate(
+        [[_escape(cell) for cell in row] for row in rows],
+        [_escape(cell) for cell in head],
+        tablefmt="pipe",
+        colalign=["right" if r else "left" for r in right],
+        disable_numparse=True,
     )
-    return "\n".join([row(lines[0]), rule, *(row(line) for line in lines[1:])])
 
 
 class Footnotes:
