@@ -1,7 +1,7 @@
 """Randomness as a function of counters: the same (seed, purpose, counters) give the same bits everywhere.
 
-Nothing here has a state. A view of image i in epoch e depends on (seed, e, i, view) alone, never on the rank, the worker or what
-was drawn before, so any number of processes sees the same data and a resumed run replays nothing.
+Nothing here has a state. A view of image i in epoch e depends on (seed, e, i, visit, view) alone, visit v being the image's v-th
+draw in that epoch, never on the rank or the worker, so any number of processes sees the same data and a resumed run replays nothing.
 
 The generator is SplitMix64 (Steele, Lea, Flood 2014) used as a hash. Only integer operations and correctly rounded
 + - * / sqrt appear, so that results do not depend on a mathematics library.
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
+_VISIT = 0xD1B54A32D192ED03  # odd, hence visits of one row never meet; visit 0 leaves the bits as they are without visits
 _MASK = (1 << 64) - 1
 
 
@@ -68,22 +70,30 @@ def seed_torch(device: torch.device, seed: int, purpose: str, *counters: int) ->
         torch.manual_seed(number)
 
 
-def _bits(seed: int, purpose: str, epoch: int, index: np.ndarray, view: int, n: int) -> np.ndarray:
-    """(B, n) uint64: column j of row i is a function of (seed, purpose, epoch, view, index[i], j)."""
+def _bits(seed: int, purpose: str, epoch: int, index: np.ndarray, view: int, n: int, visit: Any = 0) -> np.ndarray:
+    """(B, n) uint64: column j of row i is a function of (seed, purpose, epoch, view, index[i], visit[i], j)."""
     base = np.uint64(_key64(seed, purpose, epoch, view))
-    rows = _mix(_mix(np.asarray(index, dtype=np.int64).astype(np.uint64) + np.uint64(_GOLDEN)) + base)
+    again = np.atleast_1d(np.asarray(visit, dtype=np.int64)).astype(np.uint64) * np.uint64(_VISIT)
+    rows = _mix(_mix(np.asarray(index, dtype=np.int64).astype(np.uint64) + np.uint64(_GOLDEN)) + base + again)
     columns = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     return _mix(rows[:, None] + columns[None, :])
 
 
-def uniforms(seed: int, purpose: str, epoch: int, index: np.ndarray, view: int, n: int) -> np.ndarray:
-    """(B, n) float64 in [0, 1), one row per entry of `index` (B,) int64. Multiples of 2^-53."""
-    return (_bits(seed, purpose, epoch, index, view, n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def uniforms(
+    seed: int, purpose: str, epoch: int, index: np.ndarray, view: int, n: int, visit: np.ndarray | int = 0
+) -> np.ndarray:
+    """(B, n) float64 in [0, 1), one row per entry of `index` (B,) int64. Multiples of 2^-53.
+
+    visit   (B,) or one number: how often each entry was drawn before in this epoch.
+    """
+    return (_bits(seed, purpose, epoch, index, view, n, visit) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def normals(seed: int, purpose: str, epoch: int, index: np.ndarray, view: int, n: int) -> np.ndarray:
-    """(B, n) float64 standard normal numbers, one row per entry of `index`; |x| < 8.3."""
-    bits = _bits(seed, purpose, epoch, index, view, n) >> np.uint64(11)
+def normals(
+    seed: int, purpose: str, epoch: int, index: np.ndarray, view: int, n: int, visit: np.ndarray | int = 0
+) -> np.ndarray:
+    """(B, n) float64 standard normal numbers, one row per entry of `index`; |x| < 8.3. visit: see uniforms."""
+    bits = _bits(seed, purpose, epoch, index, view, n, visit) >> np.uint64(11)
     return _inverse_normal((bits.astype(np.float64) + 0.5) * 2.0**-53)
 
 

@@ -2,8 +2,9 @@
 
 The global batch of step b is order[b*B:(b+1)*B], where the order of an epoch is a permutation drawn from (seed, epoch), or
 what the method's sampler says; the images left over at the end of an epoch are dropped. Process r of R takes rows
-[r*B/R, (r+1)*B/R). Small sets that live in memory are rendered a batch at a time; everything else one image at a time in a
-DataLoader, whose workers send uint8 pixels.
+[r*B/R, (r+1)*B/R). A sampler may draw an image several times in an epoch: its visits are counted along the order of all
+processes, and each gets views of its own. Small sets that live in memory are rendered a batch at a time; everything else one
+image at a time in a DataLoader, whose workers send uint8 pixels.
 """
 from __future__ import annotations
 
@@ -25,6 +26,17 @@ from reproduce.views import Augment
 from zoo.errors import UserError
 
 EXTRACT_CHUNK = 512
+
+
+def visits(order: np.ndarray) -> np.ndarray:
+    """(n,) int64: how often each entry of `order` (n,) occurs before its own place."""
+    order = np.asarray(order)
+    by_image = np.argsort(order, kind="stable")
+    grouped = order[by_image]
+    first = np.searchsorted(grouped, grouped, side="left")
+    out = np.empty(len(order), dtype=np.int64)
+    out[by_image] = np.arange(len(order)) - first
+    return out
 
 
 @dataclass(frozen=True)
@@ -113,10 +125,11 @@ class Stream:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch, from step `start` on."""
-        share = self.batch // self.world
-        parts = self.order(epoch).reshape(-1, self.world, share)[start:, self.rank]
-        for index, rendered in zip(parts, self._render(parts, epoch), strict=True):
-            finished = [views.finish(view, self.augment, self.seed, epoch, index, v) for v, view in enumerate(rendered)]
+        order, shape = self.order(epoch), (-1, self.world, self.batch // self.world)
+        # counted over the whole epoch, before a process takes its part and a resumed run the rest
+        parts, again = (whole.reshape(shape)[start:, self.rank] for whole in (order, visits(order)))
+        for index, visit, rendered in zip(parts, again, self._render(parts, again, epoch), strict=True):
+            finished = [views.finish(view, self.augment, self.seed, epoch, index, v, visit) for v, view in enumerate(rendered)]
             yield Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
 
     def _labels(self, index: np.ndarray) -> Tensor | None:
@@ -127,26 +140,27 @@ class Stream:
             raise UserError("this method learns from labels, and the data set has images without one")
         return torch.from_numpy(labels[index].astype(np.int64))
 
-    def _render(self, parts: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
+    def _render(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
         """The views of each part, before noise and normalisation."""
         if self._array is None:
-            yield from self._load(parts, epoch)
+            yield from self._load(parts, again, epoch)
             return
-        for index in parts:
+        for index, visit in zip(parts, again, strict=True):
             images = torch.from_numpy(self._array[index])
-            yield [views.render_batch(images, self._params(epoch, index, v, *images.shape[1:3]), crop, self.augment)
+            height, width = images.shape[1:3]
+            yield [views.render_batch(images, self._params(epoch, index, v, height, width, visit), crop, self.augment)
                    for v, crop in enumerate(self.augment.crops)]
 
-    def _params(self, epoch: int, index: np.ndarray, view: int, height: Any, width: Any) -> views.Params:
-        return views.sample(self.augment, self.seed, epoch, index, view, height, width)
+    def _params(self, epoch: int, index: np.ndarray, view: int, height: Any, width: Any, visit: Any = 0) -> views.Params:
+        return views.sample(self.augment, self.seed, epoch, index, view, height, width, visit)
 
-    def _load(self, parts: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
+    def _load(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
         if self._loader is None:
             self._plan = _Plan()
             self._loader = DataLoader(_Views(self.source, self.augment, self.seed), batch_sampler=self._plan,
                                       num_workers=self.workers, collate_fn=_as_it_is,
                                       persistent_workers=self.workers > 0)
-        self._plan.steps = [[(epoch, int(i)) for i in part] for part in parts]
+        self._plan.steps = [[(epoch, int(i), int(v)) for i, v in zip(*step, strict=True)] for step in zip(parts, again, strict=True)]
         yield from self._loader
 
     # -- features of the whole set -----------------------------------------------------------------------------------
@@ -196,7 +210,7 @@ class Stream:
 
 
 class _Views(Dataset):
-    """All views of a list of (epoch, i), stacked: uint8 (B, C, S, S) per view."""
+    """All views of a list of (epoch, i, visit), stacked: uint8 (B, C, S, S) per view."""
 
     def __init__(self, source: Any, augment: Augment, seed: int) -> None:
         self.source, self.augment, self.seed = source, augment, seed
@@ -204,13 +218,13 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, items: list[tuple[int, int]]) -> list[Tensor]:
-        images = [self.source.image(i) for _, i in items]
-        index = np.array([i for _, i in items], dtype=np.int64)
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[Tensor]:
+        images = [self.source.image(i) for _, i, _ in items]
+        index, visit = (np.array(column, dtype=np.int64) for column in list(zip(*items, strict=True))[1:])
         heights, widths = np.array([im.height for im in images]), np.array([im.width for im in images])
         stacked = []
         for v, crop in enumerate(self.augment.crops):
-            params = views.sample(self.augment, self.seed, items[0][0], index, v, heights, widths)
+            params = views.sample(self.augment, self.seed, items[0][0], index, v, heights, widths, visit)
             stacked.append(torch.stack([views.render_image(im, params, crop, self.augment, row)
                                         for row, im in enumerate(images)]))
         return stacked
@@ -220,9 +234,9 @@ class _Plan:
     """A batch sampler whose list of steps is replaced every epoch, so that workers live on."""
 
     def __init__(self) -> None:
-        self.steps: list[list[tuple[int, int]]] = []
+        self.steps: list[list[tuple[int, int, int]]] = []
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         return iter(self.steps)
 
     def __len__(self) -> int:

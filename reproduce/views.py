@@ -1,9 +1,10 @@
 """Random views: the parameters first, for many images at once; then two renderers of the same parameters.
 
-The parameters of view v of image i in epoch e depend on (seed, e, i, v) alone, never on the process or worker that draws
-them, so workers, processes and resuming cannot change what a method sees.
+The parameters of view v of image i in epoch e depend on (seed, e, i, visit, v) alone, never on the process or worker that draws
+them, so workers, processes and resuming cannot change what a method sees. The visit counts an image's draws within an epoch:
+a method that draws it again gets a fresh view.
 
-    params = sample(augment, seed, epoch, index, view, height, width)       numpy, vectorised
+    params = sample(augment, seed, epoch, index, view, height, width, visit)       numpy, vectorised
     render_batch(images, params, ...)      small arrays in memory: uint8 (B, H, W[, C]) tensors, all at once
     render_image(image, params, ...)       big files: one PIL image in a DataLoader's worker
 
@@ -90,10 +91,14 @@ class Params:
     solarize: np.ndarray        # bool
 
 
-def sample(augment: Augment, seed: int, epoch: int, index: np.ndarray, view: int,
-           height: int | np.ndarray, width: int | np.ndarray) -> Params:
-    """Parameters of one view of images `index` (B,), whose sizes are given (numbers, or one per image)."""
-    u = rng.uniforms(seed, "views", epoch, np.asarray(index, dtype=np.int64), view, _COLUMNS)
+def sample(augment: Augment, seed: int, epoch: int, index: np.ndarray, view: int, height: int | np.ndarray,
+           width: int | np.ndarray, visit: int | np.ndarray = 0) -> Params:
+    """Parameters of one view of images `index` (B,).
+
+    height, width   pixels, one number or one per image
+    visit           earlier draws of the image in this epoch, one number or one per image; see stream.visits
+    """
+    u = rng.uniforms(seed, "views", epoch, np.asarray(index, dtype=np.int64), view, _COLUMNS, visit)
     left, top, w, h = _boxes(augment, augment.crops[view], u, height, width)
     v = u[:, 2 * ATTEMPTS + 2:]
     jitter, blur = augment.jitter or {}, augment.blur or {"sigma": (0.0, 0.0)}
@@ -145,11 +150,12 @@ def _boxes(augment: Augment, crop: Crop, u: np.ndarray, height: int | np.ndarray
     return left, top, w, h
 
 
-def finish(view: Tensor, augment: Augment, seed: int, epoch: int, index: np.ndarray, number: int) -> Tensor:
-    """(B, C, S, S) float32, noisy and normalised, of a rendered view: uint8 0..255 or float 0..1."""
+def finish(view: Tensor, augment: Augment, seed: int, epoch: int, index: np.ndarray, number: int,
+           visit: int | np.ndarray = 0) -> Tensor:
+    """(B, C, S, S) float32, noisy and normalised, of a rendered view: uint8 0..255 or float 0..1. index, visit: see sample."""
     x = view.float().div_(255) if view.dtype == torch.uint8 else view
     if augment.noise:
-        drawn = rng.normals(seed, "noise", epoch, np.asarray(index, dtype=np.int64), number, x[0].numel())
+        drawn = rng.normals(seed, "noise", epoch, np.asarray(index, dtype=np.int64), number, x[0].numel(), visit)
         x = x + augment.noise * torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).view_as(x).to(x.device)
     mean, std = (torch.tensor(t, device=x.device).view(1, -1, 1, 1) for t in (augment.mean, augment.std))
     return (x - mean) / std

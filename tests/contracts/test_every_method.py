@@ -123,6 +123,20 @@ def test_the_order_of_a_batch_does_not_matter(name):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+# -- batches -------------------------------------------------------------------------------------------------------------
+@on(CASES)
+def test_no_two_draws_of_an_epoch_show_the_same_view(name):
+    """An image that the sampler draws again is cropped afresh, as the authors' loaders do."""
+    settings = tools.recipe(name, **{"views.noise": 0.0})
+    method = tools.build(settings)
+    batches = tools.stream(settings, method)
+    tools.begin(method, batches)
+    shown = [(int(i), view.numpy().tobytes()) for batch in batches.epoch(0) for i, view in zip(batch.index, batch.views[0], strict=True)]
+    assert len(set(shown)) == len(shown) == batches.steps_per_epoch * tools.BATCH
+    if method.sampler(tools.IMAGES, 0, batches.context(method, 0)) is not None:
+        assert len({i for i, _ in shown}) < len(shown)          # it does draw images again
+
+
 # -- memory --------------------------------------------------------------------------------------------------------------
 @on(CASES)
 def test_state_survives_a_round_trip_through_a_file(name):

@@ -22,6 +22,11 @@ def test_values_never_change():
         [-0.35814417736387427, 0.7577358845790777],
         [0.853479108809502, -0.3333710012529494],
     ]
+    assert (rng.uniforms(1, "crop", 2, index, 3, 1, np.array([1, 2, 0])) * 2**53).astype(np.int64)[:, 0].tolist() == [
+        561178114506007,
+        7677453138059349,
+        4243254158796069,
+    ]
     assert rng.permutation(5, "order", 1, 8).tolist() == [7, 1, 4, 5, 2, 3, 0, 6]
 
 
@@ -32,9 +37,23 @@ def test_a_row_depends_on_its_own_index_alone():
     np.testing.assert_array_equal(whole[:, :2], rng.uniforms(3, "crop", 4, index, 1, 2))
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"purpose": "blur"}, {"epoch": 5}, {"view": 2}])
+def test_visits_have_draws_of_their_own_and_the_first_visit_those_of_no_visit():
+    index, visit = np.array([0, 5, 2**40]), np.array([1, 2, 0])
+    for draw in (rng.uniforms, rng.normals):
+        plain, mixed = draw(1, "crop", 2, index, 3, 2), draw(1, "crop", 2, index, 3, 2, visit)
+        np.testing.assert_array_equal(plain, draw(1, "crop", 2, index, 3, 2, visit=0))
+        np.testing.assert_array_equal(mixed[2], plain[2])
+        np.testing.assert_array_equal(mixed[:1], draw(1, "crop", 2, index[:1], 3, 2, visit=1))
+    many = rng.uniforms(1, "crop", 2, np.repeat(np.arange(2000), 50), 3, 1, np.tile(np.arange(50), 2000))[:, 0]
+    assert len(np.unique(many)) == 100_000 and stats.kstest(many, "uniform").pvalue > 0.001
+    assert np.abs(np.corrcoef(many.reshape(2000, 50).T) - np.eye(50)).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"purpose": "blur"}, {"epoch": 5}, {"view": 2}, {"visit": 1}, {"visit": 2000}]
+)
 def test_every_argument_matters_and_draws_are_unrelated(change):
-    base = {"seed": 3, "purpose": "crop", "epoch": 4, "view": 1}
+    base = {"seed": 3, "purpose": "crop", "epoch": 4, "view": 1, "visit": 0}
     index = np.arange(20000)
     a, b = (rng.uniforms(index=index, n=1, **{**base, **extra})[:, 0] for extra in ({}, change))
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.03 and (a == b).sum() == 0

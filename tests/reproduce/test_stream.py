@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 
 from reproduce.method import Method, Needs
-from reproduce.stream import Stream
+from reproduce.stream import Stream, visits
 from reproduce.views import Augment, Crop
 
 AUGMENT = Augment((Crop(12, (0.3, 1.0)), Crop(12, (0.3, 1.0)), Crop(8, (0.1, 0.5))), noise=0.05, channels=1, mean=(0.5,), std=(0.25,))
@@ -135,3 +135,55 @@ def test_the_plain_view_is_the_image_itself():
     s = stream(augment=Augment((Crop(16, (0.3, 1.0)),), noise=0.5, channels=1, mean=(0.5,), std=(0.25,)))
     pixels = torch.from_numpy(s.source.pixels).flatten(1) / 255
     torch.testing.assert_close(s.extract(Asks())[1], (pixels - 0.5) / 0.25, atol=1e-5, rtol=0)
+
+
+# -- an image that is drawn again within an epoch ---------------------------------------------------------------------------
+CROPPED = Augment((Crop(12, (0.3, 1.0)),), flip=0.0, channels=1, mean=(0.5,), std=(0.25,))
+NOISY = Augment((Crop(16, (1.0, 1.0), (1.0, 1.0)),), flip=0.0, noise=0.05, channels=1, mean=(0.5,), std=(0.25,))
+
+
+class Again(Method):
+    """Image 3 fills a third of the epoch, twice in a row now and then; some images come once."""
+
+    ORDER = np.array([3, 7, 3, 3, 1, 7, 9, 3, 3, 12, 7, 3, 1, 20, 3, 9, 3, 7, 28, 28, 29, 3, 1, 0])
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten())
+
+    def epoch_size(self, n):
+        return len(self.ORDER)
+
+    def sampler(self, n, epoch, ctx):
+        return self.ORDER
+
+
+class Once(Again):
+    ORDER = np.concatenate([np.unique(Again.ORDER), np.setdiff1d(np.arange(30), Again.ORDER)])[:24]
+
+
+def test_visits_count_the_places_before():
+    assert visits(np.array([3, 1, 3, 3, 2, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert visits(np.array([], dtype=np.int64)).tolist() == []
+    assert visits(np.arange(1000)[::-1]).max() == 0 and visits(np.full(5, 8)).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("augment", [CROPPED, NOISY], ids=["crop", "noise"])
+def test_each_draw_of_an_image_has_a_view_of_its_own_and_the_first_is_that_of_an_image_drawn_once(in_memory, augment):
+    again, once = ([(int(i), view) for batch in stream(Pictures(in_memory), augment, method=method()).epoch(1)
+                    for i, view in zip(batch.index, batch.views[0], strict=True)] for method in (Again, Once))
+    assert len({view.numpy().tobytes() for _, view in again}) == len(again) == 24
+    only, first = dict(once), {}
+    for i, view in again:
+        first.setdefault(i, view)
+    assert all(torch.equal(view, only[i]) for i, view in first.items())
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_repeated_draws_are_the_same_for_any_processes_workers_and_starting_step(in_memory):
+    whole = [batch.views for batch in stream(Pictures(in_memory), method=Again()).epoch(1)]
+    for workers in (0,) if in_memory else (0, 2):
+        parts = [list(stream(Pictures(in_memory), method=Again(), rank=r, world=2, workers=workers).epoch(1, start=1)) for r in range(2)]
+        for step, expected in enumerate(whole[1:]):
+            for v, view in enumerate(expected):
+                assert torch.equal(view, torch.cat([p[step].views[v] for p in parts]))
