@@ -162,7 +162,7 @@ def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protoco
 
 def head_of(protocol: Protocol) -> Any:
     """The typed ``Head`` of the protocol's evaluation file, which also names the settings that ``grid`` may hold."""
-    module = import_module(f"evaluations.{protocol.kind}")
+    module = import_module(f".{protocol.kind}", __package__)
     for name in protocol.grid:
         if name not in module.GRID:
             hint = suggest(name, module.GRID) or f"; known: {', '.join(module.GRID) or 'none'}"

@@ -127,7 +127,7 @@ class Task:
 
     @property
     def plan(self) -> list[FeatureRequest]:
-        return list(import_module(f"evaluations.{self.protocol.kind}").plan(self.protocol, self.judged))
+        return list(import_module(f".{self.protocol.kind}", __package__).plan(self.protocol, self.judged))
 
     @property
     def closed(self) -> list[str]:
@@ -156,7 +156,7 @@ class Task:
         self, say: Callable[[str], None] = lambda line: None, also: Iterable[FeatureRequest] = ()
     ) -> tuple[Any, Features]:
         """(Result, what it saw): the evaluation under seal."""
-        module = import_module(f"evaluations.{self.protocol.kind}")
+        module = import_module(f".{self.protocol.kind}", __package__)
         _ = self.key  # fingerprints first: a sealed split cannot be opened
         with ExitStack() as stack:
             seals = [stack.enter_context(data.sealed(split)) for split in self.closed]

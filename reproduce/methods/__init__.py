@@ -30,7 +30,7 @@ def find(method: str) -> type[Method]:
     if stem is None:
         close = get_close_matches(method, names(), 1)
         raise UserError(f"no method '{method}' in reproduce/methods" + (f"; did you mean '{close[0]}'?" if close else ""))
-    module = importlib.import_module(f"reproduce.methods.{stem}")
+    module = importlib.import_module(f".{stem}", __name__)
     found = [c for _, c in inspect.getmembers(module, inspect.isclass)
              if issubclass(c, Method) and c.__module__ == module.__name__]
     named = [c for c in found if c.__name__.lower() == method.lower()] or found[:1]
