@@ -38,6 +38,7 @@ from .protocol import Protocol, head_of
 from .result import Result
 
 GRID: tuple[str, ...] = ()
+CLASSIFIES = False
 IN_MEMORY = 2**28  # numbers: a gigabyte
 SCORES = ("nmi", "anmi", "ari", "hungarian", "purity")
 

@@ -231,13 +231,15 @@ def _scores(found: Trained, name: str, place: Which, maps: Tensor) -> Tensor:
 
 
 def pooled_maps(net: Any, images: Tensor, protocol: Protocol, layers: list[str]) -> dict[str, Tensor]:
-    """{layer: (B, C, h, w)} of one pass; "output" is the backbone's vector as a map of one position."""
+    """{layer: (B, C, h, w)} of one pass; the backbone's vector and its classifier input are maps of one position."""
     with torch.no_grad():
-        names = [name for name in layers if name != "output"]
+        names = [name for name in layers if name not in ("output", "classifier_input")]
         maps = net.forward_layers(images, names) if names else {}
         found = {name: pool_map(maps[name].float(), pool_of(protocol, name)) for name in names}
-        if "output" in layers:
-            found["output"] = net(images).float()[:, :, None, None]
+        if len(names) < len(layers):
+            output = net(images).float()
+            vectors = {"output": output, "classifier_input": net.classifier_input(output)}
+            found |= {name: vectors[name][:, :, None, None] for name in layers if name in vectors}
     return found
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from .protocol import Protocol, Transform
 from .views import Views, stream
 
 SAY_EVERY = 10.0  # seconds between lines of progress
-VECTORS = ("output", "projection")  # layers that are no map: what forward gives, and the embedding of it
+# Layers that are no map: what forward gives, that as a classifier takes it, and the embedding of it.
+VECTORS = ("output", "classifier_input", "projection")
 
 
 @dataclass(frozen=True)
@@ -238,13 +240,20 @@ def plan_requests(
 
 def layers_of(protocol: Protocol, model: Model) -> list[str]:
     """The protocol's layers on this model: names, "last", "all", "output" (what forward gives), or "projection" (the
-    embedding by the head in the weight file, where it has one)."""
+    embedding by the head in the weight file, where it has one).
+
+    For a kind that trains classifiers (``CLASSIFIES``), "output" is the network's classifier input: another layer where
+    the network ends before its last ReLU, the same one elsewhere.
+    """
+    classifies = import_module(f"evaluations.{protocol.kind}").CLASSIFIES
     found: list[str] = []
     for name in protocol.layers:
         if name == "all":
             found += model.layers
         elif name == "last":
             found.append(model.layers[-1])
+        elif name == "output" and classifies:
+            found.append(model.classifier_layer)
         elif name in VECTORS or name in model.layers:
             found.append(name)
         else:
@@ -283,9 +292,11 @@ def forward(
             found = _tapped(network, images, names)
         else:
             found = network.forward_layers(images, names)
+    if "output" in found:
+        found["classifier_input"] = network.classifier_input(found["output"])
+        found["projection"] = found["output"]
     return {
-        r: pooled(found[r.layer].float(), r.pool) if r.layer not in VECTORS else found["output"].float()
-        for r in requests
+        r: found[r.layer].float() if r.layer in VECTORS else pooled(found[r.layer].float(), r.pool) for r in requests
     }
 
 

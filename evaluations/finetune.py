@@ -32,6 +32,7 @@ from .splits import per_class, percent
 from .tuning import Job, Tuned
 
 GRID = ("lr", "lr_head", "weight_decay")
+CLASSIFIES = True
 
 
 class Head(Strict):

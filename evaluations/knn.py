@@ -29,6 +29,7 @@ from .protocol import Protocol, head_of
 from .result import Result, rate
 
 GRID = ("k", "temperature")
+CLASSIFIES = False
 
 
 class Head(Strict):

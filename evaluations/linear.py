@@ -27,6 +27,7 @@ from .result import Result, rate, rates
 from .splits import deepercluster_folds, stratified_folds
 
 GRID = ("lr", "weight_decay", "penalty")
+CLASSIFIES = True
 
 
 class ScheduleOptions(Strict):

@@ -64,6 +64,11 @@ class Model:
         return tuple(self.blank.layers)
 
     @property
+    def classifier_layer(self) -> str:
+        """The layer that a classifier of the network's output reads: "output", or "classifier_input" where that differs."""
+        return "output" if self.blank.last_relu else "classifier_input"
+
+    @property
     def dim(self) -> int:
         return int(self.backbone.dim)
 

@@ -28,6 +28,7 @@ from .result import Result, precision
 from .voc import multilabel_loss
 
 GRID = ("lr", "weight_decay")
+CLASSIFIES = True
 
 
 class Head(LinearHead):

@@ -111,7 +111,8 @@ class Protocol(Strict):
 
 @lru_cache(maxsize=1)
 def kinds() -> list[str]:
-    """Every evaluation: a file of this folder that declares the settings of its ``head``."""
+    """Every evaluation: a file of this folder that declares the settings of its ``head`` (``Head``), those of its ``grid``
+    (``GRID``), and whether it trains classifiers (``CLASSIFIES``; others compare features)."""
     return sorted(p.stem for p in FOLDER.parent.glob("*.py") if "\nclass Head(" in p.read_text(encoding="utf-8"))
 
 

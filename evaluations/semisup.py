@@ -26,6 +26,7 @@ from .result import Result, rates
 from .splits import per_class, percent
 
 GRID = ("lr", "weight_decay")
+CLASSIFIES = True
 
 
 class Head(LinearHead):

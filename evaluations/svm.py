@@ -31,6 +31,7 @@ from .result import Result, precision, rates
 from .splits import stratified_folds
 
 GRID = ("cost",)
+CLASSIFIES = True
 NEVER = 255
 
 

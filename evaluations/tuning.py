@@ -26,7 +26,7 @@ from .views import Views, stream
 
 
 class Tuned(nn.Module):
-    """A backbone and a fresh linear layer: images (B, C, H, W) -> scores (B, classes)."""
+    """A backbone and a fresh linear layer on its classifier input: images (B, C, H, W) -> scores (B, classes)."""
 
     def __init__(self, body: Any, classes: int):
         super().__init__()
@@ -34,7 +34,7 @@ class Tuned(nn.Module):
         self.pred_layer = nn.Linear(body.dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pred_layer(self.body(x))
+        return self.pred_layer(self.body.classifier_input(self.body(x)))
 
 
 @dataclass

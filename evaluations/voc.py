@@ -34,6 +34,7 @@ from .result import Result, precision
 from .tuning import Job, Tuned
 
 GRID = ("lr", "weight_decay", "stepsize")
+CLASSIFIES = True
 SCORES: dict[str, int | None] = {"map": None, "map11": 11}
 
 

@@ -110,6 +110,11 @@ class Method(nn.Module):
         """(B, D) what `ctx.extract` collects. images (B, C, H, W), normalised."""
         return self.backbone(images)
 
+    def classifier_input(self, features: Tensor) -> Tensor:
+        """(B, D) what a classifier takes of the backbone's output: the same, or after the ReLU that the backbone leaves out."""
+        own = getattr(self.backbone, "classifier_input", None)
+        return features if own is None else own(features)
+
     def health(self) -> dict[str, float]:
         """A few numbers that show collapse early; see reproduce.health for those that raise an alarm."""
         return {}

@@ -21,7 +21,7 @@ class Labels(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """``fc`` on a backbone's features: images (B, C, H, W) -> (B, classes)."""
+    """``fc`` on a backbone's classifier input: images (B, C, H, W) -> (B, classes)."""
 
     def __init__(self, backbone: Backbone, classes: int):
         super().__init__()
@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         self.fc = nn.Linear(backbone.dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.backbone(x))
+        return self.fc(self.backbone.classifier_input(self.backbone(x)))
 
 
 class Several(nn.ModuleList):
@@ -52,7 +52,8 @@ class Full(nn.Module):
     """A backbone with the heads of its file: images -> {"features": (B, D), <head>: its output}.
 
     A head continues the one before it where the widths agree (prototypes after a projection), else it takes the
-    features. A linear head without bias compares directions: its input is brought to unit length, as SwAV does.
+    features: a projection as they are, a classifier as ``Backbone.classifier_input`` gives them. A linear head without
+    bias compares directions: its input is brought to unit length, as SwAV does.
     """
 
     def __init__(self, backbone: Backbone, groups: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Tensor]):
@@ -66,12 +67,15 @@ class Full(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Any]:
         features = self.backbone(x)
         found: dict[str, Any] = {"features": features}
-        before = features
+        before: Tensor | None = None
         for name, head in self.heads.items():
             first = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
             if first is None:
                 continue
-            value = before if first.in_features == before.shape[1] else features
+            if before is not None and first.in_features == before.shape[1]:
+                value = before
+            else:
+                value = features if name == "projection" else self.backbone.classifier_input(features)
             if first.in_features != value.shape[1]:
                 raise UserError(f"head {name} expects {first.in_features} values, the features have {value.shape[1]}")
             found[name] = head(F.normalize(value, dim=1) if first.bias is None else value)

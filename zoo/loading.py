@@ -45,7 +45,8 @@ def load(
 
     name         a registry id or alias, a run folder (recipe.yaml and weights.pth), or a weight file of a known form
     pretrained   False: freshly initialised, nothing is downloaded
-    num_classes  above 0: a fresh linear layer on the features, output (B, num_classes)
+    num_classes  above 0: a fresh linear layer on the features (after the last ReLU, where they end before it), output
+                 (B, num_classes)
     part         "full": with the heads in the file; the output is a dict, "features" and one entry per head
     head         a released classifier of the entry, such as "linear_imagenet": output (B, classes)
     progress     a bar on stderr while something is downloaded

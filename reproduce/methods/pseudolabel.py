@@ -90,7 +90,7 @@ class PseudoLabel(Method):
         targets = self.labels[:, batch.index.cpu()].to(batch.views[0].device)
         losses, hits, turns = [], [], []
         for view in batch.views:
-            features = self.backbone(view if self.rotation_head is None else rotations(view))
+            features = self.classifier_input(self.backbone(view if self.rotation_head is None else rotations(view)))
             upright = features[: len(view)]
             logits = [head(upright).float() for head in self.heads]
             losses.append(label_loss(logits, targets))

@@ -55,7 +55,7 @@ class RotNet(Method):
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         turned = [rotations(view, self.angles) for view in batch.views]
-        features = [self.backbone(view) for view in turned]
+        features = [self.classifier_input(self.backbone(view)) for view in turned]
         self._seen = features[0][: len(batch.views[0])].detach()           # of upright images
         logits = [full(self.head(x)) for x in features]
         return torch.stack([rotation_loss(x) for x in logits]).mean(), {}

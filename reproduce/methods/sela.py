@@ -141,7 +141,7 @@ class SeLa(Method):
     # -- one step ----------------------------------------------------------------------------------------------------
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         assert self.labels is not None, "before_step makes the labels"
-        features = embed(self.backbone, batch.views)
+        features = self.classifier_input(embed(self.backbone, batch.views))
         self._seen = F.normalize(features[: len(batch.index)].detach().float(), dim=1)
         labels = self.labels[:, batch.index.cpu()].to(features.device).repeat(1, len(batch.views))
         logits = [head(features) for head in self.heads]
@@ -157,6 +157,9 @@ class SeLa(Method):
             self.labels, self.numbers = state["labels"], dict(state["numbers"])
 
     # -- looking at it -----------------------------------------------------------------------------------------------
+    def features(self, images: Tensor) -> Tensor:
+        return self.classifier_input(super().features(images))
+
     def health(self) -> dict[str, float]:
         return {**self.numbers, **({} if self._seen is None else {"feature_std": spread(self._seen)})}
 

@@ -23,7 +23,7 @@ class Supervised(Method):
         self.head = nn.Linear(backbone.dim, classes)
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        logits = full(self.head(embed(self.backbone, batch.views)))
+        logits = full(self.head(self.classifier_input(embed(self.backbone, batch.views))))
         labels = batch.labels.repeat(len(batch.views))
         hits = (logits.detach().argmax(1) == labels).float().mean()
         return F.cross_entropy(logits, labels), {"accuracy": hits}

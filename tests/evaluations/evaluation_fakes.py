@@ -19,7 +19,7 @@ class FakeFeatures:
 
     def __init__(self, splits, classes, protocol=None, layers=("output",)):
         self.splits, self._classes, self.protocol = splits, classes, protocol
-        self.model = SimpleNamespace(name="fake", layers=layers)
+        self.model = SimpleNamespace(name="fake", layers=layers, classifier_layer="output")
         self.compute = Compute()
         self.selection, self.finished = None, False
 

@@ -42,7 +42,7 @@ VOC = specs.load(specs.FILE)["voc2007"].classes
 class Narrow(vgg.Vgg16):
     """VGG-16 with as many layers and maps as large, of two channels."""
 
-    def __init__(self, stem: str = "deepercluster_sobel", last_relu: bool = True):
+    def __init__(self, stem: str = "deepercluster_sobel", last_relu: bool = False):
         Backbone.__init__(self)
         self.stem, self.last_relu = Stem("rgb" if stem == "merged" else stem), last_relu
         channels, blocks = self.stem.channels, []

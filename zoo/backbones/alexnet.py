@@ -28,7 +28,7 @@ class AlexNet(Backbone):
     stem       rgb, or deepcluster_sobel as DeepCluster's released network
     batchnorm  after each convolution
     fc         dropout: before each linear layer (DeepCluster, SeLa);  batchnorm: after it, without bias (RotNet)
-    last_relu  False: the output is fc7 before its ReLU, what DeepCluster clusters
+    last_relu  False: the output is fc7 before its ReLU, what DeepCluster clusters (``classifier_input`` applies it)
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AlexNet(Backbone):
             else:
                 layers += [nn.Linear(inputs, 4096, bias=False), nn.BatchNorm1d(4096), nn.ReLU(inplace=True)]
         self.classifier = nn.Sequential(*layers[:-1])
-        self.last_relu = last_relu
+        self.last_relu, self.map_shape = last_relu, (256, 6, 6)
         convs = {f"conv{i}": width for i, width in enumerate(FILTERS[filters], 1)}
         self.dims = convs | {"pool5": 256, "fc6": 4096, "fc7": 4096}
         self.layers, self.dim = tuple(self.dims), 4096
@@ -71,7 +71,7 @@ class AlexNet(Backbone):
                 number += 1
                 yield f"conv{number}", x
         yield "pool5", x
-        yield from fully_connected(x, self.classifier, (256, 6, 6), self.last_relu)
+        yield from fully_connected(x, self.classifier, self.map_shape, self.last_relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 224, 224) normalised RGB -> (B, 4096)."""

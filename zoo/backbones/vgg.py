@@ -23,7 +23,7 @@ class Vgg16(Backbone):
 
     stem       rgb | deepercluster_rgb | deepercluster_sobel | deepcluster_sobel (see sobel.py), or merged: RGB with the
                Sobel filters inside a 5x5 first convolution;  auto: DeeperCluster's, with Sobel or not as the file says
-    last_relu  False: the output is fc7 before its ReLU, what both methods cluster
+    last_relu  False: the output is fc7 before its ReLU, what both methods cluster (``classifier_input`` applies it)
     """
 
     def __init__(self, stem: str = "rgb", last_relu: bool = True):
@@ -45,7 +45,7 @@ class Vgg16(Backbone):
         self.features = nn.Sequential(*blocks)
         fc = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, 4096)]
         self.classifier = nn.Sequential(*fc)
-        self.last_relu = last_relu
+        self.last_relu, self.map_shape = last_relu, (512, 7, 7)
         convs = [width for width in WIDTHS if width]
         self.dims = {f"conv{i}": width for i, width in enumerate(convs, 1)} | {"pool5": 512, "fc6": 4096, "fc7": 4096}
         self.layers, self.dim = tuple(self.dims), 4096
@@ -59,7 +59,7 @@ class Vgg16(Backbone):
                 number += 1
                 yield f"conv{number}", x
         yield "pool5", x
-        yield from fully_connected(x, self.classifier, (512, 7, 7), self.last_relu)
+        yield from fully_connected(x, self.classifier, self.map_shape, self.last_relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 224, 224) normalised RGB -> (B, 4096)."""
