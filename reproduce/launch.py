@@ -20,6 +20,7 @@ from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data
 from zoo.errors import UserError
+from zoo.registry import no_recipe
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
     options, settings = RunOptions.split(overrides or {})
     entry = zoo.entry(id)
     if entry.recipe is None:
-        raise UserError(f"{entry.id}: its authors released no recipe, so there is nothing to run; "
-                        f"python -m zoo show {entry.id} says what is known")
+        raise UserError(no_recipe(entry))
     recipe = zoo.resolve(id, settings)
     return Job(entry.id, recipe, options, recipe.hash() == entry.recipe.hash())
 

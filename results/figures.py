@@ -84,13 +84,14 @@ def linear(built: Built) -> list[Point]:
 
 
 def pairs(built: Built) -> list[Point]:
-    """Rows of a table with a published and a measured cell under the same protocol and metric."""
+    """Rows of a table with a published and a measured cell of the same metric, both under the same protocol."""
     found = []
     for name, row in built.rows:
         for column, cell in zip(built.table.columns, row, strict=True):
             for other, twin in zip(built.table.columns, row, strict=True):
                 same = (column.protocol, column.metric) == (other.protocol, other.metric)
-                if cell.fact and twin.summary and same and column.by is None:
+                same = same and cell.fact and twin.summary and cell.fact.published.protocol == twin.summary.protocol
+                if same and column.by is None:
                     found.append(Point(name, twin.summary.value, twin.summary.sd, cell.fact.published.value))
     return found
 

@@ -102,6 +102,8 @@ def legend(built: Built) -> list[str]:
             f"(same network and data, at least {ENOUGH_RANDOM} random seeds; a difference is one of means beyond "
             "2 sqrt(s1² + s2²), s over pre-training seeds)."
         )
+    if others := _other_protocols(built):
+        said.append(f"Under a protocol of their own: {others}.")
     if unmarked := _unmarked(built):
         said.append(f"No mark, nothing claimed: {unmarked}.")
     if any(s.transductive for s in built.summaries):
@@ -115,6 +117,17 @@ def legend(built: Built) -> list[str]:
     return said
 
 
+def _other_protocols(built: Built) -> str:
+    """``simclr_pic_100ep (linear_imagenet_pic_simclr)``: rows with a number under a protocol of ``also``."""
+    rows: dict[str, list[str]] = {}
+    for name, row in built.rows:
+        for column, cell in zip(built.table.columns, row, strict=True):
+            used = cell.fact.published.protocol if cell.fact else cell.summary.protocol if cell.summary else None
+            if used is not None and used != column.question[0]:
+                rows.setdefault(used, []).append(name)
+    return "; ".join(f"{', '.join(dict.fromkeys(names))} ({protocol})" for protocol, names in rows.items())
+
+
 def _unmarked(built: Built) -> str:
     """``pixels_digits (another network than random_digits)``: the rows that the rule does not reach, by reason."""
     reasons: dict[str, list[str]] = {}
@@ -125,9 +138,10 @@ def _unmarked(built: Built) -> str:
 
 
 def block(built: Built, link: str) -> str:
-    """What stands between the markers in README.md."""
-    head, rows, right, _ = grid(built)
-    said = [*legend(built), f"Sources and records of every number: [{link}]({link})."]
+    """What stands between the markers in README.md: the table, its legend and the sources that its cells refer to."""
+    head, rows, right, notes = grid(built)
+    sources = "; ".join(f"[{number}] {_link(text)}" for number, text in enumerate(notes.texts, 1))
+    said = [*legend(built), *([f"{sources}."] if sources else []), f"Sources and records of every number: [{link}]({link})."]
     return f"{_filled(built, head, rows, right)}\n\n{' '.join(said)}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -27,11 +27,16 @@ FILE = Path(__file__).resolve().parent / "tables.yaml"
 
 
 class Column(Strict):
-    """``published`` and ``measured`` columns name protocol@version and metric; ``field`` names a path in the recipe."""
+    """``published`` and ``measured`` columns name protocol@version and metric; ``field`` names a path in the recipe.
+
+    ``also``: protocols of the same question for rows that have nothing under ``protocol`` (other settings for another
+    method or network); the page says which rows stand there by which of them.
+    """
 
     head: str
     kind: Literal["published", "measured", "field", "title"]
     protocol: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+@[0-9]+$")
+    also: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+@[0-9]+$")]] = Field(default_factory=list)
     metric: str | None = None
     by: str | None = None  # published: another group's measurements instead of the authors'
     source: str | None = None  # published: everything that one source prints, whoever measured it
@@ -54,8 +59,14 @@ class Column(Strict):
 
     @property
     def question(self) -> tuple[str, int, str]:
-        name, _, version = str(self.protocol).partition("@")
-        return name, int(version), str(self.metric)
+        """(protocol, version, metric) of ``protocol``."""
+        return self.questions[0]
+
+    @property
+    def questions(self) -> list[tuple[str, int, str]]:
+        """(protocol, version, metric) of ``protocol``, then of those in ``also``."""
+        split = [name.partition("@") for name in (str(self.protocol), *self.also)]
+        return [(name, int(version), str(self.metric)) for name, _, version in split]
 
 
 class Rows(Strict):
@@ -161,18 +172,19 @@ def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catal
         return Cell(catalogue.title(row))
     if column.kind == "field":
         return Cell(cells.plain(catalogue.field(row, str(column.field))) or table.missing)
-    protocol, version, metric = column.question
     if column.kind == "published":
-        fact = catalogue.cell(row, protocol, metric, by=column.by, source=column.source)
+        asked = (catalogue.cell(row, p, metric, by=column.by, source=column.source) for p, _, metric in column.questions)
+        fact = next(filter(None, asked), None)
         if fact is None:
             return Cell(table.missing)
         return Cell(cells.published(fact.published.value), fact=fact)
-    summary = store.summary(row, protocol, version, metric, column.overrides)
+    found = (store.summary(row, *question, column.overrides) for question in column.questions)
+    summary = next(filter(None, found), None)
     if summary is None:
         return Cell(table.missing)
     if summary.style != column.style:
         raise UserError(
-            f"table {table.id}: {metric} of {row} is {summary.style}-style; column {column.head!r} says style: {column.style}"
+            f"table {table.id}: {column.metric} of {row} is {summary.style}-style; column {column.head!r} says style: {column.style}"
         )
     verdict = _judge(table, column, summary, store, catalogue)
     mark = cells.MARKS[verdict.mark] if verdict else ""

@@ -140,6 +140,8 @@ def where(source: Source) -> str:
 
 
 def _reproduce(entry: Entry) -> list[str]:
+    if entry.recipe is None and entry.reproduced_by is not None:
+        return [f"python -m reproduce {entry.reproduced_by}   the model whose recipe trains the same objective"]
     if entry.recipe is None:
         return ["The recipe was never released in full."]
     return [f"python -m reproduce {entry.id}   recipe {entry.recipe.hash()}", *recipe_words(entry.recipe)]
@@ -211,7 +213,7 @@ def unknown(entry: Entry) -> list[str]:
         gaps.append("the file's SHA-256: the project has not seen the file; yours is remembered at its first download")
     if entry.weights is None and not entry.laptop:
         gaps.append("the weights: no address of a file is known")
-    if entry.recipe is None:
+    if entry.recipe is None and entry.reproduced_by is None:
         gaps.append("the complete recipe")
     if entry.code is not None and entry.code.license is None and not entry.laptop:
         gaps.append("the licence: the authors' repository has no licence file")

@@ -147,7 +147,7 @@ class Registry:
         """The model's recipe with ``{"optimizer.lr": 0.1}`` applied."""
         entry = self.entry(name)
         if entry.recipe is None:
-            raise UserError(f"{entry.id}: its recipe was never released, so it cannot be reproduced; python -m zoo show {entry.id}")
+            raise UserError(no_recipe(entry))
         return self.change(entry.recipe, overrides or {})
 
     def change(self, recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -224,6 +224,7 @@ class Registry:
             "heads": {name: {"license": licence, **head} for name, head in own.heads.items()},
             "pseudolabels": own.pseudolabels and {"license": licence, **own.pseudolabels},
             "published": own.published,
+            "reproduced_by": own.reproduced_by,
             "profile": own.profile,
             "laptop": profile.laptop,
             "file": f"zoo/methods/{file.name}",
@@ -273,6 +274,14 @@ def _unset(tree: dict[str, Any], before: dict[str, Any], overrides: Mapping[str,
         if now.get("name") != before[part]["name"]:
             keep = {"name", *EITHER, "weight_decay", *known.get(str(now.get("name")), ())}
             now.update({key: None for key in now if key not in keep and f"{part}.{key}" not in overrides})
+
+
+def no_recipe(entry: Entry) -> str:
+    """Why a model without a recipe cannot be trained, and which model can be trained instead."""
+    if entry.reproduced_by is not None:
+        other = entry.reproduced_by
+        return f"{entry.id} has no recipe of its own; {other} trains the same objective: python -m reproduce {other}"
+    return f"{entry.id}: its recipe was never released, so it cannot be reproduced; python -m zoo show {entry.id} says what is known"
 
 
 def status(own: Mapping[str, Any], recipe: Any) -> str:

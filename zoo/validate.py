@@ -144,6 +144,7 @@ def _across(found: Findings, registry: Registry, entries: list[Entry]) -> None:
         found.look("released files that belong to one model only", _files(registry, entry, by_file))
         found.look("recipes that no other model has", _recipes(registry, entry, by_recipe))
         found.look("starting points (init) that exist", _init(registry, entry, ids))
+        found.look("recipes of other models that exist", _reproduced_by(registry, entry, ids))
         found.look("layouts that could match", _layouts(registry, entry))
         found.look("published numbers given once", _numbers(registry, entry))
 
@@ -170,6 +171,16 @@ def _init(registry: Registry, entry: Entry, ids: set[str]) -> Iterator[str]:
     if entry.recipe and entry.recipe.init and entry.recipe.init not in ids:
         where = _at(registry, entry, "recipe", "init")
         yield f"{where}: {entry.id} starts from {entry.recipe.init!r}, which is not a model{suggest(entry.recipe.init, ids)}"
+
+
+def _reproduced_by(registry: Registry, entry: Entry, ids: set[str]) -> Iterator[str]:
+    other, where = entry.reproduced_by, _at(registry, entry, "reproduced_by")
+    if other is None:
+        return
+    if other not in ids:
+        yield f"{where}: {entry.id} is reproduced by {other!r}, which is not a model{suggest(other, ids)}"
+    elif entry.recipe is not None or registry.entry(other).recipe is None:
+        yield f"{where}: {entry.id} is reproduced by {other!r}: the one must have no recipe and the other a recipe"
 
 
 def _layouts(registry: Registry, entry: Entry) -> Iterator[str]:

@@ -163,7 +163,7 @@ def test_the_next_command_names_the_id_only_for_the_registrys_own_recipe():
 def test_a_model_without_a_recipe_cannot_be_run(monkeypatch):
     entry = zoo.entry("swav_800ep").model_copy(update={"recipe": None})
     monkeypatch.setattr(zoo, "entry", lambda name: entry)
-    with pytest.raises(UserError, match="released no recipe"):
+    with pytest.raises(UserError, match="never released"):
         launch.job("swav_800ep")
 
 

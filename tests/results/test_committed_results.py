@@ -157,12 +157,19 @@ def test_published_columns_print_what_the_registry_holds():
         assert f" {value} " in line
 
 
+def test_every_marker_in_readme_has_its_source_in_the_same_block():
+    for shown in re.findall(r"<!-- table:.*? -->\n(.*?)<!-- /table -->", README.read_text(), re.DOTALL):
+        table, _, rest = shown.partition("\n\n")
+        used, said = set(re.findall(r" \[(\d+)\]", table)), set(re.findall(r"(?:^|[ ;])\[(\d+)\] ", rest, re.MULTILINE))
+        assert used == said, shown[:80]
+
+
 def test_measured_columns_name_protocols_that_exist_in_that_version():
     for spec in SPECS:
         for column in spec.columns:
-            file = PROTOCOLS / f"{(column.protocol or '').partition('@')[0]}.yaml"
-            if column.kind == "measured" and file.is_file():
-                assert column.question[1] == load_mapping(file)["version"], (spec.id, column.head)
+            for protocol, version, _ in column.questions if column.kind == "measured" else ():
+                file = PROTOCOLS / f"{protocol}.yaml"
+                assert not file.is_file() or version == load_mapping(file)["version"], (spec.id, column.head)
 
 
 # ---------------------------------------------------------------- the command line, on what is committed

@@ -28,9 +28,11 @@ def test_a_sound_registry_is_valid_and_says_how_often_it_looked(tmp_path):
         (('ignore: ["head.*"]}', 'ignore: ["head.*"]}\n  - {path: null, rules: [["^module\\\\.", ""]], ignore: ["head.*"]}'), "has the same layout twice"),
         (add('source: "someone/thing:README.md"}', '      - {protocol: linear, metric: top1, value: 70.2, source: "someone/thing:README.md"}'), "two values for top1 of linear"),
         (("  thing_digits:", "  thing_again_400ep:\n    recipe: {schedule: {epochs: 400}}\n  thing_digits:"), "and thing_again_400ep have the same recipe|and thing_400ep have the same recipe"),
+        (("recipe: {schedule: {epochs: 400}}", "recipe: null\n    reproduced_by: thing_80ep"), "'thing_80ep', which is not a model; did you mean 'thing_800ep'"),
+        (("recipe: {schedule: {epochs: 400}}", "reproduced_by: thing_800ep\n    recipe: {schedule: {epochs: 400}}"), "the one must have no recipe and the other a recipe"),
         (("    profile: small\n    recipe: {params: {temperature: 0.2}}", "    recipe: {dataset: digits}"), "no model uses the profile 'small'"),
     ],
-    ids=["id", "spec name", "default", "dataset", "init", "file", "no layout", "layout twice", "number twice", "recipe twice", "profile"],
+    ids=["id", "spec name", "default", "dataset", "init", "file", "no layout", "layout twice", "number twice", "recipe twice", "reproduced by nobody", "reproduced twice", "profile"],
 )  # fmt: skip
 def test_each_fault_is_found_and_placed(tmp_path, change, message):
     found = validate(registry(tmp_path, change), networks=False)

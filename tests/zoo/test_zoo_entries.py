@@ -7,6 +7,7 @@ import re
 import pytest
 
 from zoo import registry
+from zoo.errors import UserError
 
 # id: (epochs, batch, crops, smallest scales, lr -> final, warm-up epochs from, queue (length, epoch), freeze, hidden, sync group, network)
 SWAV = {
@@ -170,3 +171,44 @@ def test_the_whole_registry_is_valid():
     assert found.ok, str(found)
     assert found.looked["networks built: parameters, width, input size"] == len(registry.models())
     assert not found.skipped
+
+
+def test_a_number_stands_under_the_protocol_that_made_it():
+    """PIC's README: rate 30 without decay, SimCLR alone 0.1 with 1e-6; SeLa's: AlexNets by the probes on convolutions."""
+    used = {model: {number.protocol for number in registry.entry(model).published} for model in registry.models()}
+    for model in registry.models("*_pic_*") + registry.models("pic_*ep"):
+        assert used[model] <= {"linear_imagenet_pic_simclr" if model.startswith("simclr") else "linear_imagenet_pic"}, model
+    for model in registry.models("sela_*"):
+        assert "linear_imagenet_sela" not in used[model] or registry.entry(model).backbone.name.startswith("resnet"), model
+        assert not any("_conv_" in name for name in used[model]) or registry.entry(model).backbone.name == "alexnet", model
+    for model in ("sela_alexnet_1k", "sela_alexnet_10k"):
+        [number] = [n for n in registry.entry(model).published if n.protocol == "linear_conv_imagenet_sela"]
+        assert number.note == "layer not stated" and number.value in (42.1, 43.8)
+
+
+def test_selas_rows_have_the_settings_that_its_readme_and_scripts_give():
+    for model, heads, clusters in (("sela_alexnet_1k", 1, 1000), ("sela_alexnet_10k", 1, 10000), ("sela_alexnet_10x3k", 10, 3000)):
+        recipe = registry.entry(model).recipe
+        assert (recipe.params["heads"], recipe.params["clusters"], recipe.params["labelings"]) == (heads, clusters, 100)
+        assert (recipe.batch, recipe.schedule.epochs, recipe.schedule.milestones) == (256, 400, [150, 300, 350])
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.08, 1e-5)
+    moco = registry.entry("mocov2_200ep").recipe.views.model_dump()
+    for model, heads, clusters in (("sela_rn18_1k_aug", 1, 1000), ("sela_rn50_1k_aug", 1, 1000), ("sela_rn50_10x3k_aug", 10, 3000)):
+        recipe = registry.entry(model).recipe
+        views = recipe.views.model_dump()
+        assert recipe.views.count == 1 and views | {"crops": []} == moco | {"crops": []}, "MoCo v2's augmentation, a single crop"
+        assert views["crops"][0] | {"count": 2} == moco["crops"][0]
+        assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.factor) == (280, [120, 160, 200], 0.1)
+        assert (recipe.params["heads"], recipe.params["clusters"]) == (heads, clusters)
+
+
+def test_a_model_without_a_recipe_names_the_model_that_trains_its_objective():
+    named = {model: registry.entry(model).reproduced_by for model in registry.models() if registry.entry(model).reproduced_by}
+    assert named == {
+        "sela_alexnet_10x3k_rot": "pseudolabel_alexnet_10x3k_rot", "deepcluster_vgg16_yfcc": "deepercluster_as_deepcluster_vgg16_yfcc",
+        "rotnet_vgg16_yfcc": "deepercluster_as_rotnet_vgg16_yfcc", "rotnet_vgg16_imagenet": "deepercluster_as_rotnet_vgg16_imagenet",
+    }  # fmt: skip
+    for model, other in named.items():
+        with pytest.raises(UserError, match=f"python -m reproduce {other}$"):
+            registry.resolve(model)
+        assert registry.resolve(other).dataset == registry.entry(model).dataset

@@ -35,6 +35,7 @@ class Entry(Strict):
     heads: dict[str, Head]
     pseudolabels: Pseudolabels | None
     published: list[Published]
+    reproduced_by: str | None = None
     profile: str | None
     laptop: bool = False
     file: str
@@ -47,6 +48,7 @@ class Inherited(Strict):
     backbone: Any = None
     input: dict[str, Any] | None = None
     network: dict[str, Any] | None = None
+    layouts: list[Any] | None = None
     recipe: dict[str, Any] | None = None
 
 
@@ -62,11 +64,11 @@ class ModelFields(Inherited):
     paper: Paper | None = None
     code: Code | None = None
     dataset: str | None = None
-    layouts: list[Any] | None = None
     weights: dict[str, Any] | None = None
     heads: dict[str, Any] = {}
     pseudolabels: dict[str, Any] | None = None
     published: list[Published] = []
+    reproduced_by: str | None = None  # recipe: null, but this other model's recipe trains the same objective
 
     @model_validator(mode="after")
     def _lost_since(self) -> ModelFields:
@@ -96,7 +98,6 @@ class MethodFile(Inherited):
     code: Code | None = None
     notes: list[str] = []
     dataset: str | None = None
-    layouts: list[Any] | None = None
     params_spec: dict[str, ParamSpec] = {}
     models: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Any]
 
