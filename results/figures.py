@@ -90,8 +90,9 @@ def pairs(built: Built) -> list[Point]:
         for column, cell in zip(built.table.columns, row, strict=True):
             for other, twin in zip(built.table.columns, row, strict=True):
                 same = (column.protocol, column.metric) == (other.protocol, other.metric)
-                same = same and cell.fact and twin.summary and cell.fact.published.protocol == twin.summary.protocol
-                if same and column.by is None:
+                if not (cell.fact and twin.summary and same and column.by is None):
+                    continue
+                if cell.fact.published.protocol == twin.summary.protocol:
                     found.append(Point(name, twin.summary.value, twin.summary.sd, cell.fact.published.value))
     return found
 
