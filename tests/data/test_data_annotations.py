@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 
 import numpy as np
@@ -219,49 +220,50 @@ def test_an_image_that_coco_lists_but_does_not_have_is_named(tmp_path):
 
 # ---------------------------------------------------------------- masks
 
-# Made with pycocotools 2.0.11 (frPyObjects, merge, decode, encode) from the polygons beside them.
 TRIANGLE = [1.5, 0.5, 7.25, 2.0, 3.0, 6.75]
-PYCOCO = {
-    "triangle": [17, 3, 5, 5, 3, 4, 5, 2, 6, 1, 21],
-    "two": [17, 3, 5, 5, 3, 4, 5, 2, 1, 3, 2, 1, 2, 3, 5, 3, 5, 3],
-    "beyond": [0, 64, 1, 7],
-    "text": "a0352NO2N1O?",
-}
+# Down the columns of 8 x 9 pixels, and its compressed form: both as pycocotools 2.0.11 wrote them.
+RUNS, TEXT = [17, 3, 5, 5, 3, 4, 5, 2, 6, 1, 21], "a0352NO2N1O?"
 
 
-def test_polygons_are_filled_as_coco_fills_them():
-    assert rle.to_runs(rle.from_polygons([TRIANGLE], 8, 9)) == PYCOCO["triangle"]
-    assert rle.to_runs(rle.from_polygons([TRIANGLE, [5, 5, 9, 5, 9, 8, 5, 8]], 8, 9)) == PYCOCO["two"]
-    assert rle.to_runs(rle.from_polygons([[-3, -3, 20, 4, 4, 20]], 8, 9)) == PYCOCO["beyond"]
-    assert rle.unpack(PYCOCO["text"]) == PYCOCO["triangle"]
+def test_polygons_and_both_kinds_of_run_lengths_are_one_mask():
+    flat = np.repeat(np.arange(len(RUNS)) % 2 == 1, RUNS).reshape(9, 8).T
+    for shape in ([TRIANGLE], {"counts": RUNS, "size": [8, 9]}, {"counts": TEXT, "size": [8, 9]}, {"counts": RUNS}):
+        assert np.array_equal(rle.decode(shape, 8, 9), flat)
+    assert rle.encode(flat) == {"counts": TEXT, "size": [8, 9]}
+    square = np.zeros((8, 9), bool)
+    square[5:8, 5:9] = True
+    both = rle.decode([TRIANGLE, [5, 5, 9, 5, 9, 8, 5, 8]], 8, 9)
+    assert np.array_equal(both, flat | square) and not rle.decode([], 8, 9).any()
 
 
-def test_run_lengths_go_there_and_back():
+def test_masks_go_there_and_back():
     rng = np.random.default_rng(0)
     for _ in range(50):
         mask = rng.random(rng.integers(1, 9, 2)) < 0.5
-        assert np.array_equal(rle.from_runs(rle.to_runs(mask), *mask.shape), mask)
-    with pytest.raises(ValueError, match="cover 5 pixels, the image has 6"):
-        rle.from_runs([2, 3], 2, 3)
-    with pytest.raises(ValueError, match="end within a number"):
-        rle.unpack("P")
+        assert np.array_equal(rle.decode(json.loads(json.dumps(rle.encode(mask))), *mask.shape), mask)
 
 
-def test_outlines_give_their_mask_back_and_holes_are_reported():
-    from scipy import ndimage
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"counts": [2, 3], "size": [2, 3]}, "cover 5 pixels, the image has 6"),
+        ({"counts": [-1, 7], "size": [2, 3]}, "run lengths cover"),
+        ({"counts": "P", "size": [2, 3]}, "Invalid RLE"),
+        ({"counts": TEXT, "size": [9, 8]}, r"run lengths of \[9, 8\], the image is 2 x 3"),
+        ([[0, 0, 4, 4]], "three pairs of numbers, found 4"),
+        ([[0, 0, 4, 0, 4]], "three pairs of numbers, found 5"),
+        ([[0, 0, 4, 0, 4, float("nan")]], "three pairs"),
+    ],
+)
+def test_what_is_no_mask_of_the_image_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        rle.decode(shape, 2, 3)
 
-    rng = np.random.default_rng(1)
-    holes = 0
-    for _ in range(200):
-        mask = rng.random(rng.integers(1, 8, 2)) < rng.uniform(0.2, 0.9)
-        polygons = rle.outlines(mask)
-        background = ndimage.label(~np.pad(mask, 1), structure=np.ones((3, 3)))[1]
-        assert (polygons is None) == (background > 1)
-        holes += polygons is None
-        if polygons is not None:
-            assert len(polygons) == ndimage.label(mask)[1]
-            assert np.array_equal(rle.from_polygons(polygons, *mask.shape), mask)
-    assert 10 < holes < 190
+
+def test_without_pycocotools_masks_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UserError, match=r"pip install 'selfzoo\[detection\]'"):
+        rle.decode([TRIANGLE], 8, 9)
 
 
 # ---------------------------------------------------------------- YFCC100M

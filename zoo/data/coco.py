@@ -163,10 +163,7 @@ class CocoSource(DetectionSource):
         for k, at in enumerate(range(span.start, span.stop)):
             shape = json.loads(self._shapes[at])
             try:
-                if isinstance(shape, dict):
-                    masks[k] = rle.from_runs(shape["counts"], height, width)
-                else:
-                    masks[k] = rle.from_polygons(shape, height, width)
+                masks[k] = rle.decode(shape, height, width)
             except (ValueError, KeyError, TypeError) as error:
                 ident = int(self._table["id"][at])
                 line = _line(self.path, {"id": ident})

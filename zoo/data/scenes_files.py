@@ -116,8 +116,6 @@ def _write_coco(folder: Path, drawn: Drawn, names: list[str]) -> None:
             for item in scene.items:
                 ident += 1
                 x0, y0, x1, y1 = item.box
-                polygons = None if item.crowd else rle.outlines(item.mask)
-                runs = {"counts": rle.to_runs(item.mask), "size": [SIDE, SIDE]}
                 annotations.append(
                     {
                         "id": ident,
@@ -126,7 +124,7 @@ def _write_coco(folder: Path, drawn: Drawn, names: list[str]) -> None:
                         "iscrowd": int(item.crowd),
                         "bbox": [x0, y0, x1 - x0, y1 - y0],
                         "area": int(item.mask.sum()),
-                        "segmentation": runs if polygons is None else polygons,
+                        "segmentation": rle.encode(item.mask),
                     }
                 )
         categories = [{"id": k + 1, "name": n, "supercategory": "item"} for k, n in enumerate(names)]
