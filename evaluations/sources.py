@@ -5,12 +5,17 @@
     dataset=torchvision:FakeData   a class of torchvision.datasets, found below ``data=`` (or downloaded with download=true)
 
 A set without a test part gets one: a fifth of each class, those images whose names hash lowest, the same on every machine.
+
+Every split is opened with the class numbers of the training split: classes are joined by name (zoo/data/classes.py), a class
+that only another split has is an error, and one that only the training split has is told once.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -18,7 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engine import dist
 from zoo import data
+from zoo.data.classes import Classes
+from zoo.data.classes import numbers as match
 from zoo.data.places import PartMissing, user_cache
 from zoo.errors import UserError, suggest
 
@@ -36,7 +44,7 @@ class TorchvisionSource(data.Source):
         self._items, self._prefix = items, prefix
         self._positions = np.arange(len(items)) if positions is None else positions
         labels = _labels(items, prefix)
-        classes = list(getattr(items, "classes", None) or [str(k) for k in range(int(labels.max()) + 1)])
+        classes, self.named = _class_names(items, int(labels.max()) + 1)
         super().__init__(labels[self._positions], classes, channels=3)
 
     def image(self, i: int) -> Image.Image:
@@ -55,16 +63,71 @@ class TorchvisionSource(data.Source):
             digest.update(np.asarray(self.image(i)).tobytes())
 
     def _take(self, indices: np.ndarray) -> TorchvisionSource:
-        return TorchvisionSource(self._items, self._prefix, self._positions[indices])
+        part = copy.copy(self)
+        part.__dict__.pop("fingerprint", None)
+        part._positions, part._labels, part._length = self._positions[indices], self.labels[indices], len(indices)
+        return part
 
 
 def arrange(
     protocol: Protocol, root: str | None, download: bool = False, fetch: bool = True
 ) -> tuple[Protocol, Callable[[str], Any]]:
-    """The protocol with the splits that its data really have, and a function that opens them (and minds seals).
+    """The protocol with the splits that its data really have, and a function that opens them (and minds seals), each with
+    the class numbers of the training split.
 
     download   a torchvision set may be downloaded (it was asked for); fetch: False: nothing may be, for plans.
     """
+    found, opened = _arranged(protocol, root, download, fetch)
+    return found, joined(found, opened)
+
+
+def joined(protocol: Protocol, opened: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``opened`` with the classes of every split in the training split's numbers. What it opens raises UserError when its
+    classes are not those of the training split, or when that has one class only."""
+    train = protocol.splits.train
+    known: list[Classes] = []
+
+    def reference(source: Any = None) -> Classes:
+        if not known:
+            found = Classes.of(opened(train) if source is None else source)
+            if found.names and found.single and found.shown.sum() < 2:
+                alone = ", ".join(n for n, seen in zip(found.names, found.shown, strict=True) if seen)
+                raise UserError(
+                    f"{protocol.dataset}/{train}: its images have one class only ({alone}), and {protocol.id} tells classes "
+                    "apart; put each class into a folder of its own; without labels: python -m evaluations cluster MODEL FOLDER"
+                )
+            known.append(found)
+        return known[0]
+
+    def open_joined(split: str) -> Any:
+        source = opened(split)
+        if split == train:
+            reference(source)
+            return source
+        classes = reference()
+        own = Classes.of(source)
+        if not classes.names or not own.names:
+            return source
+        try:
+            numbers, notes = match(classes, own, (train, split))
+        except UserError as error:
+            raise UserError(f"{protocol.dataset}: {error}; python -m zoo data check compares the parts") from None
+        for note in notes:
+            _say(f"{protocol.dataset}: {note}")
+        same = own.names == classes.names
+        return source if same else source.renumbered(classes.names, numbers)
+
+    return open_joined
+
+
+@lru_cache(maxsize=256)
+def _say(line: str) -> None:
+    """One line on stderr, once."""
+    if dist.is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _arranged(protocol: Protocol, root: str | None, download: bool, fetch: bool) -> tuple[Protocol, Callable[[str], Any]]:
     name = protocol.dataset
     if name.startswith(TORCHVISION):
         return _with_test(protocol, name, lambda part: _torchvision(name, part, root, download and fetch))
@@ -145,6 +208,17 @@ def _torchvision(name: str, part: str, root: str | None, download: bool) -> Any:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: {told}; say where it is with data=FOLDER, or download=true") from None
     return TorchvisionSource(items, f"{kind}-{part}")
+
+
+def _class_names(items: Any, count: int) -> tuple[list[str], bool]:
+    """(names of at least ``count`` classes, True) as torchvision's class has them; without any, (numbers as text, False)."""
+    for attribute in ("classes", "categories", "class_to_idx"):
+        found = getattr(items, attribute, None)
+        if isinstance(found, dict):
+            found = sorted(found, key=found.__getitem__) if sorted(found.values()) == list(range(len(found))) else None
+        if isinstance(found, list | tuple) and len(found) >= count:
+            return [", ".join(map(str, n)) if isinstance(n, list | tuple) else str(n) for n in found], True
+    return [str(k) for k in range(count)], False
 
 
 def _labels(items: Any, prefix: str) -> np.ndarray:

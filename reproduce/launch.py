@@ -75,6 +75,10 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
 
 def build(recipe: Any, source: Any) -> Method:
     """The recipe's method on its backbone, initialised from the recipe's seed and, if it says so, from other weights."""
+    if methods.find(recipe.method).needs.classes and len(source.classes) < 2:
+        raise UserError(f"{recipe.dataset}/{recipe.split}: method {recipe.method} learns from labels, and its images have "
+                        f"{'one class only (' + source.classes[0] + ')' if source.classes else 'none'}; put each class into a "
+                        "folder of its own")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.seed, "init"))
         backbone = backbones.build(recipe.backbone)

@@ -80,6 +80,16 @@ def test_voc_masks_follow_the_objects(tmp_path):
     )
 
 
+def test_voc_colours_follow_the_classes_when_they_are_numbered_anew(tmp_path):
+    build_voc2007(tmp_path)
+    source = data.open_source("voc2007_segmentation", "train", tmp_path)
+    turned = source.renumbered(source.classes[::-1], np.arange(20)[::-1]).subset([2, 0])
+    assert {20 - int(k) for k in np.unique(turned.segmentation(1)) if 0 < k < 255} == {0, 1}
+    for i, k in ((1, 0), (0, 2)):
+        assert {turned.classes[c] for c in turned.objects(i).classes} == {source.classes[c] for c in source.objects(k).classes}
+        assert turned.targets[i].tolist() == source.targets[k][::-1].tolist()
+
+
 XML = "VOCdevkit/VOC2007/Annotations/000001.xml"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -100,6 +102,40 @@ def test_check_reads_boxes_and_says_what_is_missing(run, tmp_path, monkeypatch):
         and "train: 3 images of 9: 6 images missing" in out
         and "needs annotations/instances_val2017.json" in out
     )
+
+
+def test_check_compares_the_classes_of_the_parts(run, tmp_path):
+    root = folders(tmp_path / "set", parts=("train", "val"))
+    assert "  val: the 3 classes of train, numbered alike" in run("check", root)[1]
+    shutil.rmtree(root / "val/ant")
+    status, out, _ = run("check", root)
+    assert status == 0 and "note: val: 1 of 3 classes has images in train and none in val: 'ant'" in out
+    assert "val: numbers its classes otherwise than train ('bee' is 0 here and 1 there): evaluations join them by name" in out
+    (root / "val/bee").rename(root / "val/Bee")
+    status, out, _ = run("check", root)
+    assert status == 1 and "problem: val: class 'Bee' of val has no images in train; did you mean 'bee'" in out
+
+
+def test_check_compares_category_ids(run, tmp_path):
+    build_coco(tmp_path)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    content = json.loads((tmp_path / "annotations/instances_train.json").read_text())
+    path = tmp_path / "annotations/instances_val.json"
+    path.write_text(json.dumps(content))
+    status, out, _ = run("check", "coco", tmp_path)
+    assert status == 0 and "val: the 2 classes of train, numbered alike" in out and "has id" not in out
+    for entry in content["categories"]:
+        entry["id"] = {18: 2, 1: 7}[entry["id"]]
+    for entry in content["annotations"]:
+        entry["category_id"] = {18: 2, 1: 7}[entry["category_id"]]
+    path.write_text(json.dumps(content))
+    status, out, _ = run("check", "coco", tmp_path)
+    assert status == 0 and "val: category 'dog' has id 2 here and 18 in train" in out
+    assert "numbers its classes otherwise than train" in out
+    content["categories"][0]["name"] = "wolf"
+    path.write_text(json.dumps(content))
+    status, out, _ = run("check", "coco", tmp_path)
+    assert status == 1 and "class 'wolf' of val has no images in train" in out
 
 
 def test_check_of_a_wrong_name_or_path_is_an_error(run, tmp_path):

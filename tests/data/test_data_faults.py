@@ -161,10 +161,9 @@ def test_a_folder_without_images_is_named(tmp_path):
         train(tmp_path)
 
 
-def test_one_class_is_refused_as_labels_and_read_without_them(tmp_path):
+def test_one_folder_of_pictures_is_one_class_and_read_without_labels_as_images(tmp_path):
     root = folders(tmp_path / "set", parts=("train",), classes=("all",))
-    with pytest.raises(UserError, match=r"one class folder only \(all\).*'images'"):
-        train(root)
+    assert train(root).classes == ("all",) and train(root).labels.tolist() == [0] * 4
     source = data.open_source("images", "train", root)
     assert len(source) == 4 and not source.labelled and source.classes == ()
 

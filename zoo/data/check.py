@@ -15,6 +15,9 @@ from PIL import Image
 from ..errors import UserError
 from . import places, zipmap
 from .annotations import DetectionSource
+from .classes import Classes
+from .classes import numbers as match
+from .coco import CocoSource
 from .faults import in_order
 from .opening import read_part
 from .packs import PackStore
@@ -47,9 +50,12 @@ def check(spec: DatasetSpec, root: str | Path | None) -> Report:
     folder = places.find(spec, root)
     report = Report([f"{spec.name}: {folder or spec.prepare}"])
     seen: dict[bytes, tuple[str, str]] = {}
+    found: dict[str, Source] = {}
     parts = list(dict.fromkeys(rule.read for rule in spec.splits.values() if rule.read))
     for part in parts:
-        _part(spec, folder, part, report, seen)
+        if (source := _part(spec, folder, part, report, seen)) is not None:
+            found[part] = source
+    _compare(spec, found, report)
     if len(report.facts) == 1 and not report.problems:
         report.problems.append(f"none of its parts ({', '.join(parts)}) is there")
     return report
@@ -57,7 +63,7 @@ def check(spec: DatasetSpec, root: str | Path | None) -> Report:
 
 def _part(
     spec: DatasetSpec, folder: Path | None, part: str, report: Report, seen: dict[bytes, tuple[str, str]]
-) -> None:
+) -> Source | None:
     report.problems += _map_lines(spec, folder, part)
     try:
         source = read_part(spec, folder, part, check=False)
@@ -66,7 +72,7 @@ def _part(
         optional = spec.classes is None and isinstance(error, places.PartMissing)
         if not optional and not any(str(error).startswith(p) for p in report.problems):
             report.problems.append(str(error))
-        return
+        return None
     expected = next(rule.count for rule in spec.splits.values() if rule.read == part)
     if expected is not None and len(source) != expected:
         what = (
@@ -80,6 +86,48 @@ def _part(
     _images(source, part, report, seen)
     if isinstance(source, DetectionSource):
         _objects(source, part, report)
+    return source
+
+
+def _compare(spec: DatasetSpec, found: dict[str, Source], report: Report) -> None:
+    """Whether the parts mean the same by their classes: names, numbers, and COCO's category ids, against the training part."""
+    train = spec.part("train") if "train" in spec.splits else ""
+    train = train if train in found else next(iter(found), "")
+    for part, source in found.items():
+        here, there = Classes.of(source), Classes.of(found[train])
+        if part == train or not here.names or not there.names:
+            continue
+        try:
+            numbers, notes = match(there, here, (train, part))
+        except UserError as error:
+            report.problems.append(f"{part}: {error}; evaluations refuse these parts")
+            continue
+        report.notes += [f"{part}: {note}" for note in notes]
+        same = here.names == there.names
+        if same:
+            report.facts.append(f"  {part}: the {len(here.names):,} classes of {train}, numbered alike")
+        moved = [] if same else [k for k in np.flatnonzero(here.shown) if numbers[k] != k]
+        if moved:
+            first = int(moved[0])
+            report.notes.append(
+                f"{part}: numbers its classes otherwise than {train} ({here.names[first]!r} is {first} here and {numbers[first]}"
+                " there): evaluations join them by name; a program that joins by number is wrong on this set"
+            )
+        _compare_ids(source, found[train], (part, train), report)
+
+
+def _compare_ids(source: Source, other: Source, titles: tuple[str, str], report: Report) -> None:
+    """COCO's category ids, by the names of the categories."""
+    if not isinstance(source, CocoSource) or not isinstance(other, CocoSource):
+        return
+    ids = dict(zip(other.classes, other.category_ids.tolist(), strict=True))
+    for name, ident in zip(source.classes, source.category_ids.tolist(), strict=True):
+        if ids.get(name, ident) != ident:
+            report.notes.append(
+                f"{titles[0]}: category {name!r} has id {ident} here and {ids[name]} in {titles[1]}: evaluations join "
+                "categories by name; results are written with the ids of the part that they are of"
+            )
+            return
 
 
 def _map_lines(spec: DatasetSpec, folder: Path | None, part: str) -> list[str]:
@@ -117,6 +165,7 @@ def _counts(source: Source) -> str:
     if source.labelled:
         each = np.bincount(source.labels, minlength=len(source.classes))
         text += f", {len(source.classes):,} classes of {each.min():,} to {each.max():,} images"
+        text += "" if source.named else " (numbers without names)"
     elif source.targets is not None:
         text += f", {len(source.classes)} classes, {int((source.targets == 1).sum()):,} times present"
     else:

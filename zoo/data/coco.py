@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def _line(path: Path, entry: Any) -> int:
 
 
 class CocoSource(DetectionSource):
-    """``image_ids`` and ``category_ids`` are those of the file: results are written with them.
+    """``image_ids`` and ``category_ids`` are those of the file: results are written with them (-1: not in this part's file).
 
     size(i) gives (height, width) without decoding the image.
     """
@@ -177,6 +178,20 @@ class CocoSource(DetectionSource):
         for k in sorted(range(len(objects)), key=lambda k: (not objects.crowd[k], -objects.area[k])):
             picture[masks[k]] = 255 if objects.crowd[k] else objects.classes[k] + 1
         return picture
+
+    @property
+    def shown(self) -> np.ndarray:
+        kinds = [self._table["category"][self._span(i)] for i in range(len(self))]
+        return np.bincount(np.concatenate([*kinds, np.zeros(0, np.int64)]), minlength=len(self.classes)) > 0
+
+    def renumbered(self, classes: Sequence[str], numbers: np.ndarray) -> CocoSource:
+        part = super().renumbered(classes, numbers)
+        assert isinstance(part, CocoSource)
+        part._table = self._table.copy()
+        part._table["category"] = numbers[self._table["category"]]
+        part.category_ids = np.full(len(classes), -1, dtype=np.int64)
+        part.category_ids[numbers[numbers >= 0]] = self.category_ids[numbers >= 0]
+        return part
 
     def _span(self, i: int) -> slice:
         row = int(self._rows[self._at(i)])

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from . import folders, indexes, shards, zipmap
+from .classes import titled
 from .namelist import Names
 from .places import PartMissing
 from .source import FileSource, FolderStore
@@ -27,17 +28,21 @@ def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     path = next((p for p in (root / wanted, root / Path(wanted).name) if p.is_file()), None)
     if path is None:
         raise PartMissing(f"{root}: neither {wanted} nor a folder {part}/ in it; {spec.prepare}")
-    names, labels, classes = _csv(spec, path) if path.suffix == ".csv" else _json(spec, path)
+    names, labels, (classes, named) = _csv(spec, path) if path.suffix == ".csv" else _json(spec, path)
     below = root / str(spec.options["images"])
     below = below if below.is_dir() else root
     kept, sizes = Names(names), _sizes(path, below, names)
-    return FileSource(kept, sizes, np.array(labels), classes, FolderStore(below, kept), spec.channels)
+    source = FileSource(kept, sizes, np.array(labels), classes, FolderStore(below, kept), spec.channels)
+    source.named = named
+    return source
 
 
-def _csv(spec: DatasetSpec, path: Path) -> tuple[list[str], list[int], list[str]]:
+Listed = tuple[list[str], list[int], tuple[list[str], bool]]  # names, labels, (classes, whether they are more than numbers)
+
+
+def _csv(spec: DatasetSpec, path: Path) -> Listed:
     """Places205: ``path label`` a line; the class is named after the folder."""
-    names, labels = [], []
-    title: dict[int, str] = {}
+    names, labels, titles = [], [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         name, blank, label = line.rpartition(" ")
         if not blank or not label.isdigit():
@@ -46,11 +51,11 @@ def _csv(spec: DatasetSpec, path: Path) -> tuple[list[str], list[int], list[str]
             raise UserError(f"{path}:{number}: label {label} is out of range 0..{(spec.class_count or 0) - 1}")
         names.append(name)
         labels.append(int(label))
-        title.setdefault(int(label), name.rpartition("/")[0].partition("/")[2] or name.rpartition("/")[0])
-    return names, labels, [title.get(k, str(k)) for k in range(spec.class_count or 0)]
+        titles.append((int(label), name.rpartition("/")[0].partition("/")[2] or name.rpartition("/")[0]))
+    return names, labels, titled(titles, spec.class_count or 0)
 
 
-def _json(spec: DatasetSpec, path: Path) -> tuple[list[str], list[int], list[str]]:
+def _json(spec: DatasetSpec, path: Path) -> Listed:
     """iNaturalist: COCO's form with one category per image."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +70,8 @@ def _json(spec: DatasetSpec, path: Path) -> tuple[list[str], list[int], list[str
             raise UserError(f"{path}: image {key} ({name}) has no annotation")
         if not 0 <= label[key] < count:
             raise UserError(f"{path}: image {key} ({name}): category {label[key]} is out of range 0..{count - 1}")
-    return list(files.values()), [label[k] for k in files], [title.get(k, str(k)) for k in range(count)]
+    labels = [label[k] for k in files]
+    return list(files.values()), labels, titled(((k, title.get(k, "")) for k in (*title, *labels)), count)
 
 
 def _sizes(path: Path, below: Path, names: list[str]) -> np.ndarray:

@@ -100,11 +100,6 @@ def _by_class(root: str | Path, followed: list[str]) -> Listing:
     empty = [c for c in classes if c not in seen]
     if found and empty:
         raise UserError(f"{root}/{empty[0]}: class folder without images ({len(empty)} such); remove or fill it")
-    if len(seen) == 1:
-        raise UserError(
-            f"{root}: one class folder only ({classes[0]}): labels would say nothing; open the folder as data set 'images'"
-            " (unlabelled)"
-        )
     # ImageFolder sorts class by class: "a b" comes before "a/x" as a path, but class "a" before class "a b".
     number = {c: k for k, c in enumerate(classes)}
     found.sort(key=lambda f: (number[f[0].partition("/")[0]], f))

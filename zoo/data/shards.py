@@ -69,7 +69,7 @@ def _scan(spec: DatasetSpec, files: list[Path]) -> FileSource:
     kept = Names(names)
     packed = PackStore([str(f) for f in files], table, kept)
     unlabelled = known.max() < 0
-    return FileSource(
+    source = FileSource(
         kept,
         table["size"].astype(np.int64),
         None if unlabelled else known,
@@ -77,6 +77,8 @@ def _scan(spec: DatasetSpec, files: list[Path]) -> FileSource:
         packed,
         spec.channels,
     )
+    source.named = isinstance(spec.classes, list)
+    return source
 
 
 def _key(member: str) -> str:
@@ -110,7 +112,7 @@ def write(source: FileSource, folder: Path, part: str, per_shard: int = 10_000) 
             finally:
                 partial.unlink(missing_ok=True)
             files.append(path)
-    head = {"classes": list(source.classes), "labelled": source.labelled}
+    head = {"classes": list(source.classes), "labelled": source.labelled, **({} if source.named else {"named": False})}
     sizes = {path.name: path.stat().st_size for path in files}
     partial = index.with_name(f".{index.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
@@ -141,7 +143,7 @@ def _read_index(spec: DatasetSpec, root: Path, index: Path) -> FileSource:
     with index.open(encoding="utf-8") as file:
         try:
             head = json.loads(file.readline())
-            shards, classes, labelled = head["shards"], head["classes"], head["labelled"]
+            shards, classes, labelled, named = head["shards"], head["classes"], head["labelled"], head.get("named", True)
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{index}:1: expected the header that `data shard` writes") from None
         names, labels, rows = [], [], []
@@ -165,4 +167,6 @@ def _read_index(spec: DatasetSpec, root: Path, index: Path) -> FileSource:
     kept = Names(names)
     store = PackStore([str(root / name) for name in shards], table, kept)
     known = np.array(labels, dtype=np.int64) if labelled else None
-    return FileSource(kept, table["size"].astype(np.int64), known, classes, store, spec.channels)
+    source = FileSource(kept, table["size"].astype(np.int64), known, classes, store, spec.channels)
+    source.named = bool(named)
+    return source

@@ -6,6 +6,7 @@ share by accident, and gives the same item for the same index in every process.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,12 +29,14 @@ class Source:
     dataset, split  the names under which it was opened (empty for a source made by hand)
     channels        3: ``image`` gives mode RGB; 1: mode L
     classes         class names; label k belongs to ``classes[k]``.  Empty when nothing is labelled
+    named           False: the data number their classes without naming them; ``classes`` are the numbers as text
     labels          int64 (N,), -1 where there is no label (``labelled`` is False when there is none at all)
     targets         uint8 (N, C) with 1 present, 0 absent, 255 ignore; None for sources with one label per image
     """
 
     dataset = ""
     split = ""
+    named = True
     targets: np.ndarray | None = None
 
     def __init__(self, labels: np.ndarray | None, classes: Sequence[str], channels: int, length: int = 0) -> None:
@@ -104,7 +107,29 @@ class Source:
             bad = chosen[(chosen < 0) | (chosen >= len(self))][0]
             raise UserError(f"subset: index {bad} is outside 0..{len(self) - 1}")
         part = self._take(chosen.astype(np.int64))
-        part.dataset, part.split = self.dataset, self.split
+        part.dataset, part.split, part.named = self.dataset, self.split, self.named
+        return part
+
+    @property
+    def shown(self) -> np.ndarray:
+        """bool (C,): the classes that at least one image has."""
+        if self.targets is not None:
+            return np.asarray((self.targets == 1).any(axis=0))
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes)) > 0
+
+    def renumbered(self, classes: Sequence[str], numbers: np.ndarray) -> Source:
+        """The same images with other class numbers: what is class k here is class ``numbers[k]`` of ``classes``.
+
+        numbers  int64 (C,); -1 for a class that no image has.  ``targets`` of classes that are not known here become 255
+        """
+        part = copy.copy(self)
+        part.__dict__.pop("fingerprint", None)
+        part.classes, part.named = tuple(classes), True
+        if self._labels is not None and len(numbers):
+            part._labels = np.where(self._labels < 0, UNLABELLED, numbers[self._labels])
+        if self.targets is not None:
+            part.targets = np.full((len(self), len(part.classes)), 255, dtype=np.uint8)
+            part.targets[:, numbers[numbers >= 0]] = self.targets[:, numbers >= 0]
         return part
 
     def _at(self, i: int) -> int:

@@ -22,7 +22,7 @@ from ..errors import UserError, suggest
 from .annotations import DetectionSource, Objects, checked_box
 from .namelist import Names
 from .places import PartMissing
-from .source import FolderStore
+from .source import FolderStore, Store
 from .specs import DatasetSpec
 
 TARGET = {"1": 1, "-1": 0, "0": 255}
@@ -119,7 +119,18 @@ def read_targets(folder: Path, part: str, classes: Sequence[str], row: dict[str,
 
 
 class VocSource(DetectionSource):
-    """One or several years of VOC.  Annotations are read when they are asked for."""
+    """One or several years of VOC.  Annotations are read when they are asked for.
+
+    colours  the classes in the order in which SegmentationClass numbers them, from 1 on
+    """
+
+    colours: tuple[str, ...]
+
+    def __init__(
+        self, names: Sequence[str], sizes: np.ndarray, classes: Sequence[str], store: Store, targets: np.ndarray
+    ) -> None:
+        super().__init__(names, sizes, classes, store, targets)
+        self.colours = self.classes
 
     @property
     def image_ids(self) -> list[str]:  # type: ignore[override]
@@ -163,11 +174,17 @@ class VocSource(DetectionSource):
 
     def segmentation(self, i: int) -> np.ndarray:
         found = self._indexed(i, "SegmentationClass")
-        if found[found < 255].max(initial=0) > len(self.classes):
+        if found[found < 255].max(initial=0) > len(self.colours):
             raise UserError(
-                f"{self._beside(i, 'SegmentationClass', '.png')}: has colours beyond the {len(self.classes)} classes"
+                f"{self._beside(i, 'SegmentationClass', '.png')}: has colours beyond the {len(self.colours)} classes"
             )
-        return found
+        if self.colours == self.classes:
+            return found
+        number = np.full(256, 255, dtype=np.uint8)
+        number[0] = 0
+        for k, name in enumerate(self.colours, 1):
+            number[k] = self.classes.index(name) + 1 if name in self.classes else 255
+        return number[found]
 
     def _indexed(self, i: int, folder: str) -> np.ndarray:
         path = self._beside(i, folder, ".png")
@@ -189,7 +206,9 @@ class VocSource(DetectionSource):
 
     def _take(self, indices: np.ndarray) -> VocSource:
         names, store = self.names.take(indices), self.store.take(indices)
-        return VocSource(names, self.sizes[indices], self.classes, store, self.targets[indices])
+        part = VocSource(names, self.sizes[indices], self.classes, store, self.targets[indices])
+        part.colours = self.colours
+        return part
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, writing
+from .classes import titled_by_folder
 from .images import is_image_name
 from .namelist import Names
 from .packs import PackStore, zip_members
@@ -37,9 +38,10 @@ def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     chosen = np.array([at[n] for n in names], dtype=np.int64)
     kept = Names(names)
     store = PackStore([str(archive)], rows[chosen], kept)
-    return FileSource(
-        kept, store.rows["size"].astype(np.int64), labels, _classes(spec, names, labels), store, spec.channels
-    )
+    classes, named = _classes(spec, names, labels)
+    source = FileSource(kept, store.rows["size"].astype(np.int64), labels, classes, store, spec.channels)
+    source.named = named
+    return source
 
 
 def read_map(path: Path, classes: int | None) -> tuple[list[str], np.ndarray]:
@@ -77,16 +79,11 @@ def scan_map(path: Path, classes: int | None) -> tuple[list[str], np.ndarray, li
     return list(first), np.array(labels, dtype=np.int64), wrong
 
 
-def _classes(spec: DatasetSpec, names: list[str], labels: np.ndarray) -> list[str]:
-    """Class names: the folders in the zip when each label has one of its own, else the data set's, else numbers."""
-    folder: dict[int, str] = {}
-    clear = True
-    for name, label in zip(names, labels.tolist(), strict=True):
-        clear &= folder.setdefault(label, name.partition("/")[0]) == name.partition("/")[0] and "/" in name
-    count = max(spec.class_count or 0, int(labels.max()) + 1)
-    if clear and len(set(folder.values())) == count:
-        return [folder[k] for k in range(count)]
-    return list(spec.classes) if isinstance(spec.classes, list) else [str(k) for k in range(count)]
+def _classes(spec: DatasetSpec, names: list[str], labels: np.ndarray) -> tuple[list[str], bool]:
+    """Class names, and whether they are more than numbers: the folders in the zip when each label has one of its own, else
+    the data set's."""
+    found, named = titled_by_folder(names, labels, max(spec.class_count or 0, int(labels.max()) + 1))
+    return (list(spec.classes), True) if not named and isinstance(spec.classes, list) else (found, named)
 
 
 def pack(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
