@@ -11,7 +11,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ download: $(READY) ## fetch every released file, or PATTERN="swav_*" (gigabytes;
 
 test-faults: $(READY) ## kill and restart real runs, the slow proofs (several minutes)
 	$(PY) -m pytest tests -m slow
+
+test-mutations: $(READY) ## plant each listed fault in a copy and see the tests fail (half an hour or more; goes on when started again)
+	$(PY) -m tests.mutations $(ARGS)
 
 throughput: $(READY) ## what the training loop costs, and what precision and memory format gain here (minutes)
 	$(PY) -m benchmarks.training $(ARGS)

@@ -70,9 +70,9 @@ def _centre_(
         torch.sub(block, rows[-1][:, None], out=part)
         if len(part):
             found = torch.maximum(found, torch.cat([part.amax(0), rows[-1].max().reshape(1)]))
-    if found.isnan().any() or found[-1] == torch.inf:
+    w.max_(found.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), world)
+    if ~found.isfinite().all() & (found[-1] > -torch.inf):  # without a row anywhere, all of them are -inf
         raise ValueError("sinkhorn: scores are not finite; a NaN here usually means that features were not normalised")
-    w.max_(found, world)
     # exp(-80) is the least mass: still a normal float32
     return [((row_max - found[-1]) / epsilon).clamp_(min=-80).exp_() for row_max in rows], found[:-1]
 

@@ -97,19 +97,37 @@ def test_labels_that_cannot_be_counted_are_refused(true, predicted, word):
         c.contingency(true, predicted)
 
 
-@pytest.mark.parametrize("classes, clusters, n", [(10, 10, 2000), (10, 25, 4000)])
-def test_the_errors_of_scores_are_their_spread_over_other_samples(classes, clusters, n):
-    rng = np.random.default_rng(3)
-    shares = rng.dirichlet(np.full(classes * clusters, 0.15))
-    found, errors = [], []
-    for _ in range(200):
-        cells = rng.choice(classes * clusters, size=n, p=shares)
-        table = c.contingency(cells // clusters, cells % clusters)
-        found.append(c.scores(table))
-        errors.append(c.errors(table, found[-1]))
-    for name in found[0]:
-        spread = np.std([f[name] for f in found], ddof=1)
-        assert np.mean([e[name] for e in errors]) == pytest.approx(spread, rel=0.25), name
+def jackknife(score, true, predicted):
+    """Standard error from leaving out one sample at a time; samples of one cell give the same."""
+    pairs, cell, times = np.unique(np.stack([true, predicted]), axis=1, return_inverse=True, return_counts=True)
+    first = [int(np.flatnonzero(cell == k)[0]) for k in range(pairs.shape[1])]
+    left_out = np.array([score(np.delete(true, i), np.delete(predicted, i)) for i in first])
+    n = len(true)
+    return np.sqrt((n - 1) / n * (times * (left_out - times @ left_out / n) ** 2).sum())
+
+
+def test_the_errors_of_scores_are_those_of_a_jackknife_and_of_a_share():
+    table = 10 * np.array([[600, 9, 25, 8], [8, 30, 12, 3], [15, 11, 40, 7], [30, 6, 9, 16]])
+    true, predicted = (np.repeat(axis.ravel(), table.ravel()) for axis in np.indices(table.shape))
+    counted = c.contingency(true, predicted)
+    found = c.scores(counted)
+    theirs = {"nmi": metrics.normalized_mutual_info_score, "anmi": metrics.adjusted_mutual_info_score, "ari": metrics.adjusted_rand_score,
+              "purity": lambda t, p: sum(np.bincount(t[p == k]).max() for k in range(4)) / len(t)}
+    errors = c.errors(counted, found)
+    for name, score in theirs.items():
+        assert found[name] == pytest.approx(score(true, predicted), abs=1e-9)
+        assert errors[name] == pytest.approx(jackknife(score, true, predicted), rel=0.01), name
+    share = 6860 / table.sum()
+    assert found["hungarian"] == pytest.approx(share)
+    assert errors["hungarian"] == pytest.approx(np.sqrt(share * (1 - share) / table.sum()), rel=1e-9)
+
+
+def test_every_sample_knows_its_cell():
+    true, predicted = pair(300, 4, 6, 9)
+    table = c.contingency(true * 3 - 2, predicted)
+    where = c.cells(table, true * 3 - 2, predicted)
+    assert np.array_equal(np.bincount(where), table.counts)
+    assert np.array_equal(table.classes[where], true) and np.array_equal(table.clusters[where], predicted)
 
 
 @pytest.mark.parametrize("true, predicted", [([0] * 6, [0] * 6), ([0] * 6, [0, 1, 2] * 2), ([0, 1, 2] * 2, [0] * 6),

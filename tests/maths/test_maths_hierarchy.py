@@ -37,6 +37,15 @@ def test_every_row_has_a_label_and_no_cluster_is_empty():
     assert len(found.levels) == 4
 
 
+def test_a_cluster_that_starts_far_from_every_row_does_not_end_empty():
+    x, far = points(), torch.full((1, 5), 50.0)
+    starts = [torch.cat([x[:1], far]), torch.cat([x[:2], far]), torch.cat([x[:2], far])]
+    found = hierarchy(x, 2, 6, starts=starts, iterations=3)
+    assert all(level.empty == 0 for level in found.levels)
+    for s in range(2):
+        assert set(found.subs[found.supers == s].tolist()) == {0, 1, 2}
+
+
 def test_one_super_cluster_is_plain_clustering():
     found = hierarchy(points(), 1, 6)
     assert found.supers.eq(0).all() and len(found.levels) == 1 and found.subs.unique().numel() == 6

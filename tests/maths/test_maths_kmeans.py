@@ -96,7 +96,9 @@ def test_equals_the_textbook(n, clusters, dim, iterations):
     found = kmeans(x, x[:clusters], iterations=iterations)
     assert torch.equal(found.labels, labels)
     assert torch.allclose(found.centroids.double(), centroids, atol=1e-5)
-    assert torch.equal(assign(x, found.centroids)[0], labels)
+    again, distances = assign(x, found.centroids)
+    assert torch.equal(again, labels)
+    assert torch.allclose(distances.double(), torch.cdist(x.double(), found.centroids.double()).amin(1).square(), atol=1e-5)
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -172,8 +174,38 @@ def test_a_wrong_argument_is_named(wrong, word):
         kmeans(torch.randn(8, 2), **{"start": 2, **wrong})
 
 
-def test_rows_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_rows_that_are_not_finite_are_refused(wrong):
     x = torch.randn(8, 2)
-    x[3, 1] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
-        kmeans(x, 2)
+    x[3, 1] = wrong
+    for iterations in (0, 3):
+        with pytest.raises(ValueError, match="not finite"):
+            kmeans(x, x[:2], iterations=iterations)
+
+
+def test_of_several_restarts_the_best_is_kept():
+    x, _ = blobs(200, groups=9, seed=4)
+    generator = torch.Generator().manual_seed(7)
+    single = [kmeans(x, 9, generator=generator).objective for _ in range(4)]
+    assert max(single) > 1.2 * min(single)
+    assert kmeans(x, 9, restarts=4, generator=torch.Generator().manual_seed(7)).objective == min(single)
+
+
+def test_plusplus_draws_by_the_law_of_its_paper():
+    """Two of three points: the first uniform, then the better of two candidates drawn in proportion to the squared distance."""
+    at = [0.0, 1.0, 3.0]
+    expected = dict.fromkeys(((0, 1), (0, 2), (1, 2)), 0.0)
+    for first in range(3):
+        weights = np.array([(x - at[first]) ** 2 for x in at])
+        left = [sum(min((x - at[first]) ** 2, (x - at[c]) ** 2) for x in at) for c in range(3)]
+        for one, other in np.ndindex(3, 3):
+            chosen = one if left[one] <= left[other] else other
+            if chosen != first:
+                expected[min(first, chosen), max(first, chosen)] += weights[one] * weights[other] / weights.sum() ** 2 / 3
+    generator, draws, found = torch.Generator().manual_seed(0), 3000, dict.fromkeys(expected, 0)
+    x = torch.tensor(at)[:, None]
+    for _ in range(draws):
+        starts = kmeans(x, 2, init="kmeans++", iterations=0, generator=generator).centroids
+        found[tuple(sorted(at.index(v) for v in starts.flatten().tolist()))] += 1
+    for pair, p in expected.items():
+        assert found[pair] / draws == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / draws)), pair

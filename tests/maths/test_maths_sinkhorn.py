@@ -71,6 +71,10 @@ def test_a_wrong_argument_is_named(wrong, word):
         sinkhorn(torch.zeros(4, 2), **wrong)
 
 
-def test_nan_scores_are_refused():
+@pytest.mark.parametrize("wrong, rows", [(float("nan"), [1]), (float("inf"), [1]), (-float("inf"), [0, 1, 2])])
+def test_scores_that_are_not_finite_are_refused(wrong, rows):
+    scores = torch.randn(3, 4)
+    scores[rows, 2] = wrong
     with pytest.raises(ValueError, match="not finite"):
-        sinkhorn(torch.tensor([[0.0, float("nan")]]))
+        sinkhorn(scores)
+    assert sinkhorn(torch.zeros(0, 4)).shape == (0, 4)

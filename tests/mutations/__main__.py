@@ -1,0 +1,199 @@
+"""Plant every listed fault, one at a time, in a copy of the tree, and see whether the tests that belong to it fail.
+
+    python -m tests.mutations [PATTERN ...] [--jobs N] [--limit SECONDS] [--again] [--report]
+
+PATTERN picks faults whose file or consequence contains it. Outcomes are kept in build/mutations/, so that a run that was stopped goes
+on, and only faults whose source or tests have changed since are run again. A complete run writes tests/mutations/REPORT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from tqdm import tqdm
+
+from tests.mutations.faults import ROOT, Fault, complaints, read
+
+STATE = ROOT / "build" / "mutations" / "outcomes.jsonl"
+REPORT = Path(__file__).parent / "REPORT.md"
+KILLED, SURVIVED, TIMEOUT, BROKEN = "killed", "survived", "timeout", "broken"
+
+
+def copy_tree(target: Path) -> Path:
+    """The files of the working tree that git tracks or would track."""
+    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def run_tests(root: Path, tests: tuple[str, ...], limit: float) -> tuple[str, str]:
+    """Outcome of pytest in the tree at ``root``, and the first test that failed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *dict.fromkeys(tests)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          start_new_session=True) as process:
+        try:
+            text, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            return TIMEOUT, ""
+        finally:
+            _end(process.pid)
+    named = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    outcome = {0: SURVIVED, 1: KILLED}.get(process.returncode, BROKEN)
+    return outcome, named[1] if named else text.strip()[-300:] if outcome == BROKEN else ""
+
+
+def _end(group: int) -> None:
+    """The tests' own processes too."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def try_fault(fault: Fault, root: Path, limit: float) -> dict[str, Any]:
+    """Plant a fault, run its tests, take it out again."""
+    path, began = root / fault.file, time.perf_counter()
+    original = path.read_bytes()
+    fault.apply(root)
+    try:
+        outcome, test = run_tests(root, fault.tests, limit)
+    finally:
+        path.write_bytes(original)
+    seen = [test.split("::")[0]] if outcome == KILLED and (ROOT / test.split("::")[0]).is_file() else list(fault.tests)
+    return {"key": key(fault), "outcome": outcome, "test": test, "seconds": round(time.perf_counter() - began, 1),
+            "digests": digests([fault.file, *seen])}
+
+
+def key(fault: Fault) -> str:
+    return hashlib.sha256(json.dumps([fault.file, fault.old, fault.new]).encode()).hexdigest()[:16]
+
+
+def digests(files: list[str]) -> dict[str, str]:
+    """Of files, and of the helpers beside tests: while they stay, so does an outcome."""
+    names = {name.split("::")[0] for name in files}
+    helpers = {str(p.relative_to(ROOT)) for name in names if name.startswith("tests/") and (ROOT / name).parent.is_dir()
+               for p in (ROOT / name).parent.glob("*.py") if not p.name.startswith("test_")}
+    paths = {name: ROOT / name for name in sorted(names | helpers) if (ROOT / name).is_file()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
+
+
+def known_outcomes() -> dict[str, dict[str, Any]]:
+    """Those that still hold, by key."""
+    lines = STATE.read_text(encoding="utf-8").splitlines() if STATE.exists() else []
+    latest = {line["key"]: line for line in map(json.loads, lines)}
+    return {k: line for k, line in latest.items() if line["digests"] == digests(list(line["digests"]))}
+
+
+def baseline(faults: list[Fault], root: Path, limit: float) -> None:
+    """The tests must pass before anything is planted; SystemExit otherwise."""
+    tests = tuple(sorted({test for fault in faults for test in fault.tests}))
+    outcome, test = run_tests(root, tests, 10 * limit)
+    if outcome != SURVIVED:
+        sys.exit(f"error: {outcome}: {test} fails without any fault; fix it first")
+
+
+def run(faults: list[Fault], jobs: int, limit: float) -> None:
+    """Try faults on ``jobs`` copies of the tree, noting each outcome as it comes."""
+    STATE.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(jobs) as pool:
+        copies: Queue[Path] = Queue()
+        for number in range(jobs):
+            copies.put(copy_tree(Path(home) / str(number)))
+        print(f"the tests of {len(faults)} faults without any fault", file=sys.stderr, flush=True)
+        baseline(faults, Path(home) / "0", limit)
+
+        def one(fault: Fault) -> tuple[Fault, dict[str, Any]]:
+            root = copies.get()
+            try:
+                return fault, try_fault(fault, root, limit)
+            finally:
+                copies.put(root)
+
+        waiting = [pool.submit(one, fault) for fault in faults]
+        try:
+            for done in tqdm(as_completed(waiting), total=len(waiting), unit="fault", mininterval=5):
+                fault, outcome = done.result()
+                with STATE.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(outcome) + "\n")
+                if outcome["outcome"] != KILLED:
+                    tqdm.write(f"{outcome['outcome']}: {fault.file}: {fault.breaks} {outcome['test'] * (outcome['outcome'] == BROKEN)}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def report(faults: list[Fault], outcomes: dict[str, dict[str, Any]]) -> str:
+    """The page: counts per package, survivors with their reason, then every fault with the test that noticed it."""
+    of = {fault: outcomes[key(fault)] for fault in faults}
+    lines = [
+        "# Planted faults",
+        "",
+        "Written by `python -m tests.mutations`, which plants each fault of `tests/mutations/faults/` by itself and runs the tests "
+        + "named beside it. A timeout counts as noticed.",
+        "",
+        "| package | planted | killed | timeout | survived | noticed |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for package in [*sorted({fault.package for fault in faults}), "all"]:
+        count = Counter(outcome["outcome"] for fault, outcome in of.items() if package in ("all", fault.package))
+        total, noticed = sum(count.values()), count[KILLED] + count[TIMEOUT]
+        lines.append(f"| {package} | {total} | {count[KILLED]} | {count[TIMEOUT]} | {count[SURVIVED]} | {100 * noticed / total:.0f} % |")
+    alive = [fault for fault, outcome in of.items() if outcome["outcome"] == SURVIVED]
+    lines += ["", "## Survivors", ""] + [f"- `{f.file}`: {f.breaks}. {f.lives or 'No test notices it yet.'}" for f in alive] + ["- none"] * (not alive)
+    for file in dict.fromkeys(fault.file for fault in faults):
+        lines += ["", f"## {file}", ""]
+        for fault, outcome in of.items():
+            if fault.file == file:
+                lines.append(f"- {fault.breaks}: {outcome['outcome']}" + (f" by `{outcome['test']}`" if outcome["outcome"] == KILLED else ""))
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__.split("\n\n")[0])
+    parser.add_argument("pattern", nargs="*", help="part of a file's name or of a consequence")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at once, each in a copy of its own (2)")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for the tests of a fault (300)")
+    parser.add_argument("--again", action="store_true", help="try all of them, whatever is known")
+    parser.add_argument("--report", action="store_true", help="only write the page from what is known")
+    args = parser.parse_args(argv)
+    faults = read()
+    if wrong := complaints(faults):
+        sys.exit("error: " + "\n".join(wrong))
+    chosen = [f for f in faults if not args.pattern or any(p in f.file or p in f.breaks for p in args.pattern)]
+    known = {} if args.again else known_outcomes()
+    todo = [fault for fault in chosen if key(fault) not in known or known[key(fault)]["outcome"] == BROKEN]
+    if todo and not args.report:
+        run(todo, args.jobs, args.limit)
+    known = known_outcomes()
+    count = Counter(known[key(f)]["outcome"] for f in chosen if key(f) in known)
+    print(", ".join(f"{n} {outcome}" for outcome, n in sorted(count.items())) + f", of {len(chosen)} faults")
+    missing = [fault for fault in faults if key(fault) not in known]
+    if missing:
+        print(f"{len(missing)} of all {len(faults)} faults are not tried yet: no page written")
+        return 1
+    REPORT.write_text(report(faults, known), encoding="utf-8")
+    print(f"wrote {REPORT.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
