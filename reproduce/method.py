@@ -66,6 +66,9 @@ class Method(nn.Module):
         super().__init__()
         self.backbone = backbone
 
+    def check(self, recipe: Mapping[str, Any]) -> None:
+        """Raise UserError for settings outside `params` (a recipe's dump) that the method cannot run with; a plan asks too."""
+
     # -- what is trained ---------------------------------------------------------------------------------------------
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         """This process's mean loss (a scalar with a graph) and numbers worth logging. `batch`: engine.batch.Batch."""

@@ -60,6 +60,7 @@ def build(recipe: Any, backbone: nn.Module, *, instances: int | None = None, cla
                             (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}"))
     method = cls(backbone, **facts, **params)
     method.settings = recipe.dump() if hasattr(recipe, "dump") else dict(recipe) if isinstance(recipe, Mapping) else {}
+    method.check(method.settings)
     return method
 
 

@@ -33,7 +33,7 @@ CLASS_SGD = MappingProxyType({"lr": 0.0, "momentum": 0.9, "weight_decay": 0.0})
 DEVIATIONS = (
     Deviation("pic-window-modulo", "a window over the data slides by its stride and wraps around the data set",
               "wraps around the window, so that without reshuffling only the first window is ever used, and with it windows are fresh "
-              "random subsets", "slides over the whole data set", "params.window.mode=subset"),
+              "random subsets", "slides over the whole data set, in another order at each pass", "params.window.mode=subset"),
     Deviation("pic-window-epochs", "epochs", "converts epochs and warm-up to windows, and counts windows in its checkpoints",
               "an epoch is a pass over as many images as the data has, whatever the window"),
     Deviation("pic-window-resume", "nothing said", "the checkpoint keeps the window's start, neither its permutation nor its random state",
@@ -74,7 +74,8 @@ class PIC(Method):
 
     dim, hidden   embedding, and hidden width of the head (0: a linear head)
     temperature
-    window        size, stride: images are drawn from a window of `size` that moves by `stride` (0: plain epochs); mode: sliding, or
+    window        size, stride: images are drawn from a window of `size` that moves by `stride` (0: plain epochs); mode: sliding over a
+                  permutation that is drawn anew at each pass, as PIC.sh asks, or
                   subset: each window is a fresh random subset, as the released sampler with its shuffling flag behaves
     negatives     classes of the softmax: the most recently visited images and the batch; 0: all classes
     correction    rows that were no negatives catch up with momentum and weight decay when they are next used
@@ -181,7 +182,7 @@ class PIC(Method):
         size, stride = self.window["size"], self.window["stride"]
         if self.window["mode"] == "subset":
             return rng.permutation(seed, "subset", number, n)[:size]
-        whole = rng.permutation(seed, "windows", 0, n)
+        whole = rng.permutation(seed, "windows", number * stride // n, n)       # a window that wraps stays in its pass
         return window(whole, number, size, stride)[rng.permutation(seed, "window", number, size)]
 
     # -- memory and looks --------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ DEVIATIONS = (
     Deviation("simclr-detached-gather", "one loss over the whole batch, gradients to both sides of every pair",
               "features gathered from other processes carry no gradient", "gradients through the gathered features, so that "
               "two processes equal one", "params.gather=detached"),
+    Deviation("simclr-views-apart", "the views of a batch pass the network together (the authors' TensorFlow code)",
+              "each view passes by itself, normalised by its own batch statistics", "as released", "params.encode=together"),
     Deviation("simclr-mask", "a view is not its own negative", "1e9 is subtracted from its logit (overflows float16)",
               "its logit is minus infinity"),
 )
@@ -49,6 +51,8 @@ class SimCLR(Method):
     dim, hidden    embedding, and hidden width of the projection head (0: a linear head)
     temperature
     gather         differentiable, or detached: no gradient through the features of other processes, as PIC's release
+    encode         apart: each view passes the backbone by itself and has its own batch statistics, as in PIC's release; together:
+                   views of one size pass at once, as in the original
     """
 
     needs = Needs(views=2)
@@ -56,10 +60,10 @@ class SimCLR(Method):
     remedies: ClassVar = {"collapse": ("params.temperature=0.5", "optimizer.lr=0.03")}
 
     def __init__(self, backbone: nn.Module, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.1,
-                 gather: str = "differentiable") -> None:
+                 gather: str = "differentiable", encode: str = "apart") -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
-        self.temperature, self.detached = temperature, gather == "detached"
+        self.temperature, self.detached, self.apart = temperature, gather == "detached", encode == "apart"
         self._seen: Tensor | None = None
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -67,7 +71,8 @@ class SimCLR(Method):
 
     def project(self, views: list[Tensor]) -> Tensor:
         """(V, B, D) unit embeddings, float32."""
-        z = F.normalize(full(self.head(embed(self.backbone, views))), dim=1).unflatten(0, (len(views), -1))
+        h = torch.cat([self.backbone(view) for view in views]) if self.apart else embed(self.backbone, views)
+        z = F.normalize(full(self.head(h)), dim=1).unflatten(0, (len(views), -1))
         self._seen = z[0].detach()
         return z
 

@@ -29,13 +29,14 @@ DEVIATIONS = (
     Deviation("unmix-flip", "the mixture read backwards replaces the mixture in both directions of the comparison",
               "only the assignment of the first crop is read backwards, predictions are not", "predictions and assignments",
               "params.form=released"),
-    Deviation("unmix-lambda", "one mixing weight per batch", "with several pairs of crops each box changes it for the next, and the "
-              "loss uses the last", "one weight and one place for all crops of a batch", "params.form=released"),
+    Deviation("unmix-lambda", "one mixing weight per batch", "with several pairs of crops each pair has a box at a place of its own, "
+              "each box changes the weight for the next, and the loss uses the last", "one weight and one place for all crops of a batch",
+              "params.form=released"),
     Deviation("unmix-queue", "nothing said", "stops with a NameError as soon as SwAV's queue is full", "runs; each of the three losses "
               "pushes its embeddings"),
     Deviation("unmix-temperature", "nothing said", "a temperature of its own for mixtures is read and not used", "the base's"),
     Deviation("unmix-symmetric", "nothing said", "the symmetric loss (CIFAR) uses the mixture of the first view in both directions, although the "
-              "second direction's keys are that view's", "the same"),
+              "second direction's keys are that view's, and encodes it for each", "the same mixture, encoded once"),
     Deviation("unmix-batch-size", "nothing said", "SwAV's parts are cut by the option of the batch size, the CIFAR programs read no options at all",
               "by the batch that is there"),
     Deviation("unmix-resnet18", "ResNet-18 on CIFAR", "bottleneck blocks [2, 2, 2, 2], 2048 features, and an extra border of zeros in front",
@@ -105,6 +106,9 @@ class Unmix(Method):
         if isinstance(self.base, SwAV):
             self.base.pushes_per_step = 3                    # see swav_total
 
+    def check(self, recipe: Mapping[str, Any]) -> None:
+        self.base.check(recipe)
+
     # -- one step ----------------------------------------------------------------------------------------------------
     def before_step(self, step: int, ctx: Any) -> None:
         self.seed = ctx.seed
@@ -114,17 +118,20 @@ class Unmix(Method):
         mixed, lam = self.mixtures(batch.views[:1] if self.loss_of != self.swav_loss else batch.views[::2], step)
         return self.loss_of(batch, mixed, lam, step), {"lam": lam}
 
-    def draw(self, step: int) -> tuple[bool, float, float, float]:
-        """Whole images?, lam, and the centre of the region as fractions of the sides: the same on every process."""
+    def draw(self, step: int, pair: int = 0) -> tuple[bool, float, float, float]:
+        """Whole images?, lam, and the centre of a pair's region as fractions of the sides: the same on every process."""
         generator = np.random.default_rng(rng.key(self.seed, "unmix", step))
-        whole = generator.random() < self.probability
-        return whole, float(generator.beta(self.beta, self.beta)), float(generator.random()), float(generator.random())
+        whole, lam = generator.random() < self.probability, float(generator.beta(self.beta, self.beta))
+        cy, cx = generator.random((pair + 1, 2))[pair]
+        return whole, lam, float(cy), float(cx)
 
     def mixtures(self, views: list[Tensor], step: int) -> tuple[list[Tensor], float]:
         """A mixture of each view, and the share of the image itself in the first of them."""
         whole, lam, cy, cx = self.draw(step)
         mixed, share, drawn = [], None, lam
-        for view in views:
+        for pair, view in enumerate(views):
+            if self.released:
+                cy, cx = self.draw(step, pair)[2:]
             height, width = view.shape[-2:]
             region = None if whole else box(height, width, drawn, int(cy * height), int(cx * width))
             one, left = mix(view, self.swap(view), drawn, region)
@@ -179,7 +186,7 @@ class Unmix(Method):
             losses.append(base.contrast(q, k) + lam * base.contrast(q_mix, k) + (1 - lam) * base.contrast(self.swap(q_mix), k))
             keys.append(k)
         base.remember(keys)
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum()
 
     def simclr_loss(self, batch: Any, mixed: list[Tensor], lam: float, step: int) -> Tensor:
         first, second, mixture = self.base.project([*batch.views[:2], mixed[0]])

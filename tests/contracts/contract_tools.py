@@ -22,6 +22,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "swav with a queue": ("swav", {"params.queue": {"length": 32, "start_epoch": 0}}),
     "swav with small crops": ("swav", {"views.crops": [{"count": 2, "size": 10}, {"count": 3, "size": 8, "scale": [0.2, 0.5]}]}),
     "simclr detached": ("simclr", {"params.gather": "detached"}),
+    "simclr apart": ("simclr", {"params.encode": "apart"}),
     "mocov2 symmetric": ("mocov2", {"params.symmetric": True}),
     "pic with negatives and a window": ("pic", {"params.negatives": 24, "params.window": {"size": 48, "stride": 16}}),
     "pic with small crops": ("pic", {"views.crops": [{"count": 1, "size": 10}, {"count": 2, "size": 8, "scale": [0.2, 0.5]}]}),

@@ -134,6 +134,7 @@ KNOWN = {
         moco-one-process         nothing is shuffled within a process
         moco-view-order          orders of gray, jitter and flip
         simclr-detached-gather   no gradient through gathered features
+        simclr-views-apart       batch statistics of each view
         simclr-mask              1e9 in float16
     """,
 }

@@ -1,4 +1,5 @@
 """PIC, InstDisc and MoCo: against the authors' numbers and slow references."""
+import copy
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ from torch import nn
 
 from engine import dist
 from golden import load
+from reproduce import launch
 from reproduce.methods.instdisc import InstDisc, instance_logits
-from reproduce.methods.moco import MoCo, MoCoV1, moco_logits
+from reproduce.methods.moco import MoCo, MoCoV1, moco_logits, split_batchnorm
 from reproduce.methods.pic import PIC, pic_logits, window, windows
+from reproduce.plan import plan
 from reproduce.rows import sharded_cross_entropy
 from reproduce.stream import Stream
 from reproduce.views import Augment, Crop
@@ -275,6 +278,21 @@ def test_pic_visits_an_image_size_over_stride_times_and_windows_run_on_through_e
     assert np.array_equal(stream.order(2), np.concatenate([stream.order(e) for e in range(4)])[80:120])
 
 
+def test_each_pass_of_the_window_has_an_order_of_its_own_and_shows_every_image_equally_often():
+    """PIC.sh reshuffles at each pass. Windows of 16, steps of 4, 40 images: ten windows a pass."""
+    method = pic(instances=40, window={"size": 16, "stride": 4, "mode": "sliding"})
+    drawn = np.stack([method.images(40, number, 5) for number in range(30)])
+    for first in (0, 10, 20):
+        assert (np.bincount(drawn[first:first + 10].ravel()) == 4).all()
+        assert all(len(np.intersect1d(a, b)) == 12 for a, b in pairwise(drawn[first:first + 10]))
+    sets = [{frozenset(np.sort(part)) for part in drawn[first:first + 10]} for first in (0, 10, 20)]
+    assert not sets[0] & sets[1] and not sets[1] & sets[2]
+    odd = pic(instances=30, window={"size": 12, "stride": 8, "mode": "sliding"})       # a stride that does not divide the data
+    for number in range(20):
+        assert len(np.unique(odd.images(30, number, 0))) == 12
+    assert len(np.intersect1d(odd.images(30, 3, 0), odd.images(30, 2, 0))) == 4        # places 24 to 36: still the first pass
+
+
 def test_a_window_larger_than_the_data_says_what_to_set():
     method = pic(instances=40, window={"size": 41, "stride": 4, "mode": "sliding"})
     with pytest.raises(UserError, match=r"window\.size=41 .* 40 images.*size=0"):
@@ -370,9 +388,9 @@ def test_moco_agrees_with_the_release(world, monkeypatch):
             assert all(p.grad is None for p in method.key_encoder.parameters())
 
 
-def moco(**params) -> MoCo:
+def moco(backbone=None, **params) -> MoCo:
     torch.manual_seed(0)
-    return MoCo(flat(6), **{"dim": 4, "hidden": 8, "queue": 10, **params})
+    return MoCo(backbone or flat(6), **{"dim": 4, "hidden": 8, "queue": 10 if backbone is None else 64, **params})
 
 
 def test_moco_loss_equals_a_loop():
@@ -414,19 +432,74 @@ def test_shuffled_keys_are_the_keys_of_their_own_images():
     torch.testing.assert_close(method.keys(images, 4), F.normalize(method.key_encoder(images), dim=1))
 
 
+def normed() -> nn.Module:
+    backbone = nn.Sequential(nn.BatchNorm2d(6), nn.Flatten())
+    backbone.dim = 6
+    return backbone
+
+
 def test_splits_normalise_groups_apart():
-    method = moco(splits=2)
-    method.backbone = nn.Sequential(nn.BatchNorm2d(6), nn.Flatten())
+    method = moco(normed(), splits=2)
     images = torch.randn(6, 6, 1, 1)
-    torch.testing.assert_close(method.queries(images)[:3], F.normalize(method.head(method.backbone(images[:3])), dim=1))
+    q = method.queries(images)
+    for half in (slice(0, 3), slice(3, 6)):
+        torch.testing.assert_close(q[half], F.normalize(method.head(F.batch_norm(images[half].flatten(1), None, None, training=True)), dim=1))
 
 
-def test_symmetric_moco_averages_both_directions_and_keeps_both_keys():
+@pytest.mark.parametrize("splits", [1, 2, 8])
+def test_a_step_is_one_update_of_the_running_statistics_whatever_the_splits(splits):
+    """0.9 x 0 + 0.1 x 3 = 0.3, where an update for each of eight groups would give 1.7; the backbone is passed once."""
+    method, passes = moco(normed(), splits=splits), []
+    method.backbone.register_forward_hook(lambda *_: passes.append(1))
+    batch = views(2, 32, 6)
+    for view in batch.views:
+        view += 3 - view.mean((0, 2, 3), keepdim=True)
+    method.before_step(0, ctx())
+    method.loss(batch, 0)
+    for norm in (method.backbone[0], method.key_encoder[0][0]):
+        torch.testing.assert_close(norm.running_mean, torch.full((6,), 0.3))
+        assert int(norm.num_batches_tracked) == 1
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("layer, shape", [(nn.BatchNorm2d, (12, 5, 4, 3)), (nn.BatchNorm1d, (12, 5))])
+@pytest.mark.parametrize("splits", [3, 5])
+def test_split_batch_norm_is_a_batch_norm_for_each_group_with_averaged_statistics(layer, shape, splits):
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=g).mul(2).add(1).requires_grad_() for _ in range(2))
+    plain = layer(5)
+    with torch.no_grad():
+        plain.weight.uniform_(0.5, 2)
+        plain.running_mean.uniform_(-1, 1)
+    state = copy.deepcopy(plain.state_dict())
+    alone = [copy.deepcopy(plain) for _ in x.chunk(splits)]                      # as on so many processes
+    expected = torch.cat([norm(part) for norm, part in zip(alone, x.chunk(splits), strict=True)])
+    grads = torch.autograd.grad((expected * weight).sum(), x)[0]
+    split = split_batchnorm(nn.Sequential(plain), splits)[0]
+    assert split.state_dict().keys() == state.keys()
+    found = split(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), x)[0], grads)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(split, name), torch.stack([getattr(norm, name) for norm in alone]).mean(0))
+    split.eval()
+    torch.testing.assert_close(split(x), F.batch_norm(x, split.running_mean, split.running_var, split.weight, split.bias))
+
+
+def test_splits_beside_synchronised_statistics_are_refused_before_any_work():
+    with pytest.raises(UserError, match=r"sync_bn=true .* params\.splits=4 keeps apart; set sync_bn=false"):
+        plan(launch.job("mocov2_digits", {"params.splits": 4, "sync_bn": True}))
+    with pytest.raises(UserError, match=r"params\.splits=4"):
+        plan(launch.job("unmix_digits", {"params.base": "mocov2", "params.mocov2.splits": 4, "sync_bn": True}))
+    plan(launch.job("mocov2_digits", {"params.splits": 1, "sync_bn": True}))
+
+
+def test_symmetric_moco_is_the_sum_of_both_directions_and_keeps_both_keys():
     method, batch = moco(symmetric=True), views(2, 3, 6)
     one, other = moco(), moco()
-    expected = (one.loss(batch, 0)[0] + other.loss(SimpleNamespace(views=batch.views[::-1]), 0)[0]) / 2
+    expected = one.loss(batch, 0)[0] + other.loss(SimpleNamespace(views=batch.views[::-1]), 0)[0]
     torch.testing.assert_close(method.loss(batch, 0)[0], expected)
-    assert int(method.queue_ptr) == 6
+    assert int(method.queue_ptr) == 6 and method.collapsed_loss == 2 * one.collapsed_loss == pytest.approx(2 * np.log(11))
 
 
 def test_v1_and_v2_differ_in_head_and_temperature_and_export_the_authors_names():

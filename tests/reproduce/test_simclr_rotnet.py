@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import zoo
 from golden import load
 from reproduce.methods.rotnet import RotNet, rotation_loss, rotations
 from reproduce.methods.simclr import SimCLR, nt_xent, similarities
@@ -76,6 +77,23 @@ def test_detached_gathering_halves_the_paths_of_the_gradient():
         losses.append(loss.item())
         grads.append(torch.autograd.grad(loss, leaf)[0])
     assert losses[0] == pytest.approx(losses[1]) and not torch.allclose(*grads)
+
+
+def test_views_apart_are_normalised_by_their_own_statistics_and_together_by_common_ones():
+    """PIC's release passes one view after the other; the original both at once."""
+    views = [torch.randn(5, 6, 1, 1) + shift for shift in (0.0, 4.0)]
+    for encode, parts in (("apart", views), ("together", [torch.cat(views)])):
+        backbone = nn.Sequential(nn.BatchNorm2d(6), nn.Flatten())
+        backbone.dim = 6
+        method = SimCLR(backbone, dim=4, hidden=8, encode=encode)
+        h = torch.cat([F.batch_norm(part, None, None, training=True) for part in parts]).flatten(1)
+        torch.testing.assert_close(method.project(views).flatten(0, 1), F.normalize(method.head(h), dim=1))
+        assert int(backbone[0].num_batches_tracked) == len(parts)
+
+
+def test_the_recipes_of_pics_repository_encode_apart_and_the_laptops_together():
+    for model, expected in {"simclr_pic_100ep": "apart", "simclr_pic_200ep": "apart", "simclr_digits": "together"}.items():
+        assert zoo.resolve(model).params["encode"] == expected
 
 
 def test_simclr_exports_pics_names():

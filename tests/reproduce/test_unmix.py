@@ -169,6 +169,38 @@ def test_probability_one_mixes_whole_images_zero_regions_and_half_both():
     assert 0.45 < lams.mean() < 0.55 and lams.std() > 0.25          # Beta(1, 1) is uniform
 
 
+def places(method, step):
+    """Where the regions of four equal views lie."""
+    zeros = [torch.stack([torch.zeros(1, 64, 64), torch.ones(1, 64, 64)])] * 4
+    return [tuple(mixture[0, 0].nonzero().float().mean(0).tolist()) for mixture in method.mixtures(zeros, step)[0]]
+
+
+def test_as_released_every_pair_of_crops_has_a_place_of_its_own_and_in_the_papers_form_one_for_all():
+    paper, released = unmix("swav"), unmix("swav", form="released")
+    steps = [step for step in range(30) if 0.3 < paper.draw(step)[1] < 0.9]
+    assert len(steps) > 10
+    for step in steps:
+        found = places(released, step)
+        assert len(set(places(paper, step))) == 1 and len({tuple(round(v) for v in place) for place in found}) == 4
+        assert found[0] == places(paper, step)[0] and places(released, step) == found       # the same again after a resume
+    centres = np.array([released.draw(step, pair)[2:] for step in range(500) for pair in (1, 3)])
+    assert np.abs(centres.mean(0) - 0.5).max() < 0.03 and abs(np.corrcoef(centres[::2, 0], centres[1::2, 0])[0, 1]) < 0.1
+    assert {released.draw(7, pair)[:2] for pair in range(4)} == {paper.draw(7)[:2]}        # one weight and one kind
+
+
+def test_the_symmetric_loss_on_moco_is_the_sum_of_both_directions():
+    settings = {"dim": 4, "hidden": 6, "queue": 20}
+    both, there, back = (Unmix(flat(48), base="mocov2", mocov2={**settings, "symmetric": s}) for s in (True, False, False))
+    for method in (there, back):
+        method.load_state_dict(both.state_dict())
+    one = batch()
+    mixed = [mix(one.views[0], both.swap(one.views[0]), 0.3, None)[0]]
+    losses = [m.moco_loss(SimpleNamespace(views=v), mixed, 0.3, 0)
+              for m, v in ((both, one.views), (there, one.views), (back, one.views[::-1]))]
+    torch.testing.assert_close(losses[0], losses[1] + losses[2])
+    assert both.collapsed_loss == pytest.approx(4 * np.log(21))
+
+
 @pytest.mark.parametrize("base", sorted(BASES))
 @pytest.mark.parametrize("count", [2, 3])
 def test_every_base_trains_with_any_number_of_views(base, count):
