@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -149,7 +150,8 @@ for part in ("Another name of swav_800ep", "75.3 top1", "facebookresearch/swav:R
     assert part in page, (part, page)
 print("fine")
 """
-    done = python(code, cwd=tmp_path)
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # a caller's own path has no zoo
+    done = python(code, cwd=tmp_path, env=plain)
     assert done.returncode == 0 and done.stdout.strip().endswith("fine"), done.stderr
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .common import Backbone
+from .common import Backbone, Vacant
 from .sobel import Stem
 from .vgg import fully_connected, start
 
@@ -29,7 +29,10 @@ class AlexNet(Backbone):
     batchnorm  after each convolution
     fc         dropout: before each linear layer (DeepCluster, SeLa);  batchnorm: after it, without bias (RotNet)
     last_relu  False: the output is fc7 before its ReLU, what DeepCluster clusters (``classifier_input`` applies it)
+    ``classifier[6] = nn.Linear(4096, 7)`` and ``classifier = …`` make a classifier, as in torchvision; ``fc`` does too.
     """
+
+    replaceable = ("fc", "classifier")
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class AlexNet(Backbone):
                 layers += [nn.Dropout(0.5), nn.Linear(inputs, 4096), nn.ReLU(inplace=True)]
             else:
                 layers += [nn.Linear(inputs, 4096, bias=False), nn.BatchNorm1d(4096), nn.ReLU(inplace=True)]
-        self.classifier = nn.Sequential(*layers[:-1])
+        self.classifier: nn.Module = nn.Sequential(*layers, Vacant())
         self.last_relu, self.map_shape = last_relu, (256, 6, 6)
         convs = {f"conv{i}": width for i, width in enumerate(FILTERS[filters], 1)}
         self.dims = convs | {"pool5": 256, "fc6": 4096, "fc7": 4096}
@@ -71,9 +74,9 @@ class AlexNet(Backbone):
                 number += 1
                 yield f"conv{number}", x
         yield "pool5", x
-        yield from fully_connected(x, self.classifier, self.map_shape, self.last_relu)
+        yield from fully_connected(x, self.classifier, self.map_shape, self.last_relu, self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 224, 224) normalised RGB -> (B, 4096)."""
         [(_, last)] = deque(self.stages(x), maxlen=1)
-        return last.flatten(1)
+        return self.answer(last.flatten(1))

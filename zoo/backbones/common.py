@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import UserError, suggest
+
+HEADS = ("fc", "classifier", "head", "heads", "top_layer", "last_linear")  # where libraries keep their classifiers
+
+
+class Vacant(nn.Identity):
+    """The place of a classifier: passes features on, has no tensors, and knows their width as ``nn.Linear`` does."""
+
+    in_features = out_features = 0
 
 
 class Backbone(nn.Module):
@@ -16,22 +25,50 @@ class Backbone(nn.Module):
     layers  names as in the papers, input to output;  dims  channels of each;  dim  width D of ``forward``.
     A subclass sets these three and writes ``stages``; networks that end in a pooled map need nothing else.
     last_relu  False: ``forward`` ends before the ReLU of its last layer, the form that DeepCluster clusters
+    ``fc`` is the last thing that ``forward`` calls: ``model.fc = nn.Linear(model.fc.in_features, 7)`` makes a classifier.
     """
 
     layers: tuple[str, ...]
     dims: dict[str, int]
-    dim: int
     in_channels: int = 3
     last_relu: bool = True
+    replaceable: tuple[str, ...] = ("fc",)  # places of a classifier that ``forward`` calls
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc: nn.Module = Vacant()
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return self._width
+
+    @dim.setter
+    def dim(self, width: int) -> None:
+        self._width = width
+        self._modules["fc"] = self._modules.pop("fc")  # the last child, as it is the last one called
+        for place in self.modules():
+            if isinstance(place, Vacant):
+                place.in_features = place.out_features = width
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module) and name in HEADS and name not in self.replaceable:
+            places = " or ".join(f"model.{place}" for place in self.replaceable)
+            raise UserError(f"model.{name}: forward of {type(self).__name__} never calls it; its classifier stands in {places}")
+        super().__setattr__(name, value)
 
     def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each layer's name and its map (B, C, H, W) after the ReLU, in order, computing only as far as asked."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D): the last map, averaged over positions."""
+        """(B, C, H, W) -> (B, D): the last map, averaged over positions; or what a replaced ``fc`` makes of it."""
         [(_, last)] = deque(self.stages(x), maxlen=1)
-        return last.mean((2, 3))
+        return self.answer(last.mean((2, 3)))
+
+    def answer(self, features: Tensor) -> Tensor:
+        """(B, D) features through ``fc``; a classifier in its place reads them after the last ReLU."""
+        return self.fc(features if isinstance(self.fc, Vacant) else self.classifier_input(features))
 
     def classifier_input(self, features: Tensor) -> Tensor:
         """What ``forward`` gives, (B, D) -> what a classifier on this network takes, (B, D): after the last ReLU.
@@ -56,4 +93,7 @@ class Backbone(nn.Module):
                 found[name] = value
             if len(found) == len(wanted):
                 break
+        gone = [name for name in wanted if name not in found]
+        if gone:
+            raise UserError(f"{type(self).__name__}: layer {gone[0]} went with the classifier that was replaced")
         return {name: found[name] for name in wanted}

@@ -29,4 +29,4 @@ class Pixels(Backbone):
             raise UserError(
                 f"pixels: images of {tuple(x.shape[1:])} have {flat.shape[1]} values; set backbone.options.dim to it"
             )
-        return flat
+        return self.answer(flat)

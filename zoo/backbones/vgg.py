@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .common import Backbone
+from .common import Backbone, Vacant
 from .sobel import Stem, merged_kernel
 
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # 0: max-pool
@@ -24,7 +25,10 @@ class Vgg16(Backbone):
     stem       rgb | deepercluster_rgb | deepercluster_sobel | deepcluster_sobel (see sobel.py), or merged: RGB with the
                Sobel filters inside a 5x5 first convolution;  auto: DeeperCluster's, with Sobel or not as the file says
     last_relu  False: the output is fc7 before its ReLU, what both methods cluster (``classifier_input`` applies it)
+    ``classifier[6] = nn.Linear(4096, 7)`` and ``classifier = …`` make a classifier, as in torchvision; ``fc`` does too.
     """
+
+    replaceable = ("fc", "classifier")
 
     def __init__(self, stem: str = "rgb", last_relu: bool = True):
         super().__init__()
@@ -44,7 +48,7 @@ class Vgg16(Backbone):
             channels = width
         self.features = nn.Sequential(*blocks)
         fc = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(4096, 4096)]
-        self.classifier = nn.Sequential(*fc)
+        self.classifier: nn.Module = nn.Sequential(*fc, nn.ReLU(inplace=True), nn.Dropout(0.5), Vacant())
         self.last_relu, self.map_shape = last_relu, (512, 7, 7)
         convs = [width for width in WIDTHS if width]
         self.dims = {f"conv{i}": width for i, width in enumerate(convs, 1)} | {"pool5": 512, "fc6": 4096, "fc7": 4096}
@@ -59,32 +63,47 @@ class Vgg16(Backbone):
                 number += 1
                 yield f"conv{number}", x
         yield "pool5", x
-        yield from fully_connected(x, self.classifier, self.map_shape, self.last_relu)
+        yield from fully_connected(x, self.classifier, self.map_shape, self.last_relu, self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 224, 224) normalised RGB -> (B, 4096)."""
         [(_, last)] = deque(self.stages(x), maxlen=1)
-        return last.flatten(1)
+        return self.answer(last.flatten(1))
 
 
 def fully_connected(
-    x: Tensor, classifier: nn.Sequential, shape: tuple[int, ...], last_relu: bool
+    x: Tensor, classifier: Any, shape: tuple[int, ...], last_relu: bool, width: int | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """fc6 and fc7 after their ReLU, as (B, D, 1, 1), and last the network's output, which may lack that ReLU."""
+    """fc6 and fc7 after their ReLU, as (B, D, 1, 1), and last the network's output, which may lack that ReLU.
+
+    What a caller puts behind the second ReLU (``classifier[6] = …``) is applied to fc7 after it; layers of his own that do
+    not end in ``width`` features (``classifier = …``) are a classifier, whose output stays as it is.
+    """
     if tuple(x.shape[1:]) != shape:
         raise UserError(
             f"the fully connected layers need a {shape[1]}x{shape[2]} map, which 224-pixel images give; this image gives "
             f"{x.shape[2]}x{x.shape[3]}. Use forward_layers for the convolutions"
         )
     x, name = x.flatten(1), "fc6"
-    for module in classifier:
-        x = module(x)
-        if isinstance(module, nn.ReLU) and name == "fc6":
+    layers = iter(classifier if isinstance(classifier, nn.Sequential) else [classifier])
+    for layer in layers:
+        if isinstance(layer, nn.ReLU) and name == "fc7":
+            break
+        x = layer(x)
+        if isinstance(layer, nn.ReLU):
             yield "fc6", x[:, :, None, None]
             name = "fc7"
-    positive = x.relu()
-    yield "fc7", positive[:, :, None, None]
-    yield "output", positive if last_relu else x
+    positive, behind = x.relu(), [*layers]
+    if behind and not isinstance(behind[-1], Vacant):
+        yield "fc7", positive[:, :, None, None]
+        for layer in behind:
+            positive = layer(positive)
+        yield "output", positive
+    elif width not in (None, x.shape[1]):
+        yield "output", x
+    else:
+        yield "fc7", positive[:, :, None, None]
+        yield "output", positive if last_relu else x
 
 
 def start(module: nn.Module, linear: bool) -> None:
