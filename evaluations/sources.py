@@ -1,7 +1,8 @@
 """The data of a protocol: a named set, any folder of images, or any torchvision data set, with a test part of its own.
 
     dataset=digits                 as zoo/datasets.yaml has it
-    dataset=/data/flowers          train/, test/ (or val/) below it, each with a folder per class; or just a folder per class
+    dataset=/data/flowers          train/, test/ (or val/, or other usual names: zoo/data/parts.py) below it, each with a folder per
+                                   class; or just a folder per class
     dataset=torchvision:FakeData   a class of torchvision.datasets, found below ``data=`` (or downloaded with download=true)
 
 A set without a test part gets one: a fifth of each class, those images whose names hash lowest, the same on every machine.
@@ -130,13 +131,15 @@ def _say(line: str) -> None:
 def _arranged(protocol: Protocol, root: str | None, download: bool, fetch: bool) -> tuple[Protocol, Callable[[str], Any]]:
     name = protocol.dataset
     if name.startswith(TORCHVISION):
-        return _with_test(protocol, name, lambda part: _torchvision(name, part, root, download and fetch))
+        return _with_test(protocol, name, root, lambda part: _torchvision(name, part, root, download and fetch))
     if name in ("folder", "images") or name not in data.names():
-        return _with_test(protocol, name, lambda part: _folder(name, part, root))
+        return _with_test(protocol, name, root, lambda part: _folder(name, part, root))
     return protocol, lambda split: data.open_source(name, split, root=root, fetch=fetch)
 
 
-def _with_test(protocol: Protocol, name: str, part: Callable[[str], Any]) -> tuple[Protocol, Callable[[str], Any]]:
+def _with_test(
+    protocol: Protocol, name: str, root: str | None, part: Callable[[str], Any]
+) -> tuple[Protocol, Callable[[str], Any]]:
     wanted = protocol.splits.test
     for test in dict.fromkeys((wanted, "test", "val")):
         try:
@@ -152,6 +155,10 @@ def _with_test(protocol: Protocol, name: str, part: Callable[[str], Any]) -> tup
             "python -m evaluations cluster MODEL FOLDER"
         )
     apart = held_out(whole)
+    _say(
+        f"{root or name}: no part for testing in it (test/, val/ or another usual name of one): {int(apart.sum()):,} of its "
+        f"{len(whole):,} images, a fifth of each class, are held out of {protocol.splits.train} and judged on"
+    )
     cut = {HELD_OUT: whole.subset(np.flatnonzero(apart)), REST: whole.subset(np.flatnonzero(~apart))}
     changed = protocol.splits.model_copy(update={"train": REST, "test": HELD_OUT})
     return protocol.model_copy(update={"splits": changed}), lambda split: _checked(name, split, cut.__getitem__)

@@ -12,6 +12,7 @@ from evaluation_fakes import FakeFeatures, finished_run, protocol
 from PIL import Image
 
 from evaluations import clustering, folder, run, sources
+from evaluations.suite import plan
 from evaluations.task import Settings, Task
 from results import record as records
 from zoo import data
@@ -59,6 +60,27 @@ def test_a_folder_without_a_test_part_gets_one_that_is_sealed(out, tmp_path):
         with pytest.raises(data.SealedError):
             data.open_source("folder", "train", root=images)
         assert len(task.open(task.protocol.splits.train)) == 46 - 9
+
+
+@pytest.mark.parametrize("name", ["validation", "Val", "dev", "Test", "eval"])
+def test_a_folder_is_judged_on_its_test_part_whatever_its_usual_name(out, tmp_path, name, capfd):
+    """Its images, with two labels exchanged: 100 on a fifth of train/, not on the part itself."""
+    images = paint(tmp_path / "own", {"a": 10, "b": 10, "c": 10})
+    paint(images, {"b": 6, "a": 6, "c": 6}, parts=(name,))
+    found = records.read(knn(out, images)).metrics["top1"]
+    assert found.n == 18 and found.value == pytest.approx(100 / 3)
+    assert "held out" not in capfd.readouterr().err
+
+
+def test_a_test_part_that_is_cut_from_the_training_images_is_told(out, tmp_path, capfd):
+    images = paint(tmp_path / "own", {"a": 10, "b": 10, "c": 10}, parts=("",))
+    given = {**OWN, "data": str(images), "grid.k": [1]}
+    plan(["knn_folder"], "random_digits", {**given, "out": str(out)})
+    assert f"{images}: no part for testing in it" in capfd.readouterr().err
+    sources._say.cache_clear()
+    knn(out, images)
+    told = capfd.readouterr().err
+    assert "6 of its 30 images, a fifth of each class, are held out of train and judged on" in told
 
 
 def test_every_frozen_feature_protocol_works_on_a_folder(out, tmp_path):

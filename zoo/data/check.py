@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from . import places, zipmap
+from . import parts, places, zipmap
 from .annotations import DetectionSource
 from .classes import Classes
 from .classes import numbers as match
@@ -51,13 +51,13 @@ def check(spec: DatasetSpec, root: str | Path | None) -> Report:
     report = Report([f"{spec.name}: {folder or spec.prepare}"])
     seen: dict[bytes, tuple[str, str]] = {}
     found: dict[str, Source] = {}
-    parts = list(dict.fromkeys(rule.read for rule in spec.splits.values() if rule.read))
-    for part in parts:
+    own = list(dict.fromkeys(rule.read for rule in spec.splits.values() if rule.read))
+    for part in own:
         if (source := _part(spec, folder, part, report, seen)) is not None:
             found[part] = source
     _compare(spec, found, report)
     if len(report.facts) == 1 and not report.problems:
-        report.problems.append(f"none of its parts ({', '.join(parts)}) is there")
+        report.problems.append(f"none of its parts ({', '.join(own)}) is there")
     return report
 
 
@@ -132,11 +132,17 @@ def _compare_ids(source: Source, other: Source, titles: tuple[str, str], report:
 
 def _map_lines(spec: DatasetSpec, folder: Path | None, part: str) -> list[str]:
     """Every wrong line of an ImageNet-Zip map; the reader itself stops at the first."""
-    path = folder / f"{part}_map.txt" if folder else None
-    if spec.reader not in ("folders", "listed") or path is None or not path.is_file():
+    if spec.reader not in ("folders", "listed") or folder is None:
+        return []
+    try:
+        part = parts.find(folder, part) or part
+    except UserError:
+        return []  # the reader says so
+    path = folder / f"{part}_map.txt"
+    if not path.is_file():
         return []
     names, _, wrong = zipmap.scan_map(path, spec.class_count)
-    if not wrong and (folder / f"{part}.zip").is_file():  # type: ignore[operator]
+    if not wrong and (folder / f"{part}.zip").is_file():
         try:
             inside = set(zipmap.zip_members(path.with_name(f"{part}.zip"))[0])
         except UserError:

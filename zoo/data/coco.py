@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from . import rle
+from . import parts, rle
 from .annotations import DetectionSource, Objects, checked_box
+from .listing import subfolders
 from .namelist import Names
 from .places import PartMissing
 from .source import FolderStore
@@ -26,8 +27,10 @@ from .specs import DatasetSpec
 
 def read(spec: DatasetSpec, root: Path, part: str) -> CocoSource:
     """The images of ``part`` in the order of their ids, those without objects too."""
-    path = root / "annotations" / f"instances_{part}.json"
-    folder = next((f for f in (root / part, root / "images" / part) if f.is_dir()), None)
+    files = {p.stem.removeprefix("instances_") for p in (root / "annotations").glob("instances_*.json")}
+    path = root / "annotations" / f"instances_{parts.spelled(part, files, root / 'annotations') or part}.json"
+    images = ((f, parts.spelled(part, subfolders(f), f)) for f in (root, root / "images") if f.is_dir())
+    folder = next((f / name for f, name in images if name), None)
     if not path.is_file() or folder is None:
         raise PartMissing(f"{root}: needs annotations/{path.name} and the folder {part}/ of its images; {spec.prepare}")
     try:

@@ -4,7 +4,7 @@
     <root>/<part>.zip, <part>_map.txt      PIC's ImageNet-Zip
     <root>/<part>-*.tar                    tar shards
 
-A folder of plain images without folders in it is unlabelled.
+<part> is any usual name of the part (zoo/data/parts.py).  A folder of plain images without folders in it is unlabelled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UserError
-from . import listing, shards, zipmap
+from . import listing, parts, shards, zipmap
 from .places import PartMissing
 from .source import FileSource, FolderStore
 from .specs import DatasetSpec
@@ -20,13 +20,14 @@ from .specs import DatasetSpec
 
 def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     """The images of ``part``: as folders when there are any, else zip, else shards."""
-    folder = root / part
-    if shards.present(root, part) and not (folder.is_dir() and listing.subfolders(folder)):
-        return shards.read(spec, root, part)
+    name = parts.find(root, part) or part
+    folder = root / name
+    if shards.present(root, name) and not (folder.is_dir() and listing.subfolders(folder)):
+        return shards.read(spec, root, name)
     if not folder.is_dir():
-        if zipmap.present(root, part):
-            return zipmap.read(spec, root, part)
-        if spec.classes is not None or part != "train" or any((root / p).is_dir() for p in ("train", "val", "test")):
+        if zipmap.present(root, name):
+            return zipmap.read(spec, root, name)
+        if parts.any_of(root) or spec.classes is not None or part != "train":
             inside = ", ".join(listing.subfolders(root)[:8]) or "no folders"
             raise PartMissing(f"{root}: no folder {part}/, no {part}.zip and no {part}-*.tar in it (found: {inside})")
         folder = root

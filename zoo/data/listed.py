@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from . import folders, indexes, shards, zipmap
+from . import folders, indexes, parts
 from .classes import titled
 from .namelist import Names
 from .places import PartMissing
@@ -22,7 +22,7 @@ from .specs import DatasetSpec
 
 def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     """The images that the list of ``part`` names, in its order."""
-    if (root / part).is_dir() or zipmap.present(root, part) or shards.present(root, part):
+    if parts.find(root, part) is not None:
         return folders.read(spec, root, part)
     wanted = str(spec.options["list"]).format(part=part)
     path = next((p for p in (root / wanted, root / Path(wanted).name) if p.is_file()), None)

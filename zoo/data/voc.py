@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError, suggest
+from . import parts
 from .annotations import DetectionSource, Objects, checked_box
 from .namelist import Names
 from .places import PartMissing
@@ -38,7 +39,8 @@ def read(spec: DatasetSpec, root: Path, part: str) -> VocSource:
         stems, found, classes = _classification(spec, base, part)
         if task == "segmentation":
             row = {s: i for i, s in enumerate(stems)}
-            chosen = _lines(base / "ImageSets" / "Segmentation" / f"{part}.txt")
+            lists = base / "ImageSets" / "Segmentation"
+            chosen = _lines(lists / f"{parts.spelled(part, (p.stem for p in lists.glob('*.txt')), lists) or part}.txt")
             # Images that only the segmentation lists hold have no classification targets.
             blank = np.full((1, found.shape[1]), 255, np.uint8)
             found = np.concatenate([found, blank])[[row.get(s, len(stems)) for s in chosen]]
@@ -83,6 +85,7 @@ def _lines(path: Path) -> list[str]:
 def _classification(spec: DatasetSpec, base: Path, part: str) -> tuple[list[str], np.ndarray, list[str]]:
     """(images, targets (N, C), classes) from the class files <class>_<part>.txt."""
     folder = base / "ImageSets" / "Main"
+    part = parts.spelled(part, (p.stem.rpartition("_")[2] for p in folder.glob("*_*.txt")), folder) or part
     classes = sorted(p.name[: -len(f"_{part}.txt")] for p in folder.glob(f"*_{part}.txt"))
     wanted = sorted(spec.classes) if isinstance(spec.classes, list) else classes
     if not classes:
