@@ -11,7 +11,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations test-browser throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,7 @@ tables-check: $(READY) ## fail when a table differs from the records
 figures: $(READY) ## regenerate results/figures/
 	$(PY) -m results figures
 
-site: $(READY) ## one static page of every table
+site: $(READY) ## static pages of the zoo, its methods, protocols and tables (runs/site)
 	$(PY) -m results site
 
 download: $(READY) ## fetch every released file, or PATTERN="swav_*" (gigabytes; each is checked)
@@ -71,6 +71,9 @@ test-faults: $(READY) ## kill and restart real runs, the slow proofs (several mi
 
 test-mutations: $(READY) ## plant each listed fault in a copy and see the tests fail (half an hour or more; goes on when started again)
 	$(PY) -m tests.mutations $(ARGS)
+
+test-browser: $(READY) ## the site in headless Chromium (Debian: apt-get install chromium chromium-driver)
+	$(PY) -m pytest tests/browser -m browser
 
 throughput: $(READY) ## what the training loop costs, and what precision and memory format gain here (minutes)
 	$(PY) -m benchmarks.training $(ARGS)

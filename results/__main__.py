@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     show.add_argument("what", nargs="?", default="*", help="pattern of model ids, or the path of a record")
     show.set_defaults(run=_show)
 
-    site = commands.add_parser("site", help="one static HTML page of every table, without external assets")
-    site.add_argument("--to", type=Path, metavar="FILE", default=Path("runs/site/index.html"))
+    site = commands.add_parser("site", help="static HTML pages of the zoo, its methods, protocols and tables")
+    site.add_argument("--to", type=Path, metavar="DIR", default=Path("runs/site"))
     site.set_defaults(run=_site)
 
     replay = commands.add_parser("replay", help="run a record's commands again and compare")

@@ -1,4 +1,8 @@
+import posixpath
 import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
@@ -6,11 +10,14 @@ import pytest
 from result_fakes import catalogue
 from result_samples import sample
 
+import zoo
 from results import figures, generate, show, site, tables
+from results.published import Catalogue
 from results.record import write
 from results.store import Store
 from zoo.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 SPEC = """
 tables:
   - {id: zoo, title: Zoo, rows: [{ids: [swav_big]}], columns: [
@@ -89,10 +96,72 @@ def test_nothing_measured_is_said_in_the_figure(tmp_path, drawn):
     assert "make demo" in empty["laptop.svg"] and "has been measured" in empty["published_vs_measured.svg"]
 
 
-def test_the_page_holds_every_table_and_needs_nothing_else(drawn):
-    page = site.html(*drawn)
-    assert "81.0 ± 1.4 (2)" in page and "Digits &amp; more" in page and page.count("<svg") == 2
-    assert not re.search(r"<(script|link|img|iframe)|src=|@import|url\((?!#)", page)
+class Links(HTMLParser):
+    """Addresses that a page refers to, and the ids that it defines."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.targets, self.loaded, self.ids = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.ids.add(attributes.get("id"))
+        if tag == "a":
+            self.targets.append(attributes["href"])
+        elif tag in ("link", "script", "img", "iframe"):
+            self.loaded += [attributes[name] for name in ("href", "src") if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def whole_site():
+    return site.pages(Store(), Catalogue())
+
+
+def test_every_model_protocol_method_and_table_has_a_page(whole_site):
+    kinds = Counter(name.split("/")[0] for name in whole_site if name.count("/") and name.endswith(".html"))
+    protocols = list((ROOT / "evaluations" / "protocols").glob("*.yaml"))
+    methods = list((ROOT / "zoo" / "methods").glob("*.yaml"))
+    wanted = {
+        "model": len(zoo.models()),
+        "protocol": len(protocols),
+        "method": len(methods),
+        "table": len(tables.load()),
+    }
+    assert kinds == wanted
+
+
+def test_every_link_of_the_site_resolves_and_no_page_loads_anything_from_outside(whole_site):
+    for name, text in whole_site.items():
+        if not name.endswith(".html"):
+            assert name.endswith(".svg") or "://" not in text, f"{name} loads something from outside"
+            continue
+        links = Links(text)
+        for target in links.targets + links.loaded:
+            if target in links.loaded and target != "data:,":
+                assert "://" not in target, f"{name} loads {target}"
+            if "://" in target or target == "data:,":
+                continue
+            path, _, anchor = target.partition("#")
+            reached = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
+            assert reached in whole_site, f"{name}: broken link {target}"
+            assert not anchor or anchor in Links(whole_site[reached]).ids, f"{name}: no place {target}"
+        assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_the_site_prints_the_numbers_of_tables_and_comparisons(drawn):
+    content = site.Content(*drawn)
+    built = next(b for b in content.tables if b.table.id == "digits")
+    assert ["swav_digits", "81.0 ± 1.4 (2)"] in content.table(built).rows
+    big = next(m for m in content.models if m.id == "swav_big")
+    assert big.numbers["linear_big top1"] == ["75.3", "75.5 ± 0.7 (2)"]
+
+
+def test_text_of_the_registry_is_escaped_in_the_pages():
+    assert (
+        str(site.content.linked("<b>x</b> https://a.b/c"))
+        == "&lt;b&gt;x&lt;/b&gt; <a href='https://a.b/c'>https://a.b/c</a>"
+    )
 
 
 def test_the_list_of_records_shows_mean_and_spread(drawn):
