@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -38,13 +40,67 @@ def test_equals_scikit_learn():
             assert np.allclose(ours / ours.sum(1, keepdim=True), theirs, atol=1e-5)
 
 
+def by_definition(bank, queries, k):
+    """The k nearest rows of each query from exact integers: by falling cosine, equal ones by their place in the bank."""
+    places = []
+    for q in queries.tolist():
+        square = [(sum(a * b for a, b in zip(row, q, strict=True)), sum(a * a for a in row)) for row in bank.tolist()]
+        cosine = [Fraction(dot * abs(dot), norm) if norm else Fraction(0) for dot, norm in square]
+        places.append(sorted(range(len(bank)), key=lambda i: (-cosine[i], i))[:k])
+    return torch.tensor(places)
+
+
+@pytest.mark.parametrize("form", ["whole", "blocked", "sharded", "faiss", "faiss blocked"])
+@pytest.mark.parametrize("data", ["many equal", "all equal", "zeros among them"])
+def test_equal_similarities_come_in_the_order_of_the_bank(form, data, monkeypatch):
+    g = torch.Generator().manual_seed(3)
+    bank, queries = torch.randint(-1, 2, (210, 37), generator=g), torch.randint(-1, 2, (23, 37), generator=g)
+    rows = torch.randint(12, (210,), generator=g)  # twelve different rows, each met about 17 times
+    bank = bank[torch.zeros_like(rows) if data == "all equal" else rows]
+    if data == "zeros among them":
+        bank[::5] = 0
+    bank = bank * torch.randint(1, 6, (210, 1), generator=g)  # other lengths, the same directions
+    if "blocked" in form:
+        monkeypatch.setattr(module, "BLOCK_BANK", 13)
+        monkeypatch.setattr(module, "BLOCK_QUERIES", 9)
+    given = [bank[:50].float().numpy(), bank[50:].float()] if form == "sharded" else bank.float() * 0.37
+    wanted = by_definition(bank, queries, 40)
+    for k in (1, 5, 40):
+        similarity, index = search(given, queries.float(), k, backend=form.split()[0] if "faiss" in form else "torch")
+        assert torch.equal(index, wanted[:, :k]), k
+        assert (similarity.diff(dim=1) <= 0).all()
+    own = search(given, given, 6, exclude_self=True)[1]
+    whole = by_definition(bank, bank, 210)
+    assert own.tolist() == [[j for j in row if j != i][:6] for i, row in enumerate(whole.tolist())]
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["bank", "queries"])
+def test_a_row_that_is_not_finite_is_named(backend, value, where, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_BANK", 64)
+    rows = dict(zip(("bank", "queries"), problem()[::2], strict=True))
+    rows[where][37, 2] = value
+    with pytest.raises(ValueError, match=f"knn: row 37 of the {where} is not finite"):
+        search(rows["bank"], rows["queries"], 5, backend=backend)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_the_length_of_a_row_does_not_matter(scale):
+    bank, _, queries = problem()
+    plain, scaled = search(bank, queries, 20), search(bank * scale, queries * scale, 20)
+    assert torch.equal(plain[1], scaled[1]) and torch.allclose(plain[0], scaled[0], atol=1e-6)
+
+
 def test_blocks_do_not_matter(monkeypatch):
     bank, _, queries = problem()
     whole = search(bank, queries, 20)
     monkeypatch.setattr(module, "BLOCK_BANK", 7)
     monkeypatch.setattr(module, "BLOCK_QUERIES", 9)
     blocked = search([bank[:11].numpy(), bank[11:]], queries, 20)
-    assert torch.equal(whole[1], blocked[1]) and torch.allclose(whole[0], blocked[0], atol=1e-6)
+    assert torch.equal(whole[1], blocked[1]) and torch.equal(whole[0], blocked[0])
+    for a, b in zip(whole, search(bank, queries, 20, backend="faiss"), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
