@@ -81,11 +81,6 @@ class Model:
         """The network by name and options: the same weights in another network are other features."""
         return dict(self.recipe.backbone.model_dump(mode="json"))
 
-    def saw(self, dataset: str, split: str) -> bool:
-        """True when pre-training read, without labels, every image of ``dataset`` (its split "all")."""
-        trained = getattr(self.recipe, "dataset", None), getattr(self.recipe, "split", None)
-        return trained in ((dataset, "all"), (dataset, split))
-
 
 def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs", fetch: bool = True) -> Model:
     """The model behind an id, a run folder or a weight file. Raises UserError with the command that would make it.

@@ -18,7 +18,6 @@ from results import record as records
 from zoo.errors import UserError
 
 from .metrics import Paired, bootstrap, mean_average_precision, paired
-from .protocol import head_of
 from .run import evaluate, keep_predictions, say
 from .task import Settings, Task
 
@@ -43,9 +42,7 @@ def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
         return describe_means(one, two, correct, other_correct)
     task = Task.of(protocol, a, Settings.of(overrides))
     if task.protocol.kind == "clustering":
-        splits = task.protocol.splits
-        scored = splits.train if head_of(task.protocol).score == "train" else splits.test
-        return describe_clusterings(one, two, np.asarray(task.open(scored).labels), scores, other_scores)
+        return describe_clusterings(one, two, np.asarray(task.open(task.scored).labels), scores, other_scores)
     return describe_precision(one, two, np.asarray(task.open(task.protocol.splits.test).targets), scores, other_scores)
 
 

@@ -81,7 +81,7 @@ def evaluate(
             provenance=_provenance(seconds, device),
             overrides=settings.recorded,
             evaluation_seed=settings.seed,
-            transductive=judged.saw(protocol.dataset, protocol.splits.test),
+            transductive=task.transductive,
         ),
         root,
     )

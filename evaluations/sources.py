@@ -57,6 +57,11 @@ class TorchvisionSource(data.Source):
     def name(self, i: int) -> str:
         return f"{self._prefix}-{self._positions[i]:08d}"
 
+    def where(self, i: int) -> str:
+        """The file of an image where torchvision's class lists its files, else its name."""
+        samples = getattr(self._items, "samples", None)
+        return str(samples[int(self._positions[i])][0]) if samples else self.name(i)
+
     def _digest(self, digest: Any) -> None:
         digest.update(f"{self._prefix} {len(self._items)}".encode())
         digest.update(self._positions.astype("<i8").tobytes())

@@ -20,7 +20,7 @@ from results import record as records
 from zoo import data
 from zoo.errors import UserError
 
-from . import models, sources
+from . import models, sources, transductive
 from .features import Compute, FeatureRequest, Features, Store
 from .protocol import Protocol, complete, load
 
@@ -136,6 +136,18 @@ class Task:
         if splits.test in (splits.train, splits.fit, splits.val):
             return []
         return [splits.test, *(["train"] if splits.test == sources.HELD_OUT else [])]
+
+    @property
+    def scored(self) -> str:
+        """The split whose images give the metrics."""
+        splits, head = self.protocol.splits, self.protocol.head
+        return splits.train if head.get("score") == "train" or head.get("assignments") == "own" else splits.test
+
+    @property
+    def transductive(self) -> bool:
+        """Whether pre-training read images of the scored split, without their labels. Opens it: not under seal."""
+        place = self.protocol.dataset, self.scored, self.settings.options.data
+        return transductive.saw(self.judged, self.open(self.scored), *place)
 
     def features(
         self, release: Callable[[], None], say: Callable[[str], None], also: Iterable[FeatureRequest]

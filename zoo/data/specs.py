@@ -101,6 +101,11 @@ class DatasetSpec(Strict):
     def class_count(self) -> int | None:
         return len(self.classes) if isinstance(self.classes, list) else self.classes
 
+    def covers(self, split: str) -> set[str]:
+        """The reader's own parts of which ``split`` has images: its own, and where parts overlap those that it holds."""
+        held = self.splits[split].holds
+        return {self.part(split)}.union(*(self.covers(other) for other in held))
+
     def part(self, split: str) -> str:
         """The reader's own part that ``split`` is cut from."""
         seen = [split]
