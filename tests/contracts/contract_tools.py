@@ -20,12 +20,14 @@ SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
 # Settings of a method that change its mathematics enough to be run as well.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "swav with a queue": ("swav", {"params.queue": {"length": 32, "start_epoch": 0}}),
-    "swav with small crops": ("swav", {"views.crops": [{"count": 2, "size": 10}, {"count": 3, "size": 8, "scale": [0.2, 0.5]}]}),
+    "swav with small crops": ("swav", {"views.crops": [{"count": 2, "size": 10}, {"count": 3, "size": 8, "scale": [0.2, 0.5]}],
+                                        "params.assignment": "hard"}),
     "simclr detached": ("simclr", {"params.gather": "detached"}),
     "simclr apart": ("simclr", {"params.encode": "apart"}),
     "mocov2 symmetric": ("mocov2", {"params.symmetric": True}),
     "pic with negatives and a window": ("pic", {"params.negatives": 24, "params.window": {"size": 48, "stride": 16}}),
     "pic with small crops": ("pic", {"views.crops": [{"count": 1, "size": 10}, {"count": 2, "size": 8, "scale": [0.2, 0.5]}]}),
+    "pseudolabel with rotations": ("pseudolabel", {"params.rotations": True}),
     "selav2 soft": ("selav2", {"params.assignment": "soft"}),
     "deepcluster, every epoch": ("deepcluster", {"params.reassign": 1.0}),
     "deepercluster in two levels": ("deepercluster", {"params.super_classes": 8, "params.clusters": 12, "params.reassignment": 1}),
@@ -103,6 +105,21 @@ def first(name: str, **overrides: Any) -> tuple[Any, Batch, Any]:
     batches = stream(settings, method)
     ctx = begin(method, batches)
     return method, next(iter(batches.epoch(0))), ctx
+
+
+def warm(name: str, steps: int = 3, **overrides: Any) -> tuple[Any, Batch, Any]:
+    """A method after a few steps of training, its next batch before that step, and the context."""
+    settings = recipe(name, **overrides)
+    method = build(settings)
+    batches = stream(settings, method)
+    ctx, parts = begin(method, batches), list(batches.epoch(0))
+    optimizer = torch.optim.SGD([p for group in method.param_groups() for p in group["params"]], lr=0.05)
+    for step in range(steps):
+        loss_of(method, parts[step], step, ctx).backward()
+        method.after_backward(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return method, parts[steps], ctx
 
 
 def select(batch: Batch, rows: Any) -> Batch:

@@ -44,9 +44,10 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def run_tests(root: Path, tests: tuple[str, ...], limit: float) -> tuple[str, str]:
+def run_tests(root: Path, tests: tuple[str, ...], limit: float, select: str = "") -> tuple[str, str]:
     """Outcome of pytest in the tree at ``root``, and the first test that failed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *dict.fromkeys(tests)]
+    command += ["-k", select] if select else []
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           start_new_session=True) as process:
@@ -75,24 +76,24 @@ def try_fault(fault: Fault, root: Path, limit: float) -> dict[str, Any]:
     original = path.read_bytes()
     fault.apply(root)
     try:
-        outcome, test = run_tests(root, fault.tests, limit)
+        outcome, test = run_tests(root, fault.tests, limit, fault.select)
     finally:
         path.write_bytes(original)
     seen = [test.split("::")[0]] if outcome == KILLED and (ROOT / test.split("::")[0]).is_file() else list(fault.tests)
     return {"key": key(fault), "outcome": outcome, "test": test, "seconds": round(time.perf_counter() - began, 1),
-            "digests": digests([fault.file, *seen])}
+            "digests": digests([fault.file, *seen], root)}
 
 
 def key(fault: Fault) -> str:
     return hashlib.sha256(json.dumps([fault.file, fault.old, fault.new]).encode()).hexdigest()[:16]
 
 
-def digests(files: list[str]) -> dict[str, str]:
+def digests(files: list[str], root: Path = ROOT) -> dict[str, str]:
     """Of files, and of the helpers beside tests: while they stay, so does an outcome."""
     names = {name.split("::")[0] for name in files}
-    helpers = {str(p.relative_to(ROOT)) for name in names if name.startswith("tests/") and (ROOT / name).parent.is_dir()
-               for p in (ROOT / name).parent.glob("*.py") if not p.name.startswith("test_")}
-    paths = {name: ROOT / name for name in sorted(names | helpers) if (ROOT / name).is_file()}
+    helpers = {str(p.relative_to(root)) for name in names if name.startswith("tests/") and (root / name).parent.is_dir()
+               for p in (root / name).parent.glob("*.py") if not p.name.startswith("test_")}
+    paths = {name: root / name for name in sorted(names | helpers) if (root / name).is_file()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
 
 

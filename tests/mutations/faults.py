@@ -1,6 +1,7 @@
 """Planted faults as data: which text of which file is replaced, what a user would suffer, which tests should notice.
 
-``tests/mutations/faults/<package>.yaml`` maps a source file to its ``tests`` (arguments of pytest) and its ``faults``:
+``tests/mutations/faults/<package>.yaml`` maps a source file to its ``tests``, perhaps a ``select`` (an expression
+for pytest's -k, to run fewer of them), and its ``faults``:
 
     breaks   what goes wrong for a user
     old, new text that occurs exactly once in the file, and what takes its place
@@ -28,6 +29,7 @@ class Fault:
     new: str
     breaks: str
     tests: tuple[str, ...]
+    select: str = ""
     lives: str = ""
 
     def apply(self, root: Path) -> None:
@@ -45,7 +47,8 @@ def read() -> list[Fault]:
                 if not {"breaks", "old", "new"} <= set(fault) <= KEYS:
                     raise ValueError(f"{path.name}: {file}: a fault has the entries {sorted(fault)}")
                 tests = (*fault.get("tests", ()), *entry["tests"])
-                found.append(Fault(path.stem, file, fault["old"], fault["new"], fault["breaks"], tests, fault.get("lives", "")))
+                texts = (fault["old"], fault["new"], fault["breaks"])
+                found.append(Fault(path.stem, file, *texts, tests, entry.get("select", ""), fault.get("lives", "")))
     return found
 
 
