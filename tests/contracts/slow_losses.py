@@ -188,9 +188,11 @@ def nt_xent(a: Tensor, b: Tensor, t: float, detached: bool = False) -> Tensor:
     return mean(losses)
 
 
-@slow("simclr", "simclr detached")
+@slow("simclr", "simclr apart", "simclr detached")
 def simclr(method: Any, batch: Any, step: int) -> Tensor:
-    a, b = unit(rows(method.head(method.backbone(torch.cat(batch.views))))).reshape(2, len(batch.index), -1)
+    """apart: each view passes the backbone by itself, and the head with the others."""
+    features = torch.cat([method.backbone(view) for view in batch.views]) if method.apart else method.backbone(torch.cat(batch.views))
+    a, b = unit(rows(method.head(features))).reshape(2, len(batch.index), -1)
     return nt_xent(a, b, method.temperature, method.detached)
 
 
@@ -210,8 +212,8 @@ def moco_key(method: Any, images: Tensor) -> Tensor:
 def moco(method: Any, batch: Any, step: int) -> Tensor:
     ways = [(0, 1), (1, 0)] if method.symmetric else [(0, 1)]
     keys = [moco_key(method, batch.views[b]) for _, b in ways]
-    return mean([moco_of(moco_query(method, batch.views[a]), k, constant(method.queue), method.temperature)
-                 for (a, _), k in zip(ways, keys, strict=True)])
+    return sum(moco_of(moco_query(method, batch.views[a]), k, constant(method.queue), method.temperature)
+               for (a, _), k in zip(ways, keys, strict=True))
 
 
 @slow("instdisc")

@@ -175,6 +175,12 @@ def query_depends_on_the_other_half(method, batch, ctx):
     return float((method.queries(images)[0] - method.queries(other)[0]).norm())
 
 
+def views_share_statistics(method, batch, ctx):
+    """How much an embedding of view 0 moves when view 1 does."""
+    first, second = batch.views
+    return float((method.project([first, second])[0] - method.project([first, 2 * second])[0]).detach().norm())
+
+
 def queue_pointer(method, batch, ctx):
     return int(method.queue_ptr)
 
@@ -271,7 +277,8 @@ SETTINGS: dict[str, dict[str, Does]] = {
              "tolerance": Does(1e-4, health("labeling_error"), DOWN), "max_iterations": Does(3, health("labeling_iterations"), DOWN),
              "relaxation": Does(1.0, health("labeling_iterations"), UP, {"params.lam": 500.0, "params.tolerance": 1e-4}),
              "heads_per_labeling": Does("one", heads_renewed, DOWN), "label_view": Does("plain", plain_extractions, UP)},
-    "simclr": {**SIZES, "gather": Does("detached", lambda m, b, c: m.detached, UP)},     # its gradient: test_slow_losses
+    "simclr": {**SIZES, "gather": Does("detached", lambda m, b, c: m.detached, UP),     # the gradient: test_slow_losses
+               "encode": Does("together", views_share_statistics, UP, {"params.encode": "apart"})},
     "mocov1": MOCO | {"hidden": Does(40, parameters, UP)},
     "mocov2": MOCO,
     "instdisc": {**SIZES, "momentum": Does(0.95, memory_moved, DOWN), "negatives": Does(700, collapsed, UP),

@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     known = {} if args.again else known_outcomes()
     todo = [fault for fault in chosen if key(fault) not in known or known[key(fault)]["outcome"] == BROKEN]
     if todo and not args.report:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         run(todo, args.jobs, args.limit)
     known = known_outcomes()
     count = Counter(known[key(f)]["outcome"] for f in chosen if key(f) in known)
