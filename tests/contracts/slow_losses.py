@@ -66,8 +66,9 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 def swav_embeddings(method: Any, views: list[Tensor]) -> list[Tensor]:
     """Unit embeddings of each view. Neighbours of equal size go through the backbone together, all of them through the head."""
     features: list[Tensor] = []
+    previous = 0
     for view in views:
-        if features and view.shape[-1] == previous:
+        if view.shape[-1] == previous:
             features[-1] = torch.cat([features[-1], view])
         else:
             features.append(view)
