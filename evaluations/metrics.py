@@ -6,7 +6,7 @@ All rates are in percent. Clustering scores come from one contingency table: see
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,23 @@ def bootstrap(
         classes = [_average_precisions(each[:, c], targets[:, c], points, times) for c in range(targets.shape[1])]
         means.append(np.nanmean(classes, axis=0))
     return 100.0 * np.mean(means, axis=0)
+
+
+def jackknife(score: Callable[[np.ndarray], dict[str, float]], images: int, groups: int = 20) -> dict[str, float]:
+    """Standard error of each score over the images, for scores that are no means of single images: the spread of what
+    remains when one of ``groups`` random groups of images is left out (good to about 16 % with 20 groups).
+
+    score   positions of images, int64 (n,) -> scores by name; a score may be missing where it is not defined
+    """
+    order = np.random.default_rng(0).permutation(images)
+    parts = [part for part in np.array_split(order, groups) if len(part)]
+    without = [score(np.sort(np.setdiff1d(order, part))) for part in parts] if len(parts) > 1 else []
+    errors = {}
+    for name in score(np.arange(images)):
+        values = np.array([found[name] for found in without if name in found])
+        share = (len(values) - 1) / max(len(values), 1)
+        errors[name] = math.sqrt(share * float(((values - values.mean()) ** 2).sum())) if len(values) else 0.0
+    return errors
 
 
 @dataclass(frozen=True)
