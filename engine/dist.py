@@ -9,6 +9,7 @@ import datetime
 import inspect
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -330,6 +331,11 @@ def data_parallel(module: nn.Module, *, unused_parameters: bool = False) -> nn.M
         "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
     }
     return DistributedDataParallel(module, find_unused_parameters=unused_parameters, **buffers)
+
+
+def unsynchronised(module: nn.Module) -> AbstractContextManager[Any]:
+    """Within it, a backward of a ``data_parallel`` module keeps its gradients; they meet the others' in the next one."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 @torch.no_grad()

@@ -158,10 +158,7 @@ class _Run:
         method.before_step(step, ctx)
         optimizer = self._current_optimizer()
         optim.set_lr(optimizer, self.rates[step])
-        batch = batch.to(self.world.device, channels_last=self.recipe["channels_last"])
-        with self._autocast():
-            loss, logs = self.objective(batch, step)
-        self.scaler.scale(loss).backward()
+        loss, logs = self._backward(batch, step)
         asked = self._agree_on(loss)  # after backward, so that an accelerator is busy meanwhile
         self.scaler.unscale_(optimizer)  # before LARC and LARS, which look at the size of gradients
         method.after_backward(step)
@@ -173,6 +170,26 @@ class _Run:
         if self.step % self.options.log_interval == 0 or self.step == self.stream.total_steps:
             self._report(batch.epoch, logs)
         return asked
+
+    def _backward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
+        """Gradients of this process's loss, and the loss. A batch with ``parts`` is computed one part after the other, so
+        that only one is held in memory: the loss is the mean over them, gradients meet the other processes' with the last.
+        """
+        parts = getattr(batch, "parts", None) or [batch]
+        losses, logs = [], []
+        for number, part in enumerate(parts, 1):
+            part = part.to(self.world.device, channels_last=self.recipe["channels_last"])
+            with nullcontext() if number == len(parts) else dist.unsynchronised(self.objective):
+                with self._autocast():
+                    loss, found = self.objective(part, step)
+                share = loss if len(parts) == 1 else loss / len(parts)
+                self.scaler.scale(share).backward()
+            losses.append(loss.detach())
+            logs.append(found)
+        if len(parts) == 1:
+            return losses[0], logs[0]
+        means = {name: sum(float(found[name]) for found in logs) / len(logs) for name in logs[0]}
+        return torch.stack([loss.float() for loss in losses]).mean(), means
 
     def _prepare(self, epoch: int, ctx: Any) -> None:
         """Work between epochs. When it is killed, it starts again from the checkpoint before it."""

@@ -1,6 +1,7 @@
 """Two gloo processes with half a batch each are one process with the whole batch."""
 
 import copy
+import json
 from dataclasses import replace
 
 import engine_processes as processes
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from engine import dist
+from engine.batch import Batch
 from engine.dist import SyncBatchNorm, convert_sync_bn
 from engine.errors import UserError
 
@@ -212,3 +214,65 @@ def test_the_first_host_of_a_slurm_list(nodes, first):
 def test_a_device_that_is_not_there_is_an_error(name):
     with pytest.raises(UserError, match=f"device={name}"):
         dist._device(name, 0)
+
+
+class Parts:
+    """A global batch of 8 as parts of 2 images."""
+
+    def __init__(self, batch, size):
+        rows = range(0, len(batch), size)
+        self.parts = [
+            Batch(batch.index[a : a + size], [v[a : a + size] for v in batch.views], None, batch.epoch) for a in rows
+        ]
+        self.epoch = batch.epoch
+
+
+class Parted(toys.Stream):
+    def epoch(self, epoch, start=0):
+        for batch in super().epoch(epoch, start):
+            yield Parts(batch, 2)
+
+
+class Plain(nn.Module):
+    """A loss that is a mean over rows, so that parts of equal size change nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(108, 4)
+        self.needs, self.generation, self.most = toys.Needs(), 0, 0
+
+    before_epoch = before_step = after_backward = lambda self, *rest: None
+    extra_state = health = lambda self: {}
+    load_extra_state = alarms = lambda self, *rest: []
+
+    def param_groups(self):
+        return [{"params": list(self.parameters())}]
+
+    def export(self):
+        return self.state_dict()
+
+    def loss(self, batch, step):
+        self.most = max(self.most, len(batch))
+        a, b = (self.net(view.flatten(1)) for view in batch.views)
+        return (a - b).square().mean() + a.square().mean(), {"a": float(a.detach().mean())}
+
+
+def train_in_parts(rank, folder, parted):
+    kind = Parted if parted else toys.Stream
+    stream = kind(rank=dist.rank(), world=dist.world_size())
+    result, method = toys.run(folder, Plain(), stream)
+    return result.loss, method.most, [p.detach().numpy() for p in method.parameters()]
+
+
+def test_a_batch_in_parts_is_the_batch_and_only_a_part_is_held(tmp_path):
+    whole = train_in_parts(None, tmp_path / "whole", False)
+    parts = train_in_parts(None, tmp_path / "parts", True)
+    assert (whole[1], parts[1]) == (8, 2)
+    for found in (parts, *processes.together(train_in_parts, tmp_path / "two", True)):
+        assert found[0] == pytest.approx(whole[0], rel=1e-5)
+        for a, b in zip(found[2], whole[2], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts", "two")]
+    logged = [[json.loads(x)["a"] for x in text if '"a"' in x] for text in lines]
+    np.testing.assert_allclose(logged[1:], [logged[0]] * 2, rtol=1e-4, atol=1e-6)
