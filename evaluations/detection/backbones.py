@@ -60,7 +60,8 @@ def parts(network: Backbone) -> dict[str, list[nn.Module]]:
         return dict(zip(network.layers, [stem, *stages], strict=True))
     if isinstance(network, (Vgg16, AlexNet)):
         found: dict[str, list[nn.Module]] = {}
-        for prefix, sequence, first in (("conv", network.features, 1), ("fc", network.classifier, 6)):
+        sequences: list[tuple[str, Any, int]] = [("conv", network.features, 1), ("fc", network.classifier, 6)]
+        for prefix, sequence, first in sequences:
             for module in sequence:
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     name = f"{prefix}{first + sum(k.startswith(prefix) for k in found)}"
