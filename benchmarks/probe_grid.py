@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from engine import provenance, rng
+from engine import layout, provenance, rng
 from evaluations import heads, linear
 from evaluations.features import FeatureRequest, Features, Store
 from evaluations.pooling import pooled
@@ -198,7 +198,7 @@ def batches_of(bench: Bench, order: Sequence[np.ndarray], cells: Sequence[Cell])
     names = list(dict.fromkeys(cell.layer for cell in cells))
     for rows, images in stream(bench.source, bench.features("").views("centre"), order):
         with torch.no_grad():
-            maps = bench.net.forward_layers(images[:, 0].contiguous(memory_format=torch.channels_last), names)
+            maps = bench.net.forward_layers(layout.arranged(images[:, 0], bench.net, "cpu"), names)
             found = {name: pooled(maps[name], POOL) for name in names}
         yield rows, found
 

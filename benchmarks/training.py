@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import zoo
-from engine import loop, optim, rng
+from engine import layout, loop, optim, rng
 from engine.batch import Batch
 from engine.dist import World
 from engine.options import RunOptions
@@ -52,13 +52,13 @@ def setting(model: str, size: int) -> tuple[Any, Callable[[], Any], Batch]:
 
 def bare(method: Any, batch: Batch, recipe: dict[str, Any], steps: int) -> None:
     """The shortest loop that trains."""
-    layout = torch.channels_last if recipe["channels_last"] else torch.preserve_format
-    method.to(memory_format=layout).train()
+    last = layout.memory_format(method, recipe["channels_last"]) is torch.channels_last
+    method.to(memory_format=torch.channels_last if last else torch.contiguous_format).train()
     optimizer = optim.build(recipe["optimizer"], method.param_groups())
     half = recipe["precision"] == "bfloat16"
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss, _ = method.loss(batch.to("cpu", channels_last=recipe["channels_last"]), step)
+            loss, _ = method.loss(batch.to("cpu", channels_last=last), step)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -27,8 +27,8 @@ class Batch:
         return len(self.index)
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
-        """The same batch on `device`; 4-d views in channels-last memory order if asked."""
-        layout = torch.channels_last if channels_last else torch.preserve_format
+        """The same batch on `device`; 4-d views in channels-last memory order if asked, else in contiguous order."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True, memory_format=layout if t.ndim == 4 else torch.preserve_format)

@@ -23,7 +23,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from . import checkpoint, dist, optim, rng
+from . import checkpoint, dist, layout, optim, rng
 from . import provenance as origin
 from .dist import World
 from .errors import CheckpointError, NonFiniteLoss
@@ -111,7 +111,6 @@ class _Run:
         self.options, self.world, self.signals = options, world, signals
         if options.threads:
             torch.set_num_threads(options.threads)
-        self.memory = torch.channels_last if recipe["channels_last"] else torch.preserve_format
         self._settle()
         self.rates = optim.schedule(
             recipe["schedule"], max(stream.steps_per_epoch, 1), stream.total_steps, lr=recipe["optimizer"]["lr"]
@@ -178,7 +177,7 @@ class _Run:
         parts = getattr(batch, "parts", None) or [batch]
         losses, logs = [], []
         for number, part in enumerate(parts, 1):
-            part = part.to(self.world.device, channels_last=self.recipe["channels_last"])
+            part = part.to(self.world.device, channels_last=self.memory is torch.channels_last)
             with nullcontext() if number == len(parts) else dist.unsynchronised(self.objective):
                 with self._autocast():
                     loss, found = self.objective(part, step)
@@ -231,6 +230,7 @@ class _Run:
         """The method, its new parts included, on its device, in its memory format, normalising as the recipe says."""
         if self.recipe["sync_bn"]:
             dist.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"))
+        self.memory = layout.memory_format(self.method, self.recipe["channels_last"])
         self.method.to(self.world.device, memory_format=self.memory).train()
 
     def _current_optimizer(self) -> torch.optim.Optimizer:
@@ -310,6 +310,13 @@ class _Run:
             checkpoint.write_json(recorded, provenance)
             checkpoint.write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
         log = RunLog(self.folder, step=self.step, tensorboard=self.options.tensorboard)
+        if self.recipe["channels_last"] and self.memory is not torch.channels_last:
+            why = (
+                f"channels_last is not used: torch's CPU backward of {layout.narrow_strided(self.method)[0]}, "
+                "a narrow strided 1x1 convolution, is not safe in it"
+            )
+            log.event("contiguous", self.step, message=why)
+            self.progress.note(f"{self.progress.name}: {why}")
         if self.resumed is not None:
             for line in log.history:
                 self.method.alarms(line["step"], line["loss"], line)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import dist
+from engine import dist, layout
 from zoo.errors import UserError, suggest
 
 from .models import Model
@@ -282,9 +282,7 @@ def forward(
 
     A request for "projection" gets the output, which ``embedded`` takes further.
     """
-    images = images.to(compute.device)
-    if images.shape[1] > 1:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = layout.arranged(images, network, compute.device)
     names = [r.layer for r in requests if r.layer not in VECTORS]
     cast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
     with cast:

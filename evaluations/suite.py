@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engine import layout
 from engine.progress import duration
 from results import record as records
 from zoo import data
@@ -163,7 +164,7 @@ def timed_training(task: Task) -> tuple[float, float]:
         with torch.set_grad_enabled(learns):
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
-                out = network(images.to(compute.device))
+                out = network(layout.arranged(images, network, compute.device))
                 if learns:
                     out.sum().backward()
                 spent[learns] = max(time.perf_counter() - started, 1e-6)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint, dist
+from engine import checkpoint, dist, layout
 from results.record import Selection
 from zoo.errors import UserError
 
@@ -102,7 +102,7 @@ def one_step(job: Job, step: int, images: Tensor, targets: Tensor, rows: int, co
     # Synchronised batch norm waits for every process, those without rows too; plain batch norm could not take no rows.
     if len(images) or any(isinstance(m, dist.SyncBatchNorm) for m in job.net.modules()):
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
-            scores = job.net(images.to(compute.device))
+            scores = job.net(layout.arranged(images, job.net, compute.device))
         loss = job.loss(scores.float(), targets.to(compute.device)) / rows
         loss.backward()
     _sum_gradients(job.net)
@@ -156,7 +156,7 @@ def scores_of(net: nn.Module, source: Any, views: Views, compute: Compute, avera
     found = None
     for rows, images in stream(source, views, batches_of(mine, size), compute.workers):
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
-            out = net(images.flatten(0, 1).to(compute.device)).float()
+            out = net(layout.arranged(images.flatten(0, 1), net, compute.device)).float()
         out = out.softmax(1) if average == "softmax" else out
         if found is None:
             found = torch.zeros(len(source), out.shape[1])

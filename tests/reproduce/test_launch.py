@@ -13,7 +13,7 @@ from reproduce import launch
 from reproduce.__main__ import main
 from zoo.errors import UserError, guard
 
-SMALL = {"backbone.options.width": 4, "batch": 32, "schedule.images": 160, "tensorboard": False}
+SMALL = {"backbone.options.width": 16, "batch": 32, "schedule.images": 160, "tensorboard": False}
 
 
 def command(capsys, *words: str) -> tuple[int, str, str]:
