@@ -21,7 +21,11 @@ class CheckpointError(UserError):
 
 
 class NonFiniteLoss(UserError):
-    """The loss became NaN or infinite; the weights were not touched by that step."""
+    """A run diverged: the loss, features or weights became NaN or infinite, or all features equal; nothing of it was saved."""
+
+
+class Degenerate(ValueError):
+    """Rows with which a computation can do nothing: NaN or infinite, or all of them equal. The training loop ends with NonFiniteLoss."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from . import checkpoint, dist, layout, optim, rng
 from . import provenance as origin
 from .dist import World
-from .errors import CheckpointError, NonFiniteLoss
+from .errors import CheckpointError, Degenerate, NonFiniteLoss
 from .folder import exclusive
 from .log import RunLog
 from .options import RunOptions
@@ -89,6 +89,8 @@ def fit(
         try:
             run.train()
             return run.finish()
+        except Degenerate as error:
+            run.refuse(str(error))
         finally:
             run.close()
 
@@ -123,6 +125,7 @@ class _Run:
         self.path = folder / "checkpoint.pt"
         stream.workspace = folder / "features"
         self.resumed = self._resume()
+        self.finite_loss = self.loss  # the last loss that was a number
         self.began = self.saved = time.perf_counter()
         self.saving = 0.0  # seconds that the last save took
         name, total = folder.parent.name, stream.total_steps
@@ -208,19 +211,33 @@ class _Run:
         asked = loss.new_tensor(float(self.signals.received is not None), dtype=torch.float32)
         self.loss, stop = (dist.all_reduce_(torch.stack([loss.detach().float(), asked])) / self.world.size).tolist()
         if not math.isfinite(self.loss):
-            self._refuse(f"the loss is {self.loss} at step {self.step} (learning rate {self.rates[self.step]:.4g})")
+            self.refuse(f"the loss is {self.loss}")
+        self.finite_loss = self.loss
         return stop > 0
 
-    def _refuse(self, what: str) -> None:
-        remedy = "a lower optimizer.lr" + ("" if self.recipe["precision"] == "float32" else ", or precision=float32")
-        last = (
-            f"the checkpoint of step {self.checkpointed} is intact"
-            if self.checkpointed
-            else "no checkpoint was written"
-        )
+    def refuse(self, what: str) -> NoReturn:
+        """End a run that has diverged: what was seen, the step, the last loss, the rate, and settings to try instead."""
+        last = f"the checkpoint of step {self.checkpointed} is intact" if self.checkpointed else "no checkpoint was written"
+        rate = self.rates[min(self.step, len(self.rates) - 1)] if len(self.rates) else 0.0
+        before = f"loss before it {self.finite_loss:.4g}, " if math.isfinite(self.finite_loss) else ""
+        at = f"{what} at step {self.step} ({before}learning rate {rate:.4g})"
         if self.log is not None:
-            self.log.event("non_finite_loss", self.step, message=what)
-        raise NonFiniteLoss(f"{what}; training stopped, {last}. Try {remedy}")
+            self.log.event("non_finite_loss", self.step, message=at)
+        raise NonFiniteLoss(f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}")
+
+    def _remedies(self) -> list[str]:
+        """`path=value` words that the command line takes: a tenth of each learning rate, a longer warm-up, full precision."""
+        words = []
+        for path in getattr(self.method, "rates", ("optimizer.lr",)):
+            value: Any = self.recipe
+            for name in path.split("."):
+                value = value[name]
+            words += [f"{path}={value / 10:g}"] if value else []
+        warmup = self.recipe["schedule"].get("warmup_epochs")
+        longer = 2 * warmup if warmup else 1
+        if warmup is not None and longer * self.stream.steps_per_epoch < self.stream.total_steps:
+            words.append(f"schedule.warmup_epochs={longer:g}")
+        return words + ([] if self.recipe["precision"] == "float32" else ["precision=float32"])
 
     def _autocast(self) -> Any:
         kind = _PRECISION[self.recipe["precision"]]
@@ -251,8 +268,7 @@ class _Run:
     def save(self) -> None:
         began = time.perf_counter()
         optimizer, extra = self._current_optimizer(), self.method.extra_state()  # both may communicate
-        if not all(torch.isfinite(p).all() for p in self.method.parameters()):
-            self._refuse(f"a weight is not finite at step {self.step}")
+        self._require_finite(self.method.state_dict())
         if self.world.is_main:
             state = {
                 "recipe": self.recipe,
@@ -267,6 +283,10 @@ class _Run:
         self.checkpointed, self.saved = self.step, time.perf_counter()
         self.saving = self.saved - began
         self.progress.pause()
+
+    def _require_finite(self, weights: Mapping[str, Tensor]) -> None:
+        if not all(torch.isfinite(value).all() for value in weights.values()):
+            self.refuse("a weight is not finite")
 
     def _checkpoint_is_due(self) -> bool:
         if self.options.checkpoint_interval:
@@ -348,6 +368,7 @@ class _Run:
         result.finished = self.step >= self.stream.total_steps
         if result.finished:
             weights = self.method.export()  # may communicate
+            self._require_finite(weights)
             if self.log is not None:
                 path = self.folder / "weights.pth"
                 checkpoint.write_tensors(path, weights)

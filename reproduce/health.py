@@ -38,7 +38,8 @@ def spread(z: Tensor) -> float:
 
 
 def effective_rank(z: Tensor) -> float:
-    """exp of the entropy of the singular values of centred rows (n_r, D) of all processes: how many directions are in use.
+    """exp of the entropy of the singular values of centred rows (n_r, D) of all processes: how many directions are in use; NaN for
+    rows that are not finite.
 
     Roy and Vetterli (2007), on the square roots of the covariance's eigenvalues; with fewer rows than columns on those of the
     rows' products, which are the same without most of the zeros. Features of a whole data set are read block by block.
@@ -55,6 +56,8 @@ def effective_rank(z: Tensor) -> float:
             centred = block.double() - mean
             products += centred.T @ centred
         dist.all_reduce_(products)
+    if not torch.isfinite(products).all():
+        return math.nan
     singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
     p = singular / singular.sum().clamp(min=1e-300)
     return float(torch.exp(-(p * p.clamp(min=1e-300).log()).sum()))

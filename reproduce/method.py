@@ -57,6 +57,7 @@ class Method(nn.Module):
     needs: ClassVar[Needs] = Needs()
     deviations: ClassVar[tuple[Deviation, ...]] = ()
     remedies: ClassVar[Mapping[str, tuple[str, ...]]] = {}      # alarm -> settings to try; see reproduce.health
+    rates: ClassVar[tuple[str, ...]] = ("optimizer.lr",)        # settings that are learning rates; see engine.loop
     settings: Mapping[str, Any] = MappingProxyType({})          # the recipe it was built from, for advice; {} when built by hand
     collapsed_loss: float | None = None     # the loss of a network that says the same of every image, where there is one
     backbone: nn.Module

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import Degenerate
 from . import world as w
 from .rows import Rows, sample
 
@@ -136,7 +137,7 @@ def _pass(
             total.index_add_(0, label, block.double())
     objective = w.sum_(objective, world)
     if not torch.isfinite(objective):
-        raise ValueError("kmeans: rows or centroids are not finite")
+        raise Degenerate(f"kmeans: rows or centroids are not finite (their distances sum to {float(objective)})")
     sizes = w.sum_(torch.bincount(labels, minlength=clusters), world)
     return labels, w.sum_(total, world), sizes, float(objective)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import Degenerate
 from . import world as w
 from .rows import Rows
 
@@ -42,7 +43,7 @@ def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world:
 
     data    (n, D) rows of this rank: whatever Rows takes. All ranks together at least two.
     whiten  give every direction unit variance; eigenvalues below ``floor`` times the largest count as that much.
-    Raises ValueError when dim exceeds D or the number of rows, or when the rows are constant or not finite.
+    Raises ValueError when dim exceeds D or the number of rows, Degenerate when the rows are constant or not finite.
     """
     rows = Rows(data)
     width = rows.shape[1]
@@ -65,10 +66,10 @@ def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world:
     shift = moments[width] / n
     covariance = moments[:width] / n - torch.outer(shift, shift)
     if not torch.isfinite(covariance).all():
-        raise ValueError("pca: rows are not finite")
+        raise Degenerate("pca: rows are not finite")
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:dim], vectors.flip(1)[:, :dim].T
     if values[0] <= 0:
-        raise ValueError("pca: all rows are equal: the features have collapsed to a point")
+        raise Degenerate("pca: all rows are equal: the features have collapsed to a point")
     scale = values.clamp(min=floor * float(values[0])).rsqrt() if whiten else torch.ones_like(values)
     return PCA((rough.double() + shift).float(), (vectors * scale[:, None]).float(), values)

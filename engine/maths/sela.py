@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import Degenerate
 from . import world as w
 from .rows import Rows
 
@@ -65,7 +66,7 @@ def sela_labels(
     start       (K,) log r of an earlier labelling.
     dtype       of the stored matrix and its products; float64 follows the authors' numbers to 1e-6, float32 gives the same labels.
     keep        hold the n x K matrix in memory; otherwise recompute it from the logits in every iteration (bounded memory, slower).
-    Raises ValueError for wrong arguments or logits that are not finite. Not converging is no error: see ``converged``.
+    Raises ValueError for wrong arguments, Degenerate for logits that are not finite. Not converging is no error: see ``converged``.
     """
     if lam <= 0 or tolerance <= 0 or not 1 <= relaxation < 2 or max_iterations < 1:
         raise ValueError(
@@ -127,10 +128,10 @@ class _Problem:
             higher = torch.maximum(top, z.amax(0).double())
             mass = mass * (top - higher).exp() + self.exp_(z - higher.to(z)).sum(0).double()
             top = higher
-        highest = w.max_(top.clone(), self.world)
+        highest = w.max_(top.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), self.world)  # NaN is not comparable: as inf it reaches every rank
         mass = w.sum_(mass * (top - highest).nan_to_num(nan=-torch.inf).exp(), self.world)
         if not torch.isfinite(highest).all():
-            raise ValueError("sela_labels: logits are not finite")
+            raise Degenerate("sela_labels: logits are not finite")
         return self.log_share - mass.log() - highest
 
     def sweep(self, log_r: Tensor, log_c: Tensor, omega: float) -> tuple[Tensor, float]:

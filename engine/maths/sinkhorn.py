@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import Degenerate
 from . import world as w
 
 BLOCK_CELLS = 1 << 17  # cells of a block: half a megabyte of float32, so that its second reading hits the cache
@@ -31,7 +32,7 @@ def sinkhorn(
     iterations  >= 1; each normalises prototypes over the samples of all ranks, then each sample. The last step is a sample's.
     hard        one-hot rows at the largest soft assignment.
     world       see engine.maths.world. Ranks may hold different numbers of rows.
-    Raises ValueError for a wrong argument or scores that are not finite.
+    Raises ValueError for a wrong argument, Degenerate for scores that are not finite.
     """
     if epsilon <= 0:
         raise ValueError(f"sinkhorn: epsilon must be positive, not {epsilon}")
@@ -72,7 +73,7 @@ def _centre_(
             found = torch.maximum(found, torch.cat([part.amax(0), rows[-1].max().reshape(1)]))
     w.max_(found.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), world)
     if ~found.isfinite().all() & (found[-1] > -torch.inf):  # without a row anywhere, all of them are -inf
-        raise ValueError("sinkhorn: scores are not finite; a NaN here usually means that features were not normalised")
+        raise Degenerate("sinkhorn: scores are not finite")
     # exp(-80) is the least mass: still a normal float32
     return [((row_max - found[-1]) / epsilon).clamp_(min=-80).exp_() for row_max in rows], found[:-1]
 

@@ -84,6 +84,7 @@ class PIC(Method):
     """
 
     needs = Needs(instances=True)
+    rates = ("optimizer.lr", "params.class_sgd.lr")
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.5", "params.negatives=0")}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from two_processes import run
 
+from engine.errors import Degenerate
 from engine.maths.hierarchy import hierarchy
 from engine.maths.kmeans import kmeans
 from engine.maths.pca import pca
@@ -30,7 +31,22 @@ def on_rank(rank, inputs):
     out["hierarchy"] = [found.supers.numpy(), found.subs.numpy()]
     found = pca(inputs["halves"][rank], 2)
     out["pca"] = [found.mean.numpy(), found.projection.numpy()]
+    out["bad rows of the other rank"] = refused(inputs, rank)
     return out
+
+
+def refused(inputs, rank):
+    """What each rank is told when only rank 1 holds a NaN: the same on both, so that none waits for the other."""
+    logits, x = inputs["logits"][rank].clone(), inputs["halves"][rank].clone()
+    if rank == 1:
+        logits[0, 0] = x[0, 0] = float("nan")
+    told = []
+    for function in (lambda: sinkhorn(logits), lambda: sela_labels(logits), lambda: kmeans(x, 3), lambda: pca(x, 2), lambda: hierarchy(x, 2, 8)):
+        try:
+            told.append(repr(function()))
+        except Degenerate as error:
+            told.append(str(error))
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +142,10 @@ def test_two_levels_over_two_processes_equal_one(world2):
     one = hierarchy(world2[0]["x"], 2, 8, iterations=3)
     for i, expected in enumerate((one.supers, one.subs)):
         assert torch.equal(torch.cat([torch.from_numpy(answer["hierarchy"][i]) for answer in world2[1]]), expected)
+
+
+def test_rows_that_are_not_finite_on_one_rank_end_every_rank_in_the_same_words(world2):
+    first, second = (found["bad rows of the other rank"] for found in world2[1])
+    assert first == second and len(first) == 5
+    for told, name in zip(first, ("sinkhorn", "sela_labels", "kmeans", "pca", "kmeans"), strict=True):
+        assert told.startswith(f"{name}: ") and "not finite" in told
