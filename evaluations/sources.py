@@ -28,6 +28,7 @@ from engine import dist
 from zoo import data
 from zoo.data.classes import Classes
 from zoo.data.classes import numbers as match
+from zoo.data.images import decode, to_mode
 from zoo.data.places import PartMissing, user_cache
 from zoo.errors import UserError, suggest
 
@@ -52,7 +53,10 @@ class TorchvisionSource(data.Source):
         found = self._items[int(self._positions[self._at(i)])][0]
         if not isinstance(found, Image.Image):
             raise UserError(f"{self._prefix}: item {i} is no image but {type(found).__name__}")
-        return found.convert("RGB")
+        try:
+            return to_mode(found, "RGB")
+        except ValueError as error:
+            raise data.ImageError(f"{self.where(i)}: cannot be read: {error}") from None
 
     def name(self, i: int) -> str:
         return f"{self._prefix}-{self._positions[i]:08d}"
@@ -219,7 +223,14 @@ def _torchvision(name: str, part: str, root: str | None, download: bool) -> Any:
     except (RuntimeError, OSError, ModuleNotFoundError, TypeError) as error:
         told = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: {told}; say where it is with data=FOLDER, or download=true") from None
+    if getattr(items, "loader", None) is datasets.folder.default_loader:
+        items.loader = _decoded  # torchvision's own turns 16-bit images white
     return TorchvisionSource(items, f"{kind}-{part}")
+
+
+def _decoded(path: str) -> Image.Image:
+    with open(path, "rb") as file:
+        return decode(file.read(), 3, lambda: path)
 
 
 def _class_names(items: Any, count: int) -> tuple[list[str], bool]:

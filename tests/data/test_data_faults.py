@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -63,6 +65,83 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, channels):
     Image.fromarray(deep).save(tmp_path / "x.png")
     found = np.asarray(images.decode((tmp_path / "x.png").read_bytes(), channels, lambda: "x"))
     assert (found if channels == 1 else found[..., 1]).tolist() == [[0, 1, 1, 128, 255]]
+
+
+def tiff_of_12_bits(values):
+    """A TIFF whose samples have 12 bits, two in three bytes."""
+    a, b = values[::2], values[1::2]
+    strip = b"".join(bytes([x >> 4, (x & 15) << 4 | y >> 8, y & 255]) for x, y in zip(a, b, strict=True))
+    tags = [(256, 4, len(values)), (257, 4, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 4, 1), (279, 4, len(strip))]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+DEEP = np.array([[0, 1000, 2048, 4095]], dtype=np.uint16)
+
+
+def deep(kind, form="TIFF", **tags):
+    file = io.BytesIO()
+    more = {"tiffinfo": {int(k[1:]): v for k, v in tags.items()}} if tags else {}
+    Image.fromarray(DEEP.astype(kind)).save(file, form, **more)
+    return file.getvalue()
+
+
+STATED = {  # what the file says is white, and the four values by it
+    "16-bit png": (deep(np.uint16, "PNG"), "png", [0, 4, 8, 16]),
+    "16-bit tiff": (deep(np.uint16), "tif", [0, 4, 8, 16]),
+    "16-bit tiff that states 4095": (deep(np.uint16, t281=4095), "tif", [0, 62, 128, 255]),
+    "16-bit tiff that states less than it holds": (deep(np.uint16, t281=255), "tif", [0, 4, 8, 16]),
+    "16-bit tiff in which white is 0": (deep(np.uint16, t262=0), "tif", [255, 251, 247, 239]),
+    "12-bit tiff": (tiff_of_12_bits(DEEP[0].tolist()), "tif", [0, 62, 128, 255]),
+    "32-bit tiff that states 4095": (deep(np.int32, t341=4095), "tif", [0, 62, 128, 255]),
+    "float tiff that states -1 to 4095": (deep(np.float32, t340=-1.0, t341=4095.0), "tif", [0, 62, 128, 255]),
+    "12-bit pgm": (b"P5 4 1 4095\n" + DEEP.astype(">u2").tobytes(), "pgm", [0, 62, 128, 255]),
+    "16-bit pgm": (b"P5 4 1 65535\n" + DEEP.astype(">u2").tobytes(), "pgm", [0, 4, 8, 16]),
+    "12-bit pgm in words": (b"P2 4 1 4095\n0 1000 2048 4095\n", "pgm", [0, 62, 128, 255]),
+}
+
+
+@pytest.mark.parametrize("kind", STATED)
+def test_deep_gray_is_scaled_by_what_the_file_says(kind):
+    content, _, expected = STATED[kind]
+    for channels in (1, 3):
+        found = np.asarray(images.decode(content, channels, lambda: "x"))
+        assert (found if channels == 1 else found[..., 1])[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (deep(np.int32), "a 32-bit integer image, and the file does not state its range"),
+        (deep(np.float32), "a floating-point image, and the file does not state its range"),
+        (deep(np.int32, t341=255), "values 0..4095 lie outside the range 0..255 that the file states"),
+        (b"Pf\n2 1\n-1.0\n" + np.array([0, np.nan], "<f4").tobytes(), "a floating-point"),
+    ],
+)
+def test_deep_gray_without_a_range_is_refused(content, reason):
+    with pytest.raises(data.ImageError, match=f"^x.tif: cannot be decoded: {reason}"):
+        images.decode(content, 3, lambda: "x.tif")
+
+
+def test_every_road_scales_deep_gray_alike(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    from evaluations import sources
+    from zoo.data.shards import write
+
+    for name, content in {"ant": STATED["16-bit png"], "bee": STATED["12-bit tiff"], "cat": STATED["12-bit pgm"]}.items():
+        place = tmp_path / "set/train" / name
+        place.mkdir(parents=True)
+        (place / f"0.{content[1]}").write_bytes(content[0])
+    folder = train(tmp_path / "set")
+    pack(folder, tmp_path / "zip", "train")
+    write(folder, tmp_path / "tar", "train")
+    opened = [folder, train(tmp_path / "zip"), train(tmp_path / "tar"), train(tmp_path / "zip", cache="full")]
+    for source in opened:
+        assert [source.pixels(i)[0, :, 0].tolist() for i in range(3)] == [STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")]
+    items = sources._torchvision("torchvision:ImageFolder", "train", str(tmp_path / "set/train"), False)
+    assert isinstance(items._items, ImageFolder)
+    assert [items.pixels(i)[0, :, 0].tolist() for i in range(3)] == [STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")]
 
 
 def test_names_beyond_ascii_and_beyond_utf8_are_read(tmp_path):

@@ -4,7 +4,9 @@ What happens to unusual images
 - The content decides, never the file's extension (ImageNet has a PNG called .JPEG).
 - CMYK, YCCK, palette and gray are converted as Pillow's ``convert`` does, which is what the papers' loaders did;
   transparency is dropped; EXIF orientation is not applied, as in those loaders.
-- 16-bit gray is scaled to 8 bits.  (``convert`` alone clips at 255, which turns most such images white.)
+- Gray of more than 8 bits is scaled to 8 by the range that the file states: the bits of a sample (16 in a PNG, 12 or 16 in a
+  TIFF, what the header of a PGM says), or a TIFF's MaxSampleValue.  (``convert`` alone clips at 255, which turns most such
+  images white.)  32-bit integers and floating point have a range only where a TIFF states it; otherwise they are refused.
 - A zero-byte, truncated or otherwise unreadable file raises ImageError.
 
 Pillow decodes: torchvision's decoder would bring torch into every process that reads images.
@@ -16,6 +18,7 @@ import contextlib
 import io
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -23,7 +26,8 @@ from PIL import Image, ImageFile
 from ..errors import UserError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_BITS, _PHOTOMETRIC, _MIN, _MAX, _SAMPLE, _SMIN, _SMAX = 258, 262, 280, 281, 339, 340, 341  # tags of TIFF
 
 
 class ImageError(UserError):
@@ -54,20 +58,50 @@ def decode(data: bytes, channels: int, where: Callable[[], str], lenient: bool =
 
 def _decode(data: bytes, channels: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
-        return _to_mode(image, "RGB" if channels == 3 else "L")
+        return to_mode(image, "RGB" if channels == 3 else "L")
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
-        deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"values {deep.min()}..{deep.max()} do not fit 16 bits")
-        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point images have no range that could be mapped to 8 bits")
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A copy of an opened image in ``mode`` (RGB or L).  Raises ValueError for values whose range is not stated."""
+    if image.mode in _DEEP:
+        image = _eight_bits(image)
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)  # a copy even when the mode fits: the file is closed after this
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Gray of more than 8 bits as mode L, rounded to the nearest of 0..255."""
+    values = np.asarray(image)
+    low, high = _range(image, values.max())
+    if not np.isfinite(values).all() or values.min() < low or values.max() > high:
+        raise ValueError(f"values {values.min()}..{values.max()} lie outside the range {low:g}..{high:g} that the file states")
+    if image.mode == "F":
+        scaled = np.floor((values.astype(np.float64) - low) * 255 / (high - low) + 0.5)
+    else:
+        span = int(high) - int(low)
+        scaled = ((values.astype(np.int64) - int(low)) * 255 + (span - 1) // 2) // span
+    found = scaled.astype(np.uint8)
+    return Image.fromarray(255 - found if _tag(image, _PHOTOMETRIC) == 0 else found)
+
+
+def _range(image: Image.Image, brightest: float) -> tuple[float, float]:
+    """(black, white) as the file states them; a stated maximum below the ``brightest`` pixel is none."""
+    low, high = (_tag(image, signed, _tag(image, plain)) for signed, plain in ((_SMIN, _MIN), (_SMAX, _MAX)))
+    bits = int(_tag(image, _BITS, 16 if image.format in ("PNG", "PPM") or image.mode != "I" else 32))
+    if image.mode != "F" and bits <= 16:
+        signed = _tag(image, _SAMPLE) == 2
+        return 0, high if high is not None and high >= max(brightest, 1) else 2 ** (bits - signed) - 1
+    if high is None or high <= (low or 0):
+        what = "floating-point" if image.mode == "F" else "32-bit integer"
+        raise ValueError(f"a {what} image, and the file does not state its range; save it with 8 or 16 bits a pixel")
+    return low or 0, high
+
+
+def _tag(image: Image.Image, tag: int, default: Any = None) -> Any:
+    """The (first) value of a TIFF's tag; ``default`` for other files and where it is missing."""
+    found = getattr(image, "tag_v2", {}).get(tag, default)
+    return found[0] if isinstance(found, tuple) else found
 
 
 _lenience = threading.Lock()
