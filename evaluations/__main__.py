@@ -11,7 +11,7 @@ from zoo.cli import Parser
 from zoo.errors import guard
 
 MODEL = "registry id, run folder or weight file"
-PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed="
+PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed=, max_bad="
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -116,6 +116,8 @@ def command_of(task: Task, model: str) -> str:
         words.append(f"pretrain_seed={settings.pretrain_seed}")
     if settings.seed:
         words.append(f"seed={settings.seed}")
+    if settings.max_bad:
+        words.append(f"max_bad={settings.max_bad}")
     words += [f"{path}={v if isinstance(v, str) else json.dumps(v)}" for path, v in settings.recorded.items()]
     return shlex.join(words)
 

@@ -80,14 +80,15 @@ class TorchvisionSource(data.Source):
 
 
 def arrange(
-    protocol: Protocol, root: str | None, download: bool = False, fetch: bool = True
+    protocol: Protocol, root: str | None, download: bool = False, fetch: bool = True, max_bad: int | None = None
 ) -> tuple[Protocol, Callable[[str], Any]]:
     """The protocol with the splits that its data really have, and a function that opens them (and minds seals), each with
     the class numbers of the training split.
 
     download   a torchvision set may be downloaded (it was asked for); fetch: False: nothing may be, for plans.
+    max_bad    how many unreadable images of each split may be left out; None: SELFZOO_MAX_BAD, else none
     """
-    found, opened = _arranged(protocol, root, download, fetch)
+    found, opened = _arranged(protocol, root, download, fetch, max_bad)
     return found, joined(found, opened)
 
 
@@ -137,13 +138,15 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _arranged(protocol: Protocol, root: str | None, download: bool, fetch: bool) -> tuple[Protocol, Callable[[str], Any]]:
+def _arranged(
+    protocol: Protocol, root: str | None, download: bool, fetch: bool, max_bad: int | None
+) -> tuple[Protocol, Callable[[str], Any]]:
     name = protocol.dataset
     if name.startswith(TORCHVISION):
         return _with_test(protocol, name, root, lambda part: _torchvision(name, part, root, download and fetch))
     if name in ("folder", "images") or name not in data.names():
-        return _with_test(protocol, name, root, lambda part: _folder(name, part, root))
-    return protocol, lambda split: data.open_source(name, split, root=root, fetch=fetch)
+        return _with_test(protocol, name, root, lambda part: _folder(name, part, root, max_bad))
+    return protocol, lambda split: data.open_source(name, split, root=root, fetch=fetch, max_bad=max_bad)
 
 
 def _with_test(
@@ -190,8 +193,8 @@ def _checked(name: str, split: str, part: Callable[[str], Any]) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _folder(name: str, part: str, root: str | None) -> Any:
-    return data.open_source(name, part, root=root)
+def _folder(name: str, part: str, root: str | None, max_bad: int | None) -> Any:
+    return data.open_source(name, part, root=root, max_bad=max_bad)
 
 
 @lru_cache(maxsize=8)

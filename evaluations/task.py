@@ -24,7 +24,7 @@ from . import models, sources, transductive
 from .features import Compute, FeatureRequest, Features, Store
 from .protocol import Protocol, complete, load
 
-OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False}
+OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False, "max_bad": None}
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,14 @@ class Settings:
     precision: str
     batch: int
     download: bool
+    max_bad: int | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], out: str | None = None) -> Settings:
         rest = dict(given)
         own = {name: rest.pop(name, default) for name, default in OWN_OPTIONS.items()}
-        for name in ("pretrain_seed", "seed", "batch"):
-            if not isinstance(own[name], int) and not (name == "pretrain_seed" and own[name] is None):
+        for name in ("pretrain_seed", "seed", "batch", "max_bad"):
+            if not isinstance(own[name], int) and not (OWN_OPTIONS[name] is None and own[name] is None):
                 raise UserError(f"{name}={own[name]}: must be a whole number")
         if own["precision"] not in ("float32", "bfloat16"):
             raise UserError(f"precision={own['precision']}: float32 or bfloat16")
@@ -88,7 +89,9 @@ class Task:
         """
         protocol = complete(load(protocol_id, settings.overrides))
         judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch)
-        arranged, opener = sources.arrange(protocol, settings.options.data, settings.download, fetch)
+        arranged, opener = sources.arrange(
+            protocol, settings.options.data, settings.download, fetch, settings.max_bad
+        )
         return cls(arranged, judged, settings, opener)
 
     @property

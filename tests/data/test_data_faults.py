@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import struct
 
@@ -203,6 +204,70 @@ def test_the_search_for_bad_images_is_made_once(root, monkeypatch):
     first = train(root, max_bad=2)
     monkeypatch.setattr(faults, "in_order", None)
     assert train(root, max_bad=2).fingerprint == first.fingerprint
+
+
+def test_the_search_for_bad_images_knows_what_is_on_disk_not_what_was(root, monkeypatch):
+    """The same names and sizes throughout: a repaired image is read again, a newly broken one is found."""
+    first, second = root / "train/bee/bee_1.JPEG", root / "train/cat/cat_2.jpg"
+    whole = {path: path.read_bytes() for path in (first, second)}
+    first.write_bytes(b"x" * len(whole[first]))
+    assert len(train(root, max_bad=2)) == 11
+    read = []
+    decoded = data.FileSource.decoded
+    monkeypatch.setattr(data.FileSource, "decoded", lambda self, i: (read.append(self.name(i)), decoded(self, i))[1])
+    first.write_bytes(whole[first])
+    assert len(train(root, max_bad=2)) == 12 and read == ["bee/bee_1.JPEG"]
+    second.write_bytes(b"x" * len(whole[second]))
+    assert len(train(root, max_bad=2)) == 11 and read[1:] == ["cat/cat_2.jpg"]
+    partial = root / "train/cat/.new"
+    partial.write_bytes(whole[second])
+    os.utime(partial, ns=(0, second.stat().st_mtime_ns))  # as rsync --times and cp --preserve leave it
+    partial.replace(second)
+    assert len(train(root, max_bad=2)) == 12
+    assert len(train(root, max_bad=2)) == 12 and len(read) == 3
+
+
+def test_the_search_for_bad_images_knows_its_archive(root, tmp_path):
+    for path in (root / "train/bee/bee_1.JPEG", root / "train/cat/cat_2.jpg"):
+        whole = path.read_bytes()
+        path.write_bytes(b"x" * len(whole))
+        pack(train(root), tmp_path / "zip", "train")
+        assert len(train(tmp_path / "zip", max_bad=1)) == 11
+        path.write_bytes(whole)
+    pack(train(root), tmp_path / "zip", "train")
+    assert len(train(tmp_path / "zip", max_bad=1)) == 12
+
+
+def test_a_file_that_could_not_be_opened_once_is_tried_again(root, monkeypatch):
+    from zoo.data.source import FolderStore
+
+    read = FolderStore.read
+
+    def failing(self, i):
+        if self.names[i] == "bee/bee_1.JPEG":
+            raise UserError("bee_1.JPEG: cannot be read: Input/output error")
+        return read(self, i)
+
+    monkeypatch.setattr(FolderStore, "read", failing)
+    assert len(train(root, max_bad=2)) == 11
+    monkeypatch.setattr(FolderStore, "read", read)
+    assert len(train(root, max_bad=2)) == 12
+
+
+@pytest.mark.parametrize("road", ["folder", "zip"])
+def test_an_unreadable_image_says_what_leaves_it_out_and_what_lists_all(root, tmp_path, road):
+    break_image(root / "train/bee/bee_1.JPEG", "truncated")
+    if road == "zip":
+        pack(train(root), tmp_path / "my zip", "train")
+        root = tmp_path / "my zip"
+    for source in (train(root), train(root).subset([5])):
+        with pytest.raises(data.ImageError, match="bee_1.JPEG.*max_bad=N.*`python -m zoo data check") as told:
+            source.image(5 if len(source) > 1 else 0)
+    command = str(told.value).rpartition("`python -m ")[2].partition("`")[0]
+    from zoo.__main__ import main
+
+    assert main(shlex.split(command)[1:]) == 1  # the command finds the set and the image
+    assert len(train(root, max_bad=1)) == 11
 
 
 def test_a_missing_image_counts_against_the_limit(monkeypatch, root):

@@ -211,8 +211,12 @@ def test_a_broken_image_is_one_error_that_names_it(out, tmp_path):
     images = paint(tmp_path / "own", {"a": 8, "b": 8, "c": 8})
     broken = sorted(images.rglob("*.png"))[4]
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(UserError, match=broken.name):
+    with pytest.raises(UserError, match=rf"{broken.name}.*max_bad=N.*data check {images}"):
         knn(out, images)
+    with pytest.raises(UserError, match="max_bad=x: must be a whole number"):
+        knn(out, images, max_bad="x")
+    path = knn(out, images, max_bad=1)
+    assert records.read(path).command.count(" max_bad=1 ") == 1
 
 
 def test_an_empty_class_folder_and_an_empty_folder_are_one_error_each(out, tmp_path):

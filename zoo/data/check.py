@@ -191,7 +191,7 @@ def _images(source: Source, part: str, report: Report, seen: dict[bytes, tuple[s
             if isinstance(source, FileSource):
                 data = source.raw(i)
                 digests[i] = hashlib.blake2b(data, digest_size=12).digest()
-                source.image(i)
+                source.decoded(i)
                 odd.update(_unusual(source.name(i), data))
             else:
                 digests[i] = hashlib.blake2b(source.pixels(i).tobytes(), digest_size=12).digest()

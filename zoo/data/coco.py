@@ -20,9 +20,12 @@ from . import parts, rle
 from .annotations import DetectionSource, Objects, checked_box
 from .listing import subfolders
 from .namelist import Names
+from .paths import inside
 from .places import PartMissing
 from .source import FolderStore
 from .specs import DatasetSpec
+
+PIXELS = 2**28  # of one image; masks of more are not made
 
 
 def read(spec: DatasetSpec, root: Path, part: str) -> CocoSource:
@@ -51,7 +54,9 @@ def _build(spec: DatasetSpec, path: Path, folder: Path, content: dict[str, Any])
         images = sorted(content["images"], key=lambda e: e["id"])
         categories = sorted(content["categories"], key=lambda e: e["id"])
         for fields in images:
-            _ = fields["file_name"], int(fields["width"]), int(fields["height"])
+            inside(str(fields["file_name"]), f"{path}: image {fields['id']}")
+            if not 0 < int(fields["width"]) * int(fields["height"]) <= PIXELS:
+                raise UserError(f"{path}: image {fields['id']}: {fields['width']} x {fields['height']} pixels")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: an image or category lacks {error} (near {str(fields)[:80]})") from None
     row = {entry["id"]: i for i, entry in enumerate(images)}

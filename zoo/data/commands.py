@@ -136,7 +136,7 @@ def _pack(options: argparse.Namespace) -> int:
     for split, source in _each(options):
         if not source.labelled:
             raise UserError(f"{options.name}: a map needs labels, and {split} has none; use `data shard`")
-        for path in pack(source, options.to, split):
+        for path in pack(source, options.to, split.partition("@")[0]):
             print(path)
     return 0
 
@@ -145,7 +145,7 @@ def _shard(options: argparse.Namespace) -> int:
     from .shards import write
 
     for split, source in _each(options):
-        for path in write(source, options.to, split, options.per_shard):
+        for path in write(source, options.to, split.partition("@")[0], options.per_shard):
             print(path)
     return 0
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import sys
+import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import UserError
+from .images import ImageError
+from .indexes import RACY
 from .places import user_cache
 from .source import FileSource, Source
+
+T = TypeVar("T")
 
 
 def limit(max_bad: int | None) -> int:
@@ -59,34 +67,60 @@ def empty(source: Source) -> dict[int, str]:
 
 
 def unreadable(source: Source, what: str) -> dict[int, str]:
-    """Images that do not decode: index -> complaint.  Every image is read once; remembered by fingerprint."""
-    if not isinstance(source, FileSource):
+    """Images that do not decode: index -> complaint.
+
+    What was found is remembered with the state of each file on disk: an image is read again once its file (or the archive
+    that holds it) was touched, and so is one whose file could not be read at all, which says nothing about its content.
+    """
+    if not isinstance(source, FileSource) or not len(source):
         return {}
-    record = user_cache() / "unreadable" / f"{source.fingerprint}.json"
-    if record.is_file():
-        return {int(i): complaint for i, complaint in json.loads(record.read_text()).items()}
-    bad = {i: complaint for i, complaint in decoding(source, what) if complaint}
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_name(f"{record.name}.{os.getpid()}")
-    partial.write_text(json.dumps(bad))
-    os.replace(partial, record)
-    return bad
+    key = hashlib.sha256(f"{source.fingerprint} {os.path.abspath(source.where(0))}".encode("utf-8", "surrogateescape"))
+    record = user_cache() / "unreadable" / f"{key.hexdigest()[:32]}.npz"
+    stamps = np.array([source.store.stamp(i) for i in range(len(source))], dtype=np.int64)
+    known, kept = _remembered(record, stamps)
+    left = np.flatnonzero(~known)
+    found = {i: complaint for i, complaint in decoding(source, left, what) if complaint} if len(left) else {}
+    bad = {**kept, **{i: str(complaint) for i, complaint in found.items()}}
+    stamps[[i for i, complaint in found.items() if not isinstance(complaint, ImageError)]] = 0
+    stamps[(stamps[:, 1] % 10**9 == 0) & (stamps[:, 1] > time.time_ns() - RACY)] = 0  # a disk that counts whole seconds
+    numbers = np.array([i for i in bad if stamps[i].any()], dtype=np.int64)
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        partial = record.with_name(f"{record.stem}.{os.getpid()}.npz")
+        np.savez_compressed(partial, stamps=stamps, bad=numbers, complaints=np.array([bad[int(i)] for i in numbers], dtype=str))
+        os.replace(partial, record)
+    except OSError:
+        pass  # a full or read-only cache costs the next search, nothing else
+    return dict(sorted(bad.items()))
 
 
-def decoding(source: Source, what: str) -> Iterator[tuple[int, str]]:
-    """(index, complaint) of every image in order, '' for a good one; with a progress bar, on all cores."""
+def _remembered(record: Path, stamps: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """(bool (N,): images whose files are as they were when they were read; the complaints about those of them that are bad)."""
+    try:
+        with np.load(record, allow_pickle=False) as file:
+            before, bad, complaints = file["stamps"], file["bad"].tolist(), file["complaints"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return np.zeros(len(stamps), bool), {}
+    if before.shape != stamps.shape:
+        return np.zeros(len(stamps), bool), {}
+    known = (before == stamps).all(axis=1) & (stamps[:, 0] >= 0)
+    return known, {i: complaint for i, complaint in zip(bad, complaints, strict=True) if known[i]}
 
-    def attempt(i: int) -> tuple[int, str]:
+
+def decoding(source: FileSource, chosen: Iterable[int], what: str) -> Iterator[tuple[int, UserError | None]]:
+    """(index, complaint) of the ``chosen`` images in order, None for a good one; with a progress bar, on all cores."""
+
+    def attempt(i: int) -> tuple[int, UserError | None]:
         try:
-            source.image(i)
+            source.decoded(i)
         except UserError as error:  # ImageError above all
-            return i, str(error)
-        return i, ""
+            return i, error
+        return i, None
 
-    yield from in_order(attempt, range(len(source)), f"{what}: reading every image")
+    yield from in_order(attempt, map(int, chosen), f"{what}: reading every image")
 
 
-def in_order(work: Callable[[int], tuple[int, str]], items: Iterable[int], title: str) -> Iterator[tuple[int, str]]:
+def in_order(work: Callable[[int], tuple[int, T]], items: Iterable[int], title: str) -> Iterator[tuple[int, T]]:
     """``work`` on each item on all cores (decoding releases the interpreter), results in order, bar with ETA."""
     from tqdm import tqdm
 

@@ -16,6 +16,7 @@ from . import indexes
 from .source import ArraySource
 from .specs import DatasetSpec
 
+LARGEST = 2**30  # bytes; all of EMNIST has half of that
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -25,17 +26,22 @@ FILES = {
 def parse(path: Path) -> np.ndarray:
     """The uint8 array in an IDX file.  Raises UserError for a wrong magic number, another type or a wrong length."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            sides = file.read(4 * head[3]) if head[:3] == b"\0\0\x08" and len(head) == 4 and 1 <= head[3] <= 4 else b""
+            if not sides or len(sides) < 4 * head[3]:
+                raise UserError(f"{path}: not an IDX file of bytes (first four bytes: {head.hex(' ') or 'none'})")
+            shape = struct.unpack(f">{head[3]}I", sides)
+            wanted = math.prod(shape)
+            if wanted > LARGEST:
+                raise UserError(f"{path}: shape {shape} needs {wanted:,} bytes, more than any set of this kind has")
+            values = np.frombuffer(file.read(wanted + 1), dtype=np.uint8)  # no more than was announced, whatever follows
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:
-        raise UserError(f"{path}: not an IDX file of bytes (first four bytes: {data[:4].hex(' ') or 'none'})")
-    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
-    values = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
-    if values.size != math.prod(shape):
-        raise UserError(
-            f"{path}: shape {shape} needs {math.prod(shape)} bytes, the file holds {values.size}: truncated?"
-        )
+    if values.size < wanted:
+        raise UserError(f"{path}: shape {shape} needs {wanted} bytes, the file holds {values.size}: truncated?")
+    if values.size > wanted:
+        raise UserError(f"{path}: shape {shape} needs {wanted} bytes, the file holds more")
     return values.reshape(shape)
 
 

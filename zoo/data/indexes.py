@@ -56,6 +56,15 @@ def stamp(path: str | Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
+def state(path: str | Path) -> tuple[int, int, int]:
+    """(size, modification time, change of its entry) in bytes and ns: another triple once anything was done to the file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1, -1
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def folder_stamps(root: str | Path, folders: Sequence[str]) -> np.ndarray:
     """Modification times of folders below ``root``, int64."""
     return np.array([stamp(os.path.join(root, f))[1] for f in folders], dtype=np.int64)

@@ -15,6 +15,7 @@ from ..errors import UserError
 from . import folders, indexes, parts
 from .classes import titled
 from .namelist import Names
+from .paths import inside
 from .places import PartMissing
 from .source import FileSource, FolderStore
 from .specs import DatasetSpec
@@ -49,7 +50,7 @@ def _csv(spec: DatasetSpec, path: Path) -> Listed:
             raise UserError(f"{path}:{number}: expected `path label`, found {line[:80]!r}")
         if int(label) >= (spec.class_count or 0):
             raise UserError(f"{path}:{number}: label {label} is out of range 0..{(spec.class_count or 0) - 1}")
-        names.append(name)
+        names.append(inside(name, f"{path}:{number}"))
         labels.append(int(label))
         titles.append((int(label), name.rpartition("/")[0].partition("/")[2] or name.rpartition("/")[0]))
     return names, labels, titled(titles, spec.class_count or 0)
@@ -59,7 +60,7 @@ def _json(spec: DatasetSpec, path: Path) -> Listed:
     """iNaturalist: COCO's form with one category per image."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        files = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        files = {entry["id"]: inside(str(entry["file_name"]), str(path)) for entry in content["images"]}
         label = {entry["image_id"]: int(entry["category_id"]) for entry in content["annotations"]}
         title = {int(entry["id"]): str(entry["name"]) for entry in content.get("categories", [])}
     except (ValueError, KeyError, TypeError) as error:

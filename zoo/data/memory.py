@@ -78,6 +78,9 @@ class MemoryStore:
     def where(self, i: int) -> str:
         return self.store.where(i)
 
+    def stamp(self, i: int) -> tuple[int, int, int]:
+        return self.store.stamp(i)
+
     def take(self, indices: np.ndarray) -> MemoryStore:
         part = MemoryStore.__new__(MemoryStore)
         part.__dict__.update(

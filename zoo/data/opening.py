@@ -68,7 +68,7 @@ def open_source(
         from .memory import held
 
         source = held(source, access)
-    source.dataset, source.split = spec.name, split
+    source.dataset, source.split, source.home = spec.name, split, "" if folder is None else str(folder)
     return source
 
 

@@ -1,7 +1,11 @@
 """Files inside zip and tar archives, read by position: no seek, so a handle may be shared by forks and threads.
 
 Handles are opened when first needed and are left behind by pickling, so a source survives ``fork`` and ``spawn``.  (A
-``ZipFile`` opened before a fork shares its file offset with every worker: they read each other's bytes.)
+``ZipFile`` opened before a fork shares its file offset with every worker: they read each other's bytes.)  Of a set of many
+archives the most recently used stay open.
+
+A small archive may claim to unpack to more than the machine holds.  What a zip's directory states is checked when it is
+listed, and unpacking stops where the stated size is exceeded.
 """
 
 from __future__ import annotations
@@ -9,8 +13,10 @@ from __future__ import annotations
 import os
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +27,80 @@ from ..errors import UserError
 from . import indexes
 from .images import ImageError, is_image_name
 from .namelist import Names
+from .paths import inside
 
 STORED, DEFLATED, PLAIN = 0, 8, 255  # zip methods, and a tar member, which has no header of its own here
 _ZIP_HEADER = 30
+
+
+LARGE = 16 * 2**20  # bytes of one unpacked image from which on the ratio counts
+RATIO = 100  # of an image file that compresses further nothing could be seen
+LARGEST = 2**30
+
+
+class Handles:
+    """Open files by number, of which at most ``most`` stay open: the most recently used ones, and those being read now.
+
+    Safe for threads; a forked process goes on with the handles of its parent, which positions do not share.
+    """
+
+    def __init__(self, files: Sequence[str], most: int) -> None:
+        self.files, self.most = files, most
+        self._idle: OrderedDict[int, list[int]] = OrderedDict()  # a list: several threads may read one archive
+        self._lock, self._owner = threading.Lock(), os.getpid()
+
+    def pread(self, number: int, size: int, start: int) -> bytes:
+        """Up to ``size`` bytes from position ``start`` of a file.  Raises OSError."""
+        with self._alone():
+            idle = self._idle.get(number)
+            handle = idle.pop() if idle else None
+        if handle is None:
+            handle = os.open(self.files[number], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(handle, size, start)
+        finally:
+            with self._alone():
+                self._idle.setdefault(number, []).append(handle)
+                self._idle.move_to_end(number)
+                surplus = self._surplus()
+            for old in surplus:
+                os.close(old)
+
+    def close(self) -> None:
+        with self._alone():
+            left = [handle for idle in self._idle.values() for handle in idle]
+            self._idle.clear()
+        for handle in left:
+            os.close(handle)
+
+    def _surplus(self) -> list[int]:
+        found = []
+        count = sum(map(len, self._idle.values()))
+        while count > self.most:
+            oldest = next(iter(self._idle))
+            idle = self._idle[oldest]
+            if idle:
+                found.append(idle.pop(0))
+                count -= 1
+            if not idle:
+                del self._idle[oldest]
+        return found
+
+    def _alone(self) -> threading.Lock:
+        """The lock; a new one in a forked process, whose parent may have held it."""
+        if self._owner != os.getpid():
+            self._lock, self._owner = threading.Lock(), os.getpid()
+        return self._lock
+
+
+def most_open() -> int:
+    """How many files one source may keep open: 128, or an eighth of what the system allows a process where that is less."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 128
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(128, allowed // 8)) if allowed > 0 else 128
 
 
 class PackStore:
@@ -36,7 +113,7 @@ class PackStore:
         self.files = list(files)
         self.rows = rows
         self.names = names
-        self._handles: dict[int, int] = {}
+        self._handles = Handles(self.files, most_open())
 
     def read(self, i: int) -> bytes:
         row = self.rows[i]
@@ -50,33 +127,37 @@ class PackStore:
             name, extra = struct.unpack_from("<HH", head, 26)
             data = self._pread(i, packed, start + _ZIP_HEADER + name + extra)
             if method == DEFLATED:
-                try:
-                    data = zlib.decompress(data, wbits=-15)
-                except zlib.error as error:
-                    raise ImageError(f"{self.where(i)}: cannot be unpacked: {error}") from None
+                data = self._unpacked(i, data, size)
             if zlib.crc32(data) != int(row["crc"]):
                 raise ImageError(f"{self.where(i)}: checksum is wrong: the archive is damaged here")
         if len(data) != size:
             raise ImageError(f"{self.where(i)}: {len(data)} bytes, expected {size}")
         return data
 
+    def _unpacked(self, i: int, data: bytes, size: int) -> bytes:
+        """The deflated ``data`` in memory of no more than the stated ``size``."""
+        stream = zlib.decompressobj(wbits=-15)
+        try:
+            found = stream.decompress(data, size + 1)
+        except zlib.error as error:
+            raise ImageError(f"{self.where(i)}: cannot be unpacked: {error}") from None
+        if len(found) > size:
+            raise ImageError(f"{self.where(i)}: unpacks to more than the {size:,} bytes that the zip's directory states")
+        return found
+
     def where(self, i: int) -> str:
         return f"{self.files[int(self.rows[i]['file'])]}@/{self.names[i]}"
+
+    def stamp(self, i: int) -> tuple[int, int, int]:
+        return indexes.state(self.files[int(self.rows[i]["file"])])
 
     def take(self, indices: np.ndarray) -> PackStore:
         return PackStore(self.files, self.rows[indices], self.names.take(indices))
 
     def _pread(self, i: int, size: int, start: int) -> bytes:
         number = int(self.rows[i]["file"])
-        handle = self._handles.get(number)
         try:
-            if handle is None:
-                handle = os.open(self.files[number], os.O_RDONLY | os.O_CLOEXEC)
-                kept = self._handles.setdefault(number, handle)
-                if kept != handle:  # another thread was quicker
-                    os.close(handle)
-                    handle = kept
-            data = os.pread(handle, size, start)
+            data = self._handles.pread(number, size, start)
         except OSError as error:
             raise UserError(f"{self.files[number]}: cannot be read: {error.strerror}") from None
         if len(data) < size:
@@ -84,11 +165,14 @@ class PackStore:
         return data
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": {}}
+        return {**self.__dict__, "_handles": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _handles=Handles(state["files"], most_open()))
 
     def __del__(self) -> None:
-        for handle in getattr(self, "_handles", {}).values():
-            os.close(handle)
+        if (handles := getattr(self, "_handles", None)) is not None:
+            handles.close()
 
 
 ROW = np.dtype(
@@ -110,7 +194,8 @@ def zip_members(path: Path) -> tuple[Names, np.ndarray]:
                     if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
                         how = "encrypted" if info.flag_bits & 1 else f"packed by method {info.compress_type}"
                         raise UserError(f"{path}@/{info.filename}: {how}; pack it stored or deflated")
-                    names.append(info.filename)
+                    _refuse_bomb(path, info, size)
+                    names.append(inside(info.filename, f"{path}@/{info.filename}"))
                     rows.append(
                         (0, info.compress_type, info.CRC, info.header_offset, info.compress_size, info.file_size)
                     )
@@ -120,6 +205,18 @@ def zip_members(path: Path) -> tuple[Names, np.ndarray]:
 
     kept = indexes.remember(f"zip {path.resolve()}", lambda k: _same(k, size, changed), build, lambda k: len(k["ends"]))
     return Names.of(kept["blob"], kept["ends"]), kept["rows"]
+
+
+def _refuse_bomb(path: Path, info: zipfile.ZipInfo, whole: int) -> None:
+    """Raise UserError for a member that claims more bytes than its archive of ``whole`` bytes can stand for."""
+    packed, size = info.compress_size, info.file_size
+    if info.header_offset + packed > whole:
+        raise UserError(f"{path}@/{info.filename}: reaches beyond the end of the archive: truncated or damaged?")
+    if size > LARGEST or size > LARGE and size > RATIO * packed or info.compress_type == STORED and size != packed:
+        raise UserError(
+            f"{path}@/{info.filename}: {packed:,} bytes that unpack to {size:,}, which no image does (at most {LARGEST:,}, and "
+            f"{RATIO} times what is stored): the archive is damaged or made to fill the memory; leave the file out of it"
+        )
 
 
 def tar_members(path: Path) -> tuple[Names, np.ndarray]:
@@ -134,7 +231,7 @@ def tar_members(path: Path) -> tuple[Names, np.ndarray]:
                     if member.isfile():
                         if member.offset_data + member.size > size:
                             raise UserError(f"{path}: ends inside {member.name}: truncated?")
-                        names.append(member.name)
+                        names.append(inside(member.name, f"{path}@/{member.name}"))
                         rows.append((0, PLAIN, 0, member.offset_data, member.size, member.size))
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserError(f"{path}: not a readable, uncompressed tar: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from ..errors import UserError
 from .listing import subfolders
+from .paths import component
 from .zipmap import read_map
 
 TAR = "ILSVRC2012_img_val.tar"
+LARGEST = 2**26  # bytes of one image, or of a list of classes
 LISTS = ("val_map.txt", "LOC_val_solution.csv", "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12")
 
 
@@ -33,6 +36,8 @@ def imagenet_val(root: Path, labels: Path | None = None) -> tuple[int, int]:
             f"{root}: no list of the validation classes; put one of {', '.join(LISTS)} there or name it with --labels"
         )
     where = read_labels(path, root)
+    for folder in sorted(set(where.values())):
+        component(folder, f"{path}: class")
     target = root / "val"
     heap = sorted(p for p in target.glob("*.JPEG") if p.is_file()) if target.is_dir() else []
     archive = root / TAR
@@ -67,9 +72,11 @@ def _unpack(archive: Path, target: Path, where: dict[str, str], path: Path) -> t
                 if final.is_file() and final.stat().st_size == member.size:
                     old += 1
                     continue
-                content = tar.extractfile(member)
+                if member.size > LARGEST:
+                    raise UserError(f"{archive}@/{member.name}: {member.size:,} bytes, more than an image has")
                 partial = final.with_name(f".{name}.{os.getpid()}")
-                partial.write_bytes(content.read() if content else b"")
+                with partial.open("wb") as file:
+                    shutil.copyfileobj(tar.extractfile(member) or io.BytesIO(), file)
                 os.replace(partial, final)
                 new += 1
     except (tarfile.TarError, EOFError) as error:
@@ -109,7 +116,7 @@ def _devkit(path: Path) -> dict[str, str]:
             with tarfile.open(path) as tar:
                 for member in tar:
                     name = member.name.rpartition("/")[2]
-                    if name in (truth, meta) and (file := tar.extractfile(member)):
+                    if name in (truth, meta) and member.size <= LARGEST and (file := tar.extractfile(member)):
                         content[name] = file.read()
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -18,6 +18,7 @@ from ..errors import UserError, writing
 from .images import is_image_name
 from .namelist import Names
 from .packs import PLAIN, ROW, PackStore, tar_members
+from .paths import component
 from .source import FileSource
 from .specs import DatasetSpec
 
@@ -95,7 +96,7 @@ def write(source: FileSource, folder: Path, part: str, per_shard: int = 10_000) 
         raise UserError(f"{per_shard} images per shard: at least 1 is needed")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    index = folder / f"{part}.index.tsv"
+    index = folder / f"{component(part, str(folder))}.index.tsv"
     index.unlink(missing_ok=True)
     files: list[Path] = []
     lines: list[str] = []
@@ -152,18 +153,21 @@ def _read_index(spec: DatasetSpec, root: Path, index: Path) -> FileSource:
             if len(fields) != 5 or not all(f.removeprefix("-").isdigit() for f in fields[1:]):
                 raise UserError(f"{index}:{number}: expected name, label, shard, offset and size, found {line[:80]!r}")
             label, shard, offset, size = map(int, fields[1:])
-            if not 0 <= shard < len(shards) or labelled and not 0 <= label < len(classes):
+            if not 0 <= shard < len(shards) or min(offset, size) < 0 or labelled and not 0 <= label < len(classes):
                 raise UserError(f"{index}:{number}: shard {shard} or label {label} does not exist")
             names.append(fields[0])
             labels.append(label)
             rows.append((shard, PLAIN, 0, offset, size, size))
     for name, size in shards.items():
-        path = root / name
+        path = root / component(name, f"{index}:1")
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes, {size} when it was written"
             raise UserError(f"{path}: {what}; run `python -m zoo data shard` again")
     table = np.array(rows, dtype=ROW)
+    reach = np.flatnonzero(table["offset"] + table["size"] > np.array([*shards.values(), 0])[table["file"]])
+    if len(reach):
+        raise UserError(f"{index}:{reach[0] + 2}: {names[reach[0]]} reaches beyond the end of its shard")
     kept = Names(names)
     store = PackStore([str(root / name) for name in shards], table, kept)
     known = np.array(labels, dtype=np.int64) if labelled else None

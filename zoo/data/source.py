@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from . import indexes
 from .images import decode
 from .namelist import Names
 
@@ -27,6 +29,7 @@ class Source:
     """Base of all sources; a subclass gives ``labels``, ``image``, ``name``, ``_digest`` and ``_take``.
 
     dataset, split  the names under which it was opened (empty for a source made by hand)
+    home            the folder in which it was found
     channels        3: ``image`` gives mode RGB; 1: mode L
     classes         class names; label k belongs to ``classes[k]``.  Empty when nothing is labelled
     named           False: the data number their classes without naming them; ``classes`` are the numbers as text
@@ -36,6 +39,7 @@ class Source:
 
     dataset = ""
     split = ""
+    home = ""
     named = True
     targets: np.ndarray | None = None
 
@@ -107,7 +111,7 @@ class Source:
             bad = chosen[(chosen < 0) | (chosen >= len(self))][0]
             raise UserError(f"subset: index {bad} is outside 0..{len(self) - 1}")
         part = self._take(chosen.astype(np.int64))
-        part.dataset, part.split, part.named = self.dataset, self.split, self.named
+        part.dataset, part.split, part.home, part.named = self.dataset, self.split, self.home, self.named
         return part
 
     @property
@@ -194,6 +198,7 @@ class Store(Protocol):
 
     def read(self, i: int) -> bytes: ...
     def where(self, i: int) -> str: ...
+    def stamp(self, i: int) -> tuple[int, int, int]: ...  # indexes.state of the file, or of the archive it is in
     def take(self, indices: np.ndarray) -> Store: ...
 
 
@@ -225,6 +230,16 @@ class FileSource(Source):
         return self.store.read(self._at(i))
 
     def image(self, i: int) -> Image.Image:
+        try:
+            return self.decoded(i)
+        except UserError as error:
+            place = [word for word in (self.dataset, self.home) if word and word != "folder"] or ["NAME", "PATH"]
+            raise type(error)(
+                f"{error}; max_bad=N leaves out up to N unreadable images, `python -m zoo data check {shlex.join(place)}` lists them"
+            ) from None
+
+    def decoded(self, i: int) -> Image.Image:
+        """``image(i)``, whose error says nothing but what is wrong with the file."""
         return decode(self.raw(i), self.channels, lambda: self.where(i), self.lenient)
 
     def where(self, i: int) -> str:
@@ -262,6 +277,9 @@ class FolderStore:
 
     def where(self, i: int) -> str:
         return f"{self.root}/{self.names[i]}"
+
+    def stamp(self, i: int) -> tuple[int, int, int]:
+        return indexes.state(self.where(i))
 
     def take(self, indices: np.ndarray) -> FolderStore:
         return FolderStore(Path(self.root), self.names.take(indices))

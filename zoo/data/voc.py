@@ -22,6 +22,7 @@ from ..errors import UserError, suggest
 from . import parts
 from .annotations import DetectionSource, Objects, checked_box
 from .namelist import Names
+from .paths import inside
 from .places import PartMissing
 from .source import FolderStore, Store
 from .specs import DatasetSpec
@@ -79,6 +80,8 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not found:
         raise UserError(f"{path}: lists no image")
+    for stem in found:
+        inside(stem, str(path))
     return found
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from . import indexes
 from .images import ImageError
-from .packs import PackStore, zip_members
+from .packs import PackStore, most_open, zip_members
 from .source import FileSource
 from .specs import DatasetSpec
 
-OPEN_ZIPS = 256  # per process; each keeps a handle and the positions of a thousand files
+OPEN_ZIPS = 256  # per process at most; each keeps a handle and the positions of a thousand files
 LIMIT = 100_000_000
 
 
@@ -100,7 +101,7 @@ class YfccStore:
                 raise ImageError(f"{path}: missing; it should hold {member}")
             names, rows = zip_members(path)
             found = PackStore([str(path)], rows, names), {names[k]: k for k in range(len(names))}
-            while len(self._zips) >= OPEN_ZIPS:
+            while len(self._zips) >= min(OPEN_ZIPS, most_open()):
                 self._zips.popitem(last=False)
         self._zips[archive] = found
         store, where = found
@@ -110,6 +111,9 @@ class YfccStore:
 
     def where(self, i: int) -> str:
         return "@/".join((f"{self.root}/{place(int(self.numbers[i]))[0]}", place(int(self.numbers[i]))[1]))
+
+    def stamp(self, i: int) -> tuple[int, int, int]:
+        return indexes.state(self.root / place(int(self.numbers[i]))[0])
 
     def take(self, indices: np.ndarray) -> YfccStore:
         return YfccStore(self.root, self.numbers[indices])

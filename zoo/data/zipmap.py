@@ -16,6 +16,7 @@ from .classes import titled_by_folder
 from .images import is_image_name
 from .namelist import Names
 from .packs import PackStore, zip_members
+from .paths import component
 from .source import FileSource
 from .specs import DatasetSpec
 
@@ -92,7 +93,7 @@ def pack(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    archive, listing = folder / f"{part}.zip", folder / f"{part}_map.txt"
+    archive, listing = folder / f"{component(part, str(folder))}.zip", folder / f"{part}_map.txt"
     partial = [p.with_name(f".{p.name}.{os.getpid()}") for p in (archive, listing)]
     try:
         with (
