@@ -7,6 +7,7 @@ Used by   DeepCluster (Euclidean), DeeperCluster (Euclidean, two levels), DeepCl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,45 @@ from torch import Tensor
 
 from ..errors import Degenerate
 from . import world as w
-from .rows import Rows, sample
+from .rows import Rows, everywhere, sample
 
 BLOCK_CELLS = 1 << 21  # cells of one block of similarities: 8 MB
 SPLIT = 1e-4  # how far a split moves both halves, relative to their centroid's mean coordinate
 
+FAR = 10.0  # rows whose mean is this many times longer than their spread are centred first
+PILOT = 1024  # rows from which mean and spread are judged
+
 Nearest = Callable[[Tensor, Tensor], Tensor]  # (b, D) block, (K, D) centroids -> (b,) int64
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates in which distances do not cancel: ``(x - shift) / scale``.
+
+    In float32, |x|^2 - 2 x c + |c|^2 loses what is 1e-7 of |x|^2. Rows far from the origin (nearly collapsed features) are
+    therefore centred, and rows of any scale (1e-25 to 1e20) are brought near 1 by a power of two, which is exact.
+    """
+
+    shift: Tensor | None  # (D,) float32; None: the rows are near the origin
+    scale: float  # a power of two
+
+    @classmethod
+    def of(cls, pilot: Tensor) -> Frame:
+        """Judged from ``pilot`` (m, D), some of the rows."""
+        pilot = pilot.double()
+        mean = pilot.mean(0)
+        spread, distance = (pilot - mean).square().sum(1).mean().sqrt(), mean.norm()
+        far = bool(distance > FAR * spread) and bool(spread > 0)
+        size = float(spread if far else (spread.square() + distance.square()).sqrt())
+        return cls(mean.float() if far else None, 2.0 ** round(math.log2(size)) if 0 < size < math.inf else 1.0)
+
+    def enter(self, x: Tensor) -> Tensor:
+        x = x if self.shift is None else x - self.shift.to(x)
+        return x if self.scale == 1 else x / self.scale
+
+    def leave(self, x: Tensor) -> Tensor:
+        x = x if self.scale == 1 else x * self.scale
+        return x if self.shift is None else x + self.shift.to(x)
 
 
 @dataclass(frozen=True)
@@ -78,15 +112,22 @@ def kmeans(
     if clusters < 1 or clusters > total:
         raise ValueError(f"kmeans: {clusters} clusters of {total} rows: ask for at least 1 and at most as many as rows")
     generator = generator or torch.Generator().manual_seed(0)
-    nearest = NEAREST[backend](spherical)
+    pilot = everywhere(rows, torch.arange(PILOT) * total // PILOT if total > PILOT else torch.arange(total), world)
+    frame = Frame.of(pilot)
+    if spherical:  # rows of unit length stay as they are: what all dot products share is left out of them
+        nearest, frame = NEAREST[backend](spherical, frame.shift), Frame(None, 1.0)
+    else:
+        nearest, rows = NEAREST[backend](spherical, None), Rows(rows, transform=frame.enter)
     best = None
     for _ in range(restarts if isinstance(start, int) else 1):
-        first = STARTS[init](rows, start, generator, spherical, world) if isinstance(start, int) else start
+        first = STARTS[init](rows, start, generator, spherical, world) if isinstance(start, int) else frame.enter(start.to(rows.device))
         found = _run(rows, first.to(rows.device, torch.float32), iterations, spherical, empty, generator, nearest, world)
         if best is None or found.objective < best.objective:
             best = found
     assert best is not None
-    return best
+    square = frame.scale**2
+    history = tuple(value * square for value in best.history)
+    return KMeans(frame.leave(best.centroids), best.labels, best.sizes, history[-1], history)
 
 
 def _run(
@@ -149,28 +190,40 @@ def block_size(clusters: int) -> int:
 
 def assign(data: Any, centroids: Tensor, *, spherical: bool = False, backend: str = "torch") -> tuple[Tensor, Tensor]:
     """(n,) int64 nearest centroid and (n,) float32 squared distance of each row of this rank, on the CPU."""
-    rows, nearest = Rows(data), NEAREST[backend](spherical)
+    frame, rows = Frame.of(centroids), Rows(data)
+    nearest = NEAREST[backend](spherical, frame.shift if spherical else None)
     labels, distances = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
     for low, block in rows.blocks(block_size(len(centroids))):
-        label = nearest(block, centroids.to(block))
+        centres = centroids.to(block)
+        label = nearest(block, centres) if spherical else nearest(frame.enter(block), frame.enter(centres))
         labels[low : low + len(block)] = label
-        distances[low : low + len(block)] = (block - centroids.to(block)[label]).square().sum(1)
+        distances[low : low + len(block)] = ((block - centres[label]) / frame.scale).square().sum(1).double() * frame.scale**2
     return labels, distances
 
 
-def _nearest_torch(spherical: bool) -> Nearest:
+def tangent(centroids: Tensor, shift: Tensor) -> Tensor:
+    """Unit centroids (K, D) minus what all of them share, scaled to unit length in float64 first: the last bits of float32
+    lengths exceed the differences between nearly equal centroids."""
+    return (F.normalize(centroids.double(), dim=1) - shift.to(centroids).double()).to(centroids)
+
+
+def _nearest_torch(spherical: bool, shift: Tensor | None) -> Nearest:
+    """``shift`` (D,): taken from the centroids of the spherical form; it adds the same to all dot products of a row."""
+
     def nearest(block: Tensor, centroids: Tensor) -> Tensor:
         if spherical:
+            centroids = centroids if shift is None else tangent(centroids, shift)
             return (block @ centroids.T).argmax(1)
         return torch.addmm(centroids.square().sum(1) / 2, block, centroids.T, beta=-1).argmax(1)
 
     return nearest
 
 
-def _nearest_faiss(spherical: bool) -> Nearest:
+def _nearest_faiss(spherical: bool, shift: Tensor | None) -> Nearest:
     import faiss
 
     def nearest(block: Tensor, centroids: Tensor) -> Tensor:
+        centroids = centroids if shift is None else tangent(centroids, shift)
         index: Any = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(centroids.shape[1])
         if faiss.get_num_gpus():
             index = faiss.index_cpu_to_all_gpus(index)
@@ -226,7 +279,11 @@ def _plusplus(rows: Rows, clusters: int, generator: torch.Generator, spherical: 
     """k-means++ (Arthur, Vassilvitskii 2007) with 2 + log K candidates each time, on at most 100 K (and 20,000) rows."""
     total = sum(w.counts(len(rows), world))
     points = sample(rows, min(total, max(100 * clusters, 20000)), generator, world)
-    points = F.normalize(points, dim=1) if spherical else points
+    if spherical:
+        points = F.normalize(points, dim=1)
+    seen = points
+    if (shift := Frame.of(points).shift) is not None:
+        points = points - shift  # distances of nearly equal points cancel otherwise
     tries = 2 + int(torch.tensor(float(clusters)).log())
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distance = _squared(points, points[chosen[0]][None]).squeeze(0)
@@ -239,7 +296,7 @@ def _plusplus(rows: Rows, clusters: int, generator: torch.Generator, spherical: 
         winner = int(left.sum(1).argmin())
         chosen.append(int(candidates[winner]))
         distance = left[winner]
-    return points[chosen]
+    return seen[chosen]
 
 
 def _squared(points: Tensor, centres: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Source    https://arxiv.org/abs/1905.01278, section 3.3; covariance divided by n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,19 +58,26 @@ def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world:
         pilot[:width], pilot[width] = first.sum(0), len(first)
     w.sum_(pilot, world)
     rough = (pilot[:width] / pilot[width]).float()
+    size_of = torch.zeros(1, dtype=torch.float64, device=rows.device)
+    if len(rows):
+        size_of += (first - rough.double()).square().mean()
+    w.sum_(size_of, world)
+    finite = 0 < float(size_of) < math.inf
+    scale = 2.0 ** round(math.log2(float(size_of)) / 2) if finite else 1.0  # exact; squares neither vanish nor overflow
     moments = torch.zeros(width + 1, width, dtype=torch.float64, device=rows.device)
     for _, block in rows.blocks(size):
-        block = block - rough
+        block = (block - rough) / scale
         moments[:width] += block.T @ block
         moments[width] += block.double().sum(0)
     w.sum_(moments, world)
     shift = moments[width] / n
-    covariance = moments[:width] / n - torch.outer(shift, shift)
+    covariance = (moments[:width] / n - torch.outer(shift, shift)) * scale**2
+    shift = shift * scale
     if not torch.isfinite(covariance).all():
         raise Degenerate("pca: rows are not finite")
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:dim], vectors.flip(1)[:, :dim].T
     if values[0] <= 0:
         raise Degenerate("pca: all rows are equal: the features have collapsed to a point")
-    scale = values.clamp(min=floor * float(values[0])).rsqrt() if whiten else torch.ones_like(values)
-    return PCA((rough.double() + shift).float(), (vectors * scale[:, None]).float(), values)
+    stretch = values.clamp(min=floor * float(values[0])).rsqrt() if whiten else torch.ones_like(values)
+    return PCA((rough.double() + shift).float(), (vectors * stretch[:, None]).float(), values)

@@ -26,6 +26,8 @@ from . import world as w
 from .rows import Rows
 
 BLOCK_CELLS = 1 << 18  # 1 MB of float32: the second reading of a block hits the cache
+RUN = 64  # rows summed in the matrix's own precision before float64 takes over
+STALL = 0.9  # an error that falls by less than a tenth between two looks, and is within rounding, will not fall further
 REACH = 20.0  # rebuild the matrix when log r is further than this from where it was built
 LOWEST = {torch.float32: -69.0, torch.float64: -690.0}  # log of the least entry kept: e^20 times a smaller one is nothing
 
@@ -61,7 +63,8 @@ def sela_labels(
 
     logits      (n, K) this rank's outputs before the softmax: whatever Rows takes (a memory map, features with a head as transform).
     lam         lambda > 0; larger is closer to exactly equal numbers, and slower.
-    tolerance   stop when ``error``, a SUM over images measured every ``check_every`` iterations, is at most this (0.1; CIFAR code 0.01).
+    tolerance   stop when ``error``, a SUM over images measured every ``check_every`` iterations, is at most this (0.1; CIFAR code 0.01),
+                or when it is within rounding of ``dtype`` (8 eps for each image) and has stopped falling.
     relaxation  1 is the authors' iteration; 1.6 to 1.8 needs far fewer of them. While the error grows, 1 is used.
     start       (K,) log r of an earlier labelling.
     dtype       of the stored matrix and its products; float64 follows the authors' numbers to 1e-6, float32 gives the same labels.
@@ -78,20 +81,22 @@ def sela_labels(
     log_r = first if start is None else start.to(first).clone()
     log_c = problem.log_c0.clone()
     error = previous = math.inf
-    iteration, omega = 0, 1.0
+    iteration, omega, stalled = 0, 1.0, False
+    rounding = problem.total * 8 * torch.finfo(dtype).eps  # a change of every image's c in its last bits
     while True:
         column, gap = problem.sweep(log_r, log_c, omega)  # omega: relaxation, or 1 where that is unsafe
         if iteration % check_every == 0:
             error = gap
+            stalled = STALL * previous < error <= rounding
             omega = 1.0 if error > previous else relaxation  # growing: plain steps until the next look
             previous = error
         iteration += 1
-        if error <= tolerance or iteration == max_iterations:
+        if error <= tolerance or stalled or iteration == max_iterations:
             break
         log_r += omega * (problem.log_r_ref + problem.log_share - column.clamp(min=1e-300).log() - log_r)
     labels, cost = problem.labels(log_r)
     sizes = w.sum_(torch.bincount(labels, minlength=problem.rows.shape[1]), world)
-    return SelfLabels(labels, sizes, log_r, iteration, error, error <= tolerance, cost)
+    return SelfLabels(labels, sizes, log_r, iteration, error, error <= tolerance or stalled, cost)
 
 
 class _Problem:
@@ -151,7 +156,7 @@ class _Problem:
             found[-1] += (-change).expm1().abs().sum()
             log_c[part] += omega * change
             v = (log_c[part] - self.log_c_ref[part]).exp().to(self.dtype)
-            found[:-1] += v @ block
+            found[:-1] += column_sums(v, block)
         w.sum_(found, self.world)
         return found[:-1], float(found[-1])
 
@@ -184,6 +189,17 @@ class _Problem:
             z /= self.lam
             cost += (self.exp_(z.clone()).sum(1).log() - z.gather(1, label[:, None]).squeeze(1)).double().sum()
         return labels, float(w.sum_(cost, self.world)) / self.total
+
+
+def column_sums(v: Tensor, block: Tensor) -> Tensor:
+    """(K,) float64 sums over rows of v (b,) times block (b, K): products of ``RUN`` rows in their own precision, runs in float64.
+
+    One float32 sum over thousands of rows is off by more than the authors' stopping rule allows (100,000 images x 100 labels: the
+    error stays at 0.25; in runs of 64 rows it falls to 0.01 after the iterations that float64 needs).
+    """
+    whole = len(v) // RUN * RUN
+    runs = torch.bmm(v[:whole].view(-1, 1, RUN), block[:whole].view(-1, RUN, block.shape[1]))
+    return runs.double().sum((0, 1)) + v[whole:].double() @ block[whole:].double()
 
 
 def plan(logits: Tensor, log_r: Tensor, lam: float, total: int) -> Tensor:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import adjusted_rand_score
 
 from engine.maths.kmeans import assign, kmeans, split
 from engine.maths.rows import Rows
@@ -209,3 +210,37 @@ def test_plusplus_draws_by_the_law_of_its_paper():
         found[tuple(sorted(at.index(v) for v in starts.flatten().tolist()))] += 1
     for pair, p in expected.items():
         assert found[pair] / draws == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / draws)), pair
+
+
+def collapsed(spread, dim=64, rows=1000, scale=1.0, unit=False):
+    """Ten clear clusters whose spread is small beside what all rows share, as nearly collapsed features have it."""
+    g = torch.Generator().manual_seed(0)
+    true = torch.arange(rows) % 10
+    x = 1 + spread * (torch.randn(10, dim, generator=g)[true] + 0.1 * torch.randn(rows, dim, generator=g))
+    return (F.normalize(x.double(), dim=1).float() if unit else x) * scale, true
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3, 3e-4, 1e-4])
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_clusters_far_from_the_origin_are_found(spherical, spread, backend):
+    x, true = collapsed(spread, unit=spherical)
+    found = kmeans(x, 10, init="kmeans++", iterations=50, restarts=10, spherical=spherical, backend=backend)
+    assert adjusted_rand_score(true, found.labels) > 0.99, "scikit-learn's KMeans finds 1.0 at every spread"
+    again, _ = assign(x, found.centroids, spherical=spherical, backend=backend)
+    assert (again == found.labels).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e8, 1e18])
+def test_the_unit_of_the_rows_does_not_matter(scale):
+    scale = 2.0 ** round(np.log2(scale))  # exact, so that equal clusters are asked for and not only good ones
+    x, _ = collapsed(0.5)
+    plain, scaled = (kmeans(rows, 10, init="kmeans++", iterations=20) for rows in (x, x * scale))
+    assert torch.equal(plain.labels, scaled.labels) and torch.equal(plain.centroids * scale, scaled.centroids)
+    assert scaled.objective == pytest.approx(plain.objective * scale**2)
+
+
+def test_shards_far_from_the_origin_give_the_labels_of_the_whole():
+    x, _ = collapsed(1e-4, rows=3000)
+    whole, shards = (kmeans(rows, x[:10], iterations=5) for rows in (x, [x[:1234], x[1234:]]))
+    assert torch.equal(whole.labels, shards.labels) and torch.equal(whole.centroids, shards.centroids)

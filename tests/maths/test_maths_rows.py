@@ -65,3 +65,10 @@ def test_every_function_takes_rows_of_any_kind(form):
     assert torch.equal(search(given, given, 3)[1], search(x, x, 3)[1])
     if form != "array" and form != "integers":
         assert torch.allclose(sinkhorn(given, 1.0), sinkhorn(x, 1.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0**-83, 2.0**60])
+def test_pca_does_not_depend_on_the_unit_of_the_rows(scale):
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    plain, scaled = pca(x, 3), pca(x * scale, 3)
+    torch.testing.assert_close(scaled(x * scale), plain(x), rtol=1e-4, atol=1e-5)

@@ -108,3 +108,19 @@ def test_logits_that_are_not_finite_are_refused():
     z[4, 2] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         sela_labels(z)
+
+
+@pytest.mark.parametrize(("rows", "relaxation"), [(100_000, 1.6), (60_000, 1.0)])
+def test_float32_stops_by_the_rule_where_float64_does(rows, relaxation):
+    logits = torch.randn(rows, 100, generator=torch.Generator().manual_seed(0)) * 0.2
+    single, double = (sela_labels(logits, 25.0, relaxation=relaxation, max_iterations=200, dtype=d) for d in (torch.float32, torch.float64))
+    assert single.converged and double.converged and single.iterations == double.iterations
+    assert (single.labels == double.labels).double().mean() >= 0.9999
+
+
+def test_an_error_within_rounding_that_stops_falling_ends_the_iteration():
+    logits = torch.randn(20_000, 50, generator=torch.Generator().manual_seed(0)) * 0.2
+    found = sela_labels(logits, 25.0, relaxation=1.6, tolerance=1e-9, max_iterations=1000)
+    assert found.converged and found.iterations < 200 and found.error < 20_000 * 1e-6
+    short = sela_labels(logits * 20, 25.0, tolerance=1e-9, max_iterations=11)
+    assert not short.converged, "far from rounding, a large error is no end"
