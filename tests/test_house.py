@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,36 @@ def test_the_engine_honours_every_recipe_of_the_registry():
         rates = optim.schedule(spec["schedule"], 10, total, lr=spec["optimizer"]["lr"])
         assert len(rates) == total and (rates >= 0).all()
         optim.build(spec["optimizer"], [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+
+
+def test_every_tolerance_is_that_of_some_array_and_names_are_matched_whole():
+    used = set()
+    for file in golden.files():
+        pattern = next(p for p in golden.TOLERANCES if fnmatch.fnmatch(file, p))
+        for name in golden.arrays(file):
+            table = golden.TOLERANCES[pattern]
+            used.add((pattern, next(p for p in table if golden.re.fullmatch(p, name))))
+    assert used == {(pattern, p) for pattern, table in golden.TOLERANCES.items() for p in table}, "a rule that catches nothing"
+    losses = golden.tolerances("swav/swav_loss.npz")
+    assert golden.tolerance(losses, "queue.grad_raw_last") == golden.tolerance(losses, "two_crops.grad_raw_last") == (0, 2e-5)
+    mixtures = golden.tolerances("swav/unmix_swav.npz")
+    assert golden.tolerance(mixtures, "queue_region.grad_fc") == (0, 3e-5) and golden.tolerance(mixtures, "queue_region.queue_after") == (0, 1e-6)
+
+
+def test_a_pinned_tolerance_is_corrected_only_with_a_reason(monkeypatch, tmp_path):
+    for name in ("PINNED", "CORRECTIONS"):
+        monkeypatch.setattr(golden, name, tmp_path / name)
+    shutil.copy(golden.ROOT / "PINNED", tmp_path / "PINNED")
+    file = "swav/larc.npz"
+    monkeypatch.setitem(golden.TOLERANCES, file, {".*": (0, 1e-3)})
+    with pytest.raises(SystemExit, match="swav/larc.npz: the file or a tolerance differs"):
+        golden.pin()
+    with pytest.raises(SystemExit, match="no reason"):
+        golden.pin(file, " ")
+    with pytest.raises(SystemExit, match="swav/sinkhorn.npz: nothing changed"):
+        golden.pin("swav/sinkhorn.npz", "another file")
+    golden.pin(file, "as the README says")
+    assert golden.pinned() == golden.pins() and "as the README says" in (tmp_path / "CORRECTIONS").read_text()
 
 
 def test_golden_files_and_tolerances_are_the_pinned_ones():
