@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
@@ -28,10 +26,12 @@ from typing import Any
 from tqdm import tqdm
 
 from tests.mutations.faults import ROOT, Fault, complaints, read
+from tests.mutations.runs import BROKEN, KILLED, SURVIVED, TIMEOUT, run_tests
 
 STATE = ROOT / "build" / "mutations" / "outcomes.jsonl"
 REPORT = Path(__file__).parent / "REPORT.md"
-KILLED, SURVIVED, TIMEOUT, BROKEN = "killed", "survived", "timeout", "broken"
+PASSED: dict[str, bool] = {}  # tests that were run without a fault
+
 
 
 def copy_tree(target: Path) -> Path:
@@ -44,34 +44,8 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def run_tests(root: Path, tests: tuple[str, ...], limit: float, select: str = "") -> tuple[str, str]:
-    """Outcome of pytest in the tree at ``root``, and the first test that failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *dict.fromkeys(tests)]
-    command += ["-k", select] if select else []
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          start_new_session=True) as process:
-        try:
-            text, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            return TIMEOUT, ""
-        finally:
-            _end(process.pid)
-    named = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
-    outcome = {0: SURVIVED, 1: KILLED}.get(process.returncode, BROKEN)
-    return outcome, named[1] if named else text.strip()[-300:] if outcome == BROKEN else ""
-
-
-def _end(group: int) -> None:
-    """The tests' own processes too."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
 def try_fault(fault: Fault, root: Path, limit: float) -> dict[str, Any]:
-    """Plant a fault, run its tests, take it out again."""
+    """Plant a fault, run its tests, take it out again. A test that fails must pass without the fault."""
     path, began = root / fault.file, time.perf_counter()
     original = path.read_bytes()
     fault.apply(root)
@@ -79,9 +53,18 @@ def try_fault(fault: Fault, root: Path, limit: float) -> dict[str, Any]:
         outcome, test = run_tests(root, fault.tests, limit, fault.select)
     finally:
         path.write_bytes(original)
+    if outcome == KILLED and not passes(test, root, limit):
+        outcome, test = BROKEN, f"{test} fails without the fault too"
     seen = [test.split("::")[0]] if outcome == KILLED and (ROOT / test.split("::")[0]).is_file() else list(fault.tests)
     return {"key": key(fault), "outcome": outcome, "test": test, "seconds": round(time.perf_counter() - began, 1),
             "digests": digests([fault.file, *seen], root)}
+
+
+def passes(test: str, root: Path, limit: float) -> bool:
+    """Whether a test passes in the tree as it is; each is run once."""
+    if test not in PASSED:
+        PASSED[test] = run_tests(root, (test,), limit)[0] == SURVIVED
+    return PASSED[test]
 
 
 def key(fault: Fault) -> str:
@@ -104,14 +87,6 @@ def known_outcomes() -> dict[str, dict[str, Any]]:
     return {k: line for k, line in latest.items() if line["digests"] == digests(list(line["digests"]))}
 
 
-def baseline(faults: list[Fault], root: Path, limit: float) -> None:
-    """The tests must pass before anything is planted; SystemExit otherwise."""
-    tests = tuple(sorted({test for fault in faults for test in fault.tests}))
-    outcome, test = run_tests(root, tests, 10 * limit)
-    if outcome != SURVIVED:
-        sys.exit(f"error: {outcome}: {test} fails without any fault; fix it first")
-
-
 def run(faults: list[Fault], jobs: int, limit: float) -> None:
     """Try faults on ``jobs`` copies of the tree, noting each outcome as it comes."""
     STATE.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +94,6 @@ def run(faults: list[Fault], jobs: int, limit: float) -> None:
         copies: Queue[Path] = Queue()
         for number in range(jobs):
             copies.put(copy_tree(Path(home) / str(number)))
-        print(f"the tests of {len(faults)} faults without any fault", file=sys.stderr, flush=True)
-        baseline(faults, Path(home) / "0", limit)
-
         def one(fault: Fault) -> tuple[Fault, dict[str, Any]]:
             root = copies.get()
             try:
@@ -177,9 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only write the page from what is known")
     args = parser.parse_args(argv)
     faults = read()
-    if wrong := complaints(faults):
-        sys.exit("error: " + "\n".join(wrong))
     chosen = [f for f in faults if not args.pattern or any(p in f.file or p in f.breaks for p in args.pattern)]
+    if wrong := complaints(chosen):
+        sys.exit("error: " + "\n".join(wrong))
     known = {} if args.again else known_outcomes()
     todo = [fault for fault in chosen if key(fault) not in known or known[key(fault)]["outcome"] == BROKEN]
     if todo and not args.report:
