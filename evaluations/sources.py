@@ -19,6 +19,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image
 
 from engine import dist
 from zoo import data
+from zoo.data import parts
 from zoo.data.classes import Classes
 from zoo.data.classes import numbers as match
 from zoo.data.images import decode, to_mode
@@ -165,6 +167,11 @@ def _with_test(
         raise UserError(
             f"{name}: its images have no labels and no test part, which {protocol.id} needs; without labels: "
             "python -m evaluations cluster MODEL FOLDER"
+        )
+    if root and Path(root).is_dir() and (others := parts.undeclared(Path(root), whole.classes or ())):
+        raise UserError(
+            f"{root}: {others[0]} holds folders of the classes of {protocol.splits.train} under no usual name of a part; rename it to "
+            "test (or val) to be judged on it, or move it elsewhere"
         )
     apart = held_out(whole)
     _say(

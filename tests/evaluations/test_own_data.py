@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_a_folder_without_a_test_part_gets_one_that_is_sealed(out, tmp_path):
         assert len(task.open(task.protocol.splits.train)) == 46 - 9
 
 
-@pytest.mark.parametrize("name", ["validation", "Val", "dev", "Test", "eval"])
+@pytest.mark.parametrize("name", ["validation", "Val", "dev", "Test", "eval", "Holdout"])
 def test_a_folder_is_judged_on_its_test_part_whatever_its_usual_name(out, tmp_path, name, capfd):
     """Its images, with two labels exchanged: 100 on a fifth of train/, not on the part itself."""
     images = paint(tmp_path / "own", {"a": 10, "b": 10, "c": 10})
@@ -81,6 +82,15 @@ def test_a_test_part_that_is_cut_from_the_training_images_is_told(out, tmp_path,
     knn(out, images)
     told = capfd.readouterr().err
     assert "6 of its 30 images, a fifth of each class, are held out of train and judged on" in told
+
+
+def test_a_part_under_another_name_is_not_passed_over_for_a_fifth_of_train(out, tmp_path):
+    images = paint(tmp_path / "own", {"a": 10, "b": 10, "c": 10}, parts=("train", "second"))
+    with pytest.raises(UserError, match="second holds folders of the classes of train .* rename it to test"):
+        knn(out, images)
+    shutil.rmtree(images / "second")
+    (images / "notes" / "drafts").mkdir(parents=True)
+    knn(out, images)
 
 
 def test_every_frozen_feature_protocol_works_on_a_folder(out, tmp_path):

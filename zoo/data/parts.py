@@ -17,7 +17,7 @@ from .listing import subfolders
 NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "development"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
 }
 _KIND = {name: part for part, names in NAMES.items() for name in names}
 # Words that say nothing about what is shown: "train_images" is a part, "bullet train" a class.
@@ -93,6 +93,13 @@ def any_of(root: Path) -> bool:
     several = len({resembled(name) for name in alike}) > 1
     refuse(root, [n for n in alike if several or not (root / n).is_dir() or subfolders(root / n)])
     return False
+
+
+def undeclared(root: Path, classes: Iterable[str]) -> list[str]:
+    """Folders below a divided ``root`` that hold folders of ``classes`` although no part is called so: a part under another name."""
+    wanted = set(classes)
+    names = [name for name in sorted(present(root)) if known(name) is None and (root / name).is_dir()]
+    return [name for name in names if len(wanted & set(subfolders(root / name))) * 2 > len(wanted)]
 
 
 def refuse(root: Path, names: Iterable[str]) -> None:
