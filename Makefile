@@ -11,7 +11,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations test-browser throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations test-browser test-lowest throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,16 @@ test-mutations: $(READY) ## plant each listed fault in a copy and see the tests 
 
 test-browser: $(READY) ## the site in headless Chromium (Debian: apt-get install chromium chromium-driver)
 	$(PY) -m pytest tests/browser -m browser
+
+# What a bound can break: files, downloads, exports, numbers, tables, a training run and its evaluation.
+LOWEST_TESTS ?= tests/zoo tests/weights tests/maths tests/results tests/data tests/engine/test_loop.py tests/engine/test_optim.py \
+  tests/evaluations/test_evaluate_digits.py tests/evaluations/test_known_answers.py tests/contracts/test_every_method.py
+
+test-lowest: ## the oldest versions that pyproject.toml permits, in a fresh .venv-lowest, on a short part of the tests (half an hour, about 8 GB)
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadgroup $(LOWEST_TESTS)
 
 throughput: $(READY) ## what the training loop costs, and what precision and memory format gain here (minutes)
 	$(PY) -m benchmarks.training $(ARGS)

@@ -6,7 +6,6 @@ which a tensor is missing: ``zoo.load`` raises.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 import zoo
 from zoo import backbones
 from zoo.errors import UserError
+from zoo.reading import sha256
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Model:
 
     @cached_property
     def weights_sha256(self) -> str:
-        return _sha256(str(self.weights), self.weights.stat().st_mtime_ns)
+        return sha256(self.weights)
 
     @cached_property
     def backbone(self) -> Any:
@@ -153,12 +153,3 @@ def _file(path: Path) -> Model:
 @lru_cache(maxsize=2)
 def _loaded(place: str, sha256: str) -> Any:
     return zoo.load(place)
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: str, stamp: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ Nothing is believed of a server: what it announces, what it sends, or that it ev
 from __future__ import annotations
 
 import errno
-import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -176,6 +176,8 @@ def drive(file_id: str, part: Path, progress: Progress) -> None:
         raise Failed(f"{where}: needs gdown: pip install 'selfzoo[download]'") from None
     import requests
 
+    if "timeout" not in inspect.signature(gdown.download).parameters:
+        raise Failed(f"{where}: needs gdown 6.3 or newer: pip install --upgrade 'selfzoo[download]'")
     room(part, 0)
     try:
         done = gdown.download(
@@ -315,13 +317,3 @@ def refuse_page(part: Path, where: str) -> None:
     if PAGE.match(start):
         part.unlink()
         raise Failed(f"{where}: an HTML page instead of the file (a login, a quota, or a moved page)")
-
-
-def hashes(path: Path) -> tuple[str, str]:
-    """SHA-256 and MD5 of a file, read once."""
-    long, short = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            long.update(block)
-            short.update(block)
-    return long.hexdigest(), short.hexdigest()

@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from . import cache, download, registry
 from .errors import UserError, suggest
+from .reading import digests
 from .yamlfile import load_mapping
 
 HERE = Path(__file__).parent
@@ -222,8 +223,8 @@ def check(wanted: Item, file: Path, source: Any = None) -> cache.Seen:
     if size == 0 or (wants and size != wants):
         file.unlink() if source is not None else None
         raise download.Failed(f"{size} bytes, {wants or 'more'} are expected ({who})")
-    sha, md5 = download.hashes(file)
     prefix = getattr(source, "md5_prefix", None)
+    sha, md5 = digests(file, md5=prefix is not None)
     if known is not None and sha != known.sha256:
         file.unlink() if source is not None else None
         raise download.Failed(f"wrong hash: sha256 {sha[:16]}…, {known.sha256[:16]}… is expected ({who})")

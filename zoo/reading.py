@@ -14,6 +14,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,26 @@ def _explain(path: Path, error: Exception) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """64 hexadecimal digits of a file's contents."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    """64 hexadecimal digits of a file's contents; a file that has not changed on disk is read once in a process."""
+    return digests(path)[0]
+
+
+def digests(path: str | Path, md5: bool = False) -> tuple[str, str]:
+    """SHA-256 of a file and, where asked for, its MD5 (else ""), both in one reading that a process makes once.
+
+    Another size, inode, or time of change is another file.
+    """
+    place = Path(path).resolve()
+    state = place.stat()
+    return _digests(str(place), (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino), md5)
+
+
+@lru_cache(maxsize=256)
+def _digests(path: str, state: tuple[int, ...], md5: bool) -> tuple[str, str]:
+    long, short = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            long.update(block)
+            if md5:
+                short.update(block)
+    return long.hexdigest(), short.hexdigest() if md5 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import inspect
 import subprocess
 import sys
 import tarfile
@@ -332,10 +333,11 @@ def test_google_drive_goes_through_gdown_and_its_troubles_are_named(server, monk
     from gdown.exceptions import FileURLRetrievalError
 
     one = thing(server, sources=(Source(gdrive="1abc"),))
-    asked = []
+    asked, known = [], inspect.signature(gdown.download)
 
     def give(content):
-        def deliver(id, output, **_):
+        def deliver(id, output, timeout, **others):
+            known.bind(id=id, output=output, timeout=timeout, **others)  # the installed gdown has all of these
             asked.append(id)
             if isinstance(content, Exception):
                 raise content
@@ -359,6 +361,9 @@ def test_google_drive_goes_through_gdown_and_its_troubles_are_named(server, monk
             fetch.obtain(one)
     give(DATA)
     assert fetch.obtain(one).read_bytes() == DATA and set(asked) == {"1abc"}
+    monkeypatch.setattr(gdown, "download", lambda url=None, output=None, quiet=False, id=None, resume=False: output)  # 5.2
+    with pytest.raises(UserError, match=r"needs gdown 6.3 or newer: pip install --upgrade 'selfzoo\[download\]'"):
+        fetch.obtain(thing(server, name="old", sources=one.sources))
     monkeypatch.setitem(sys.modules, "gdown", None)
     with pytest.raises(UserError, match="pip install 'selfzoo.download.'"):
         fetch.obtain(thing(server, name="second", sources=one.sources))
