@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ from torch import Tensor
 from . import fetch
 from .errors import UserError
 from .heads import Labels
-from .pickles import NUMPY, Dtype, refusal, scalar
-from .reading import read
+from .reading import read, unpickled
 
 
 def load(entry: Any) -> Labels:
@@ -87,28 +85,11 @@ def _rows(rows: Any, file: Path, heads: int) -> tuple[list[int], list[str] | Non
     return values, None if numbered else names
 
 
-class _Plain(pickle.Unpickler):
-    """Lists, tuples, text and numbers; any class or function is refused, save NumPy's way of writing a number."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in NUMPY and name == "scalar":
-            return scalar
-        if (module, name) == ("numpy", "dtype"):
-            return Dtype
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
-            return lambda text, codec: str(text).encode("latin1")
-        raise UserError(refusal(Path(self.file), f"{module}.{name}"))
-
-    def __init__(self, file: Path, stream: IO[bytes]):
-        super().__init__(stream, encoding="latin1")
-        self.file = file
-
-
 def clusters(file: Path, spec: Any) -> Labels:
     """A list of (image path, cluster), in any order, pickled by Python 2 or 3; images in sorted order of their names."""
     try:
         with file.open("rb") as stream:
-            content = _Plain(file, stream).load()
+            content, _ = unpickled(stream, file)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  broken pickles fail with any exception there is

@@ -1,17 +1,20 @@
 """Opening a checkpoint that nobody vouches for: no code is run, no claim about sizes is believed.
 
-``weights_only=True`` always.  Beyond PyTorch's own list a few harmless types are allowed, by name, because released
-files hold them: ``argparse.Namespace`` (PIC's options) and NumPy scalars and arrays (accuracies, random states).
-A zip is looked at first without reading its data, so that tensors that claim more memory than the file has are refused.
+PyTorch's zip files, its older format and ``.safetensors``, pickle protocols 0 to 5. The pickle inside is opened by
+``unpickler.py``, which builds tensors, dictionaries and NumPy's numbers and runs nothing; the numbers of a zip are mapped
+into memory, not read. ``torch.load`` with ``weights_only=True`` knows protocol 2 alone and refuses what merely stands beside
+the weights, such as a path or a date.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import mmap
 import pickle
 import re
 import struct
-import warnings
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -19,22 +22,37 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .pickles import check_names, refusal, stand_ins
+from .pickles import Extra, refusal
 
 ADVICE = "Get the file again (`python -m zoo fetch`), or check where it comes from"
 BEGINNINGS = [
     (re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE), "is a web page, not a checkpoint: the download was answered by a page"),
     (re.compile(rb"\s*version https://git-lfs"), "is a Git LFS pointer, not the file that it points to"),
     (re.compile(rb"\x1f\x8b"), "is a gzip archive, not a checkpoint: unpack it first"),
+    (re.compile(rb"\x89HDF"), "is an HDF5 file, as Keras writes, not a checkpoint of PyTorch"),
     (re.compile(rb"\s*\Z"), "is empty"),
 ]  # fmt: skip
+MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first, before PyTorch 1.6
+PROGRAMS = (  # a member of the archive, what the archive is, and how its weights are had
+    (r"(constants\.pkl|model\.json)", "a TorchScript archive (torch.jit.save)", 'torch.jit.load("{file}").state_dict()'),
+    (r"(archive_format|serialized_exported_program\.json)", "an exported program (torch.export.save)", 'dict(torch.export.load("{file}").state_dict)'),
+    (r"\.data/extern_modules", "a package (torch.package)", 'torch.package.PackageImporter("{file}").load_pickle(package, resource).state_dict()'),
+)  # fmt: skip
 
 
-def read(path: str | Path) -> dict[str, Any]:
+class Contents(dict[str, Any]):
+    """What a file holds; ``unread``: the classes of objects beside the weights that were left unread."""
+
+    unread: tuple[str, ...] = ()
+
+
+def read(path: str | Path) -> Contents:
     """The contents of a checkpoint as nested dictionaries with tensors on the CPU.  Big files are mapped, not read.
 
-    Accepts PyTorch's zip and older formats, and ``.safetensors``.  Raises UserError for everything else: a file that
-    asks for code, a truncated one, a web page, a compressed zip, tensors larger than the file.
+    Accepts PyTorch's zip and older formats in every pickle protocol, and ``.safetensors``. Objects that weights do not
+    need (paths, dates, configurations; the list is in pickles.py) are left unread and named in ``unread``.
+    Raises UserError for everything else: a file that asks for code, a program, a truncated one, a web page, a compressed
+    zip, tensors larger than the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,61 +68,196 @@ def read(path: str | Path) -> dict[str, Any]:
     size = path.stat().st_size
     try:
         if head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] < size:
-            tree = _read_safetensors(path)
+            tree = Contents(_read_safetensors(path))
         elif head.startswith(b"PK"):
-            _check_zip(path, size)
-            _check_claims(_torch_load(path, map_location="meta"), size, path)
-            tree = _torch_load(path, map_location="cpu", mmap=True)
+            tree = _read_zip(path, size)
+        elif head[257:262] == b"ustar":
+            raise UserError(f"{path}: PyTorch's format of 2016, which cannot be read safely; save it again with a newer PyTorch")
         else:
-            if head[257:262] != b"ustar":
-                with path.open("rb") as stream:  # magic number, version, system, the tree itself, names of storages
-                    check_names(stream, path, 5)
-            tree = _torch_load(path, map_location="cpu")
+            tree = _read_old(path, size)
         _check_claims(tree, size, path)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001  the unpickler meets broken bytes with any exception there is
+    except Exception as error:  # noqa: BLE001  broken bytes end in any exception there is
         raise UserError(_explain(path, error)) from None
+    return tree
+
+
+def unpickled(stream: Any, path: Path, fetch: Any = None) -> tuple[Any, tuple[str, ...]]:
+    """The next pickle of a stream, and the harmless classes left unread in it. UserError when it asks for others."""
+    from .unpickler import Unpickler
+
+    start = stream.tell()
+    for encoding in ("utf-8", "latin1"):  # bytes inside a pickle of Python 2 are no UTF-8
+        stream.seek(start)
+        machine = Unpickler(stream, fetch, encoding)
+        try:
+            tree = machine.load()
+        except UnicodeDecodeError:
+            if encoding == "latin1":
+                raise
+            continue
+        except Exception:
+            if machine.refused:
+                raise UserError(refusal(path, list(machine.refused))) from None
+            raise
+        if machine.refused:
+            whole = isinstance(tree, Extra) and tree.kind in machine.refused
+            raise UserError(refusal(path, list(machine.refused), whole))
+        return tree, tuple(machine.unread)
+    raise AssertionError
+
+
+def _contents(tree: Any, unread: tuple[str, ...], path: Path) -> Contents:
     if not isinstance(tree, Mapping):
         raise UserError(f"{path}: holds a {type(tree).__name__}, not a dictionary of tensors")
-    return dict(tree)
+    found = Contents(tree)
+    found.unread = unread
+    return found
 
 
-def _torch_load(path: Path, **options: Any) -> Any:
+# ---------------------------------------------------------------- PyTorch's zip
+
+
+def _read_zip(path: Path, size: int) -> Contents:
+    """A zip of torch.save: ``data.pkl`` and a stored member for each storage, mapped into memory."""
     import torch
 
-    with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins()):
-        warnings.simplefilter("ignore")
-        try:
-            return torch.load(str(path), weights_only=True, **options)
-        except UnicodeDecodeError:  # bytes inside a pickle of Python 2
-            return torch.load(str(path), weights_only=True, encoding="latin1", **options)
+    members = {m.filename: m for m in _members(path, size)}
+    pickles = [name for name in members if name.endswith("data.pkl")]
+    if not pickles:
+        raise UserError(
+            f"{path}: a zip archive ({', '.join(list(members)[:4])}), not a checkpoint: name the member to load, or unpack it"
+        )
+    root = min(pickles, key=len).removesuffix("data.pkl")
+    whole = torch.UntypedStorage.from_file(str(path), False, size)
+    with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        order = archive.read(f"{root}byteorder").decode("ascii", "replace") if f"{root}byteorder" in members else "little"
+        found: dict[str, Any] = {}
+
+        def fetch(key: str, dtype: Any, count: int, view: Any) -> Any:
+            if key not in found:
+                member = members.get(f"{root}data/{key}")
+                wanted = count * dtype.itemsize
+                if member is None or member.file_size < wanted:
+                    raise UserError(f"{path}: truncated or damaged: it refers to {wanted} bytes of data/{key} that it lacks. {ADVICE}")
+                start = _start(raw, member)
+                if start + wanted > size:
+                    raise UserError(f"{path}: truncated or damaged: data/{key} ends beyond the file. {ADVICE}")
+                part = whole[start : start + wanted] if wanted else torch.UntypedStorage(0)
+                part = part.clone() if start % 16 or order != sys.byteorder else part
+                if order != sys.byteorder:
+                    part.byteswap(dtype)
+                found[key] = part
+            if found[key].nbytes() < count * dtype.itemsize:
+                raise UserError(f"{path}: refused: data/{key} is claimed in two sizes")
+            return found[key]
+
+        tree, unread = unpickled(io.BytesIO(archive.read(f"{root}data.pkl")), path, fetch)
+    return _contents(tree, unread, path)
 
 
-def _check_zip(path: Path, size: int) -> None:
-    """Refuse a zip that is damaged, compressed (it could unpack to any size), no checkpoint, or asks for code."""
+def _members(path: Path, size: int) -> list[zipfile.ZipInfo]:
+    """The members of a zip that is sound and stored uncompressed (a compressed one could unpack to any size)."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            packed = any(m.compress_type != zipfile.ZIP_STORED for m in members)
-            unpacked = sum(m.file_size for m in members)
-            names = [m.filename for m in members if m.filename.endswith("data.pkl")]
-            if not names:
-                held = ", ".join(member.filename for member in members[:4])
-                raise UserError(
-                    f"{path}: a zip archive ({held}), not a checkpoint: name the member to load, or unpack it"
-                )
-            if packed or unpacked > size:
-                raise UserError(
-                    f"{path}: refused: a compressed zip ({unpacked} bytes in {size}); checkpoints are stored uncompressed"
-                )
-            for name in names:
-                with archive.open(name) as stream:
-                    check_names(stream, path, 1)
     except zipfile.BadZipFile:
-        raise UserError(
-            f"{path}: truncated or damaged: a zip file of {size} bytes without a sound directory. {ADVICE}"
-        ) from None
+        raise UserError(f"{path}: truncated or damaged: a zip file of {size} bytes without a sound directory. {ADVICE}") from None
+    _refuse_programs(path, [m.filename for m in members])
+    unpacked = sum(m.file_size for m in members)
+    pickles = [m for m in members if m.filename.endswith("data.pkl")]
+    if pickles and (unpacked > size or any(m.compress_type != zipfile.ZIP_STORED for m in members)):
+        raise UserError(f"{path}: refused: a compressed zip ({unpacked} bytes in {size}); checkpoints are stored uncompressed")
+    return members
+
+
+def _refuse_programs(path: Path, members: list[str]) -> None:
+    for pattern, what, weights in PROGRAMS:
+        if any(re.fullmatch(rf"([^/]+/)?{pattern}", name) for name in members):
+            how = weights.format(file=path)
+            raise UserError(
+                f"{path}: refused: {what}: a program with its weights inside, and no program of a file is run here. Whoever "
+                f'trusts it writes the weights alone: torch.save({how}, "weights.pth"), and zoo.load("weights.pth") here'
+            )
+
+
+def _start(raw: Any, member: zipfile.ZipInfo) -> int:
+    """Where the data of a stored member begin: behind its own header, whose lengths may differ from the directory's."""
+    raw.seek(member.header_offset)
+    header = raw.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile("a member without a header")
+    name, more = struct.unpack("<HH", header[26:30])
+    return int(member.header_offset + 30 + name + more)
+
+
+# ---------------------------------------------------------------- before PyTorch 1.6
+
+
+def _read_old(path: Path, size: int) -> Contents:
+    """Magic number, version, system, the tree and the names of its storages, each a pickle; then the storages."""
+    import torch
+
+    storages: dict[str, tuple[Any, Any]] = {}
+    claimed = 0
+
+    def fetch(key: str, dtype: Any, count: int, view: Any) -> Any:
+        nonlocal claimed
+        wanted = count * dtype.itemsize
+        if key not in storages:
+            claimed += wanted
+            if claimed > size:
+                raise UserError(f"{path}: refused: its storages claim {claimed} bytes in a file of {size}")
+            storages[key] = torch.UntypedStorage(wanted), dtype
+        memory = storages[key][0]
+        if view is not None:
+            _, first, length = view
+            begin, end = first * dtype.itemsize, (first + length) * dtype.itemsize
+            if not 0 <= begin <= end <= memory.nbytes():
+                raise ValueError("a view beyond its storage")
+            return memory[begin:end]
+        if memory.nbytes() < wanted:
+            raise ValueError("a storage claimed in two sizes")
+        return memory
+
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        magic, unread = unpickled(raw, path)
+        if magic != MAGIC:
+            raise UserError(f"{path}: {_plain(magic)}. {ADVICE}")
+        version, _ = unpickled(raw, path)
+        system, _ = unpickled(raw, path)
+        if version != 1001 or not isinstance(system, dict):
+            raise pickle.UnpicklingError(f"version {version!r}")
+        tree, unread = unpickled(raw, path, fetch)
+        keys, _ = unpickled(raw, path)
+        if not isinstance(keys, list) or not set(storages) <= set(map(str, keys)):
+            raise pickle.UnpicklingError("storages without data")
+        swapped = bool(system.get("little_endian", True)) != (sys.byteorder == "little")
+        for key in map(str, keys):
+            _fill(raw, *storages.get(key, (None, torch.uint8)), swapped)
+    return _contents(tree, unread, path)
+
+
+def _fill(raw: mmap.mmap, storage: Any, dtype: Any, swapped: bool) -> None:
+    """The next storage of the file: how many numbers it has, and the numbers."""
+    import torch
+
+    (count,) = struct.unpack("<q", raw.read(8))
+    if storage is None or count * dtype.itemsize != storage.nbytes():
+        raise pickle.UnpicklingError("a storage of another size than the tensors say")
+    data = raw.read(storage.nbytes())
+    if len(data) != storage.nbytes():
+        raise EOFError(f"{len(data)} of {storage.nbytes()} bytes of a storage")
+    if data:
+        torch.empty(0, dtype=torch.uint8).set_(storage).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))  # type: ignore[call-overload]
+    if swapped:
+        storage.byteswap(dtype)
+
+
+def _plain(content: Any) -> str:
+    what = f"a {type(content).__name__}" + (f" with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, Mapping) else "")
+    return f"truncated, damaged or not a checkpoint: a plain pickle ({what}), not a file of torch.save"
 
 
 def tensors_in(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -151,16 +304,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _explain(path: Path, error: Exception) -> str:
-    text = str(error)
-    wanted = re.search(r"GLOBAL:? ([\w.]+)", text) or re.search(r"unrecognized function (.+)", text)
-    if wanted:
-        return refusal(path, wanted.group(1))
-    if "legacy .tar" in text:
-        return f"{path}: PyTorch's format of 2016, which cannot be read safely; save it again with a newer PyTorch"
-    if "TorchScript" in text or "torch.jit" in text:
-        return f"{path}: a TorchScript program, not weights; refused"
-    reason = text.partition("WeightsUnpickler error:")[2].strip() or text.strip() or "no detail"
-    detail = reason.splitlines()[0][:160]
+    text = str(error).strip() or "no detail"
+    detail = text.splitlines()[0][:160]
     if isinstance(error, MemoryError) or "allocate memory" in text:
         return f"{path}: refused: it claims more memory than this machine has ({detail})"
     kind = "unreadable" if isinstance(error, pickle.UnpicklingError) else f"unreadable ({type(error).__name__})"
