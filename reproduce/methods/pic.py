@@ -4,8 +4,6 @@ Paper     https://arxiv.org/abs/2006.14618
 Recipe    zoo/methods/pic.yaml: the authors' scripts at 200, 400 and 1600 epochs; pic_digits and pic_fashion_mnist for a laptop
 Expect    loss from ln N (14.1 on ImageNet) downwards; ImageNet linear 68.6 after 200 epochs with multi-crop (authors)
           digits, seed 0: loss 11.8 (step 10) -> 6.0; scores in results/tables/digits.md
-          Fashion-MNIST, a recipe that was not tuned: with and without window and negatives (benchmarks/pic_window.md) every mean score
-          stays below the random start's in results/tables/fashion_mnist.md; an image of its 60,000 is seen at most some four times
 Deviates  see DEVIATIONS. Recent negative sampling and its weight-update correction are in the paper and were never released:
           they are implemented here from the description (params.negatives, params.correction)
 """
