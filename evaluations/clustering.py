@@ -11,10 +11,8 @@ papers that score pseudo-labels do. ``head.assignments: random`` is the row that
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from engine.maths import contingency as table
 from engine.maths.kmeans import KMeans, assign, kmeans
 from engine.maths.rows import Rows
 from results.record import Metric, around
+from zoo import labels
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -47,7 +46,7 @@ class Head(Strict):
     """clusters: a number, or null for as many as classes. restarts: the run with the lowest objective is kept.
 
     assignments  kmeans, own (the method's labels: released ones, or those exported by `python -m reproduce labels`) or random
-    labels       own: the exported file, when it is not labels.npz or labels.csv in the run folder
+    labels       own: a file of labels or a run folder, when it is not labels.csv, .npz or .pth of the run, or the run itself
     """
 
     assignments: Literal["kmeans", "own", "random"] = "kmeans"
@@ -105,55 +104,40 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 def run_own(protocol: Protocol, features: Features, head: Head) -> Result:
     """The method's own labels of the training images, one assignment per head; images without a label are left out."""
     source, truth = features.source(protocol.splits.train), features.labels(protocol.splits.train)
-    labels = own_labels(features.model, head, source)  # (heads, N)
+    own = own_labels(features.model, head, source)  # (heads, N)
     features.finish_selection(None)
-    kept = (labels >= 0).all(0)
+    kept = (own >= 0).all(0)
     if not kept.any():
         raise UserError(f"{features.model.name}: no image of {protocol.dataset}/{protocol.splits.train} has a label")
-    return Result(scored(truth[kept], list(labels[:, kept])), labels[0])
+    return Result(scored(truth[kept], list(own[:, kept])), own[0])
 
 
 def own_labels(model: Model, head: Head, source: Any) -> np.ndarray:
-    """(heads, N) int64 in the source's order, -1 where an image has none."""
-    labels, names = _read_labels(model, head)
-    if names is None:
-        if labels.shape[1] != len(source):
-            raise UserError(f"{model.name}: labels of {labels.shape[1]:,} images, the split has {len(source):,}")
-        return labels
-    where = {name: i for i, name in enumerate(names)}
-    order = np.array([where.get(source.name(i), -1) for i in range(len(source))])
-    return np.where(order >= 0, labels[:, order], -1)
+    """(heads, N) int64 in the source's order, -1 where an image has none; files are joined with the images by name."""
+    place = _own_place(model, head)
+    found = zoo.pseudolabels(model.place) if place is None else labels.read(place)
+    names = [source.name(i) for i in range(len(source))]
+    return labels.by_name(found, names, str(place or model.name), getattr(source, "fingerprint", None)).numpy()
 
 
 def _own_place(model: Model, head: Head) -> Path | None:
-    """The file of the method's own labels; None where they were released. Raises UserError where there are none."""
+    """The file or run folder with the method's own labels; None where they were released. UserError where there are none."""
+    if head.labels:
+        if not Path(head.labels).exists():
+            raise UserError(f"head.labels={head.labels}: no such file or run folder; make it: python -m reproduce labels RUN --to {head.labels}")
+        return Path(head.labels)
     folder = Path(model.place)
-    files = [Path(head.labels)] if head.labels else [folder / "labels.npz", folder / "labels.csv"]
-    file = next((f for f in files if f.is_file()), None)
-    if file is None and not head.labels and model.place in zoo.models():
+    written = next((folder / f"labels{end}" for end in (".csv", ".npz", ".pth") if (folder / f"labels{end}").is_file()), None)
+    if written is not None:
+        return written
+    if (folder / "checkpoint.pt").is_file():
+        return folder
+    if model.place in zoo.models():
         if zoo.entry(model.place).pseudolabels is None:
             raise UserError(f"{model.name}: no labels of its own were released; head.labels=FILE names others")
-    elif file is None:
-        raise UserError(f"{model.name}: no {files[0]}; make it: python -m reproduce labels {folder} --to {files[0]}")
-    return file
-
-
-def _read_labels(model: Model, head: Head) -> tuple[np.ndarray, list[str] | None]:
-    file = _own_place(model, head)
-    if file is None:
-        released = zoo.pseudolabels(model.place)
-        return released.labels.numpy(), released.images
-    try:
-        if file.suffix == ".npz":
-            with np.load(file) as found:
-                return found["labels"].T, [str(n) for n in found["names"]]
-        with file.open(newline="") as rows:
-            _, *lines = list(csv.reader(rows))
-        return np.array([[int(v) for v in line[1:]] for line in lines]).T, [line[0] for line in lines]
-    except (ValueError, KeyError, IndexError, BadZipFile) as error:
-        raise UserError(
-            f"{file}: no labels as `python -m reproduce labels` writes them ({error}); export them again"
-        ) from None
+        return None
+    place = folder / "labels.csv"
+    raise UserError(f"{model.name}: no {place}; make it: python -m reproduce labels {folder} --to {place}")
 
 
 def scored(truth: np.ndarray, assigned: list[np.ndarray]) -> dict[str, Metric]:

@@ -2,8 +2,8 @@
 
     python -m reproduce labels RUN --to FILE
 
-FILE.csv has a row per image and a column per head (the layout of SeLa's released tables), FILE.pth a dictionary whose `labels`
-is int64 (heads, images). -1 stands for an image without a label. Images are in the order of the data set.
+The formats are those of zoo.labels: FILE.csv has a row per image, its name and a column per head. Labels are joined with the
+training images by name; -1 stands for an image without a label.
 """
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import zoo
-from engine import checkpoint
 from reproduce.clustering import UNSEEN
+from zoo import labels as files
+from zoo.data import open_source
 from zoo.errors import UserError
-
-KEYS = ("labels", "L")                    # names under which weight files hold them
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,16 @@ class Spec:
 
     text: str
     sizes: tuple[int, ...]
-    table: Tensor | None = None           # (H, N); None: to be found on the spot (kmeans:K) or fetched (an id)
+    found: files.Labels | None = None     # all heads of a file or run; None: to be found on the spot (kmeans:K) or fetched (an id)
+    columns: tuple[int, ...] | None = None
+
+    @property
+    def table(self) -> Tensor | None:
+        """(H, N) the chosen heads, in the file's order of images; UNSEEN where an image has no label."""
+        if self.found is None:
+            return None
+        table = _unseen(self.found.labels)
+        return table if self.columns is None else table[list(self.columns)]
 
 
 def find(text: str, columns: Sequence[int] | None = None) -> Spec:
@@ -44,8 +51,10 @@ def find(text: str, columns: Sequence[int] | None = None) -> Spec:
         return _chosen(Spec(text, (int(text[7:]),)), columns)
     path = Path(text).expanduser()
     if path.exists():
-        table = read(path)
-        return _chosen(Spec(text, tuple(max(int(head.max()) + 1, 2) for head in table), table), columns)
+        found = files.read(path)
+        if not found.labels.numel() or int(found.labels.max()) < 0:
+            raise UserError(f"params.labels={text}: no image in it has a label")
+        return _chosen(Spec(text, tuple(max(int(head.max()) + 1, 2) for head in found.labels), found), columns)
     if text not in zoo.models():
         raise UserError(f"params.labels={text!r}: not kmeans:K, not a file or run folder that exists, not a model of the registry")
     released = zoo.entry(text).pseudolabels
@@ -59,64 +68,54 @@ def _chosen(spec: Spec, columns: Sequence[int] | None) -> Spec:
         return spec
     if not columns or any(not 0 <= c < len(spec.sizes) for c in columns):
         raise UserError(f"params.columns={list(columns)}: {spec.text} has {len(spec.sizes)} heads, numbered from 0")
-    table = None if spec.table is None else spec.table[list(columns)]
-    return Spec(spec.text, tuple(spec.sizes[c] for c in columns), table)
+    return Spec(spec.text, tuple(spec.sizes[c] for c in columns), spec.found, tuple(columns))
 
 
-def fetched(spec: Spec, columns: Sequence[int] | None, images: int) -> Tensor:
-    """(H, images) of a Spec that names a file or an id, checked against the number of images."""
-    table = spec.table
-    if table is None:
-        table = zoo.pseudolabels(spec.text).labels
-        table = table if columns is None else table[list(columns)]
-    if table.shape[1] != images:
-        raise UserError(f"params.labels={spec.text}: labels of {table.shape[1]} images, the data set has {images}")
-    return table
+def fetched(spec: Spec, columns: Sequence[int] | None, images: int, source: Any = None) -> Tensor:
+    """(H, images) of a Spec that names a file, a run or an id, one column for each image of the training data.
+
+    source  the training data, to join them by name; None: by order, where the labels have no names either
+    """
+    found = spec.found or zoo.pseudolabels(spec.text)
+    what = f"params.labels={spec.text}"
+    if source is None:
+        if found.images is not None:
+            raise UserError(f"{what}: its labels have names, and the training images are not known here")
+        table = files.by_name(found, [""] * images, what)
+    else:
+        table = files.by_name(found, [source.name(i) for i in range(len(source))], what, source.fingerprint)
+    table = _unseen(table)
+    return table if columns is None else table[list(columns)]
 
 
 def read(path: Path) -> Tensor:
-    """(H, N) int64 labels of a run folder, a checkpoint, a weight file or a .csv; UNSEEN where there is none."""
-    if path.is_dir():
-        path = path / "checkpoint.pt"
-    if path.suffix == ".csv":
-        table = _csv(path)
-    else:
-        try:
-            tree: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; labels are in a run's checkpoint.pt") from None
-        except Exception as error:  # noqa: BLE001  zip, pickle and tensor errors come in a dozen types
-            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0][:120]}") from None
-        tree = tree.get("extra", tree) if isinstance(tree, dict) else {}
-        found = next((tree[key] for key in KEYS if key in tree), None)
-        if not isinstance(found, Tensor) or found.is_floating_point():
-            raise UserError(f"{path}: no labels in it; methods that cluster the data set keep some: deepcluster, deepclusterv2, "
-                            "deepercluster, sela, selav2, pseudolabel")
-        table = found
-    table = table.reshape(-1, table.shape[-1]).long()
+    """(H, N) int64 labels of a run folder, a checkpoint, a weight file or a table; UNSEEN where there is none."""
+    return _unseen(files.read(path).labels)
+
+
+def _unseen(table: Tensor) -> Tensor:
     return torch.where(table < 0, UNSEEN, table)
 
 
-def _csv(path: Path) -> Tensor:
-    """One row per image: a column per head, perhaps a header of column numbers first."""
-    lines = [line.split(",") for line in path.read_text().split()]
-    header = int(bool(lines) and lines[0] == [str(i) for i in range(len(lines[0]))] and len(lines) > 1 and len(lines[0]) > 1)
+def write(table: Tensor, path: Path, images: Sequence[str] | None = None) -> None:
+    """(H, N) labels of images by name to .csv, .npz or a file of tensors (zoo.labels); whole or not at all."""
+    files.write(path, table, images)
+
+
+def names_of(run: Path, data: str | None) -> list[str] | None:
+    """The names of the images that a run was trained on, in its order; None for a folder that does not say what they were."""
+    if not (run / "recipe.yaml").is_file():
+        return None
+    recipe = zoo.load_recipe(run / "recipe.yaml")
     try:
-        table = np.array(lines[header:], dtype=np.float64)
-    except ValueError:
-        raise UserError(f"{path}: not a table of whole numbers with a row per image and a column per head") from None
-    if table.ndim != 2 or not len(table) or (table != np.floor(table)).any():
-        raise UserError(f"{path}: not a table of whole numbers with a row per image and a column per head")
-    return torch.from_numpy(table.T.astype(np.int64).copy())
-
-
-def write(table: Tensor, path: Path) -> None:
-    """(H, N) labels to .csv or to a file of tensors; whole or not at all."""
-    table = torch.where(table < 0, -1, table)
-    if path.suffix == ".csv":
-        checkpoint.write_text(path, "".join(",".join(map(str, row)) + "\n" for row in table.T.tolist()))
-    else:
-        checkpoint.write_tensors(path, {"labels": table})
+        source = open_source(recipe.dataset, recipe.split, root=data, max_bad=recipe.max_bad)
+    except UserError as error:
+        raise UserError(f"{run}: the names of its images are needed, and they cannot be opened: {error}. "
+                        f"Say where they are: python -m reproduce labels {run} --to FILE --data FOLDER") from None
+    recorded = files.read(run).fingerprint
+    if recorded not in (None, source.fingerprint):
+        raise UserError(f"{run}: it was trained on other images than those of {source.home or recipe.dataset}; --data FOLDER names the right ones")
+    return [source.name(i) for i in range(len(source))]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,18 +124,21 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = Parser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
     parser.add_argument("run", type=Path, help="a run folder of a clustering method")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; else a file of tensors")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; .npz; else a file of tensors")
+    parser.add_argument("--data", metavar="FOLDER", help="where the images of the run are, for their names")
     args = parser.parse_args(argv)
     if not args.run.exists():
         raise UserError(f"{args.run}: no such run folder; python -m reproduce ID makes one under runs/")
     if not args.to.parent.is_dir():
         raise UserError(f"{args.to.parent}: no such folder")
     table = read(args.run)
-    write(table, args.to)
+    names = names_of(args.run, args.data)
+    write(table, args.to, names)
     missing = int((table < 0).any(0).sum())
-    print(f"{args.to}: {len(table)} heads x {table.shape[1]} images" + (f", {missing} of them without a label" if missing else ""))
+    print(f"{args.to}: {len(table)} heads x {table.shape[1]} images" + (f", {missing} of them without a label" if missing else "")
+          + ("" if names is not None else ", in their order: the folder has no recipe.yaml, which says what they were"))
     recipe = args.run / "recipe.yaml"
     dataset = zoo.load_recipe(recipe).dataset if recipe.exists() else "digits"
     model = f"pseudolabel_{dataset}" if f"pseudolabel_{dataset}" in zoo.models() else f"pseudolabel_digits dataset={dataset}"
-    print(f"next: python -m reproduce {model} params.labels={args.to}")
+    print(f"next: python -m reproduce {model} params.labels={args.to}" + (f" data={args.data}" if args.data else ""))
     return 0

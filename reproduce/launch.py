@@ -84,7 +84,9 @@ def build(recipe: Any, source: Any) -> Method:
         backbone = backbones.build(recipe.backbone)
         if recipe.init is not None:
             zoo.load_weights(backbone, recipe.init)
-        return methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
+        method = methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
+    method.meet(source)
+    return method
 
 
 def streamed(recipe: Any, source: Any, method: Method, **where: int) -> Stream:

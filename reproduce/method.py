@@ -70,6 +70,9 @@ class Method(nn.Module):
     def check(self, recipe: Mapping[str, Any]) -> None:
         """Raise UserError for settings outside `params` (a recipe's dump) that the method cannot run with; a plan asks too."""
 
+    def meet(self, source: Any) -> None:
+        """Raise UserError for images that it cannot be trained on; called once they are open, for a plan too."""
+
     # -- what is trained ---------------------------------------------------------------------------------------------
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         """This process's mean loss (a scalar with a graph) and numbers worth logging. `batch`: engine.batch.Batch."""

@@ -43,6 +43,8 @@ def plan(work: Job) -> str:
     source, where = find(recipe, options)
     with torch.device("meta"):
         method = methods.build(recipe, backbones.build(recipe.backbone), instances=len(source), classes=len(source.classes))
+    if not isinstance(source, Unread):
+        method.meet(source)
     stream = streamed(recipe, source, method, world=world)
     images, steps = amounts(recipe, stream, getattr(source, "counted", True))
     state = "finished: nothing to do" if finished(work.folder) else \

@@ -52,6 +52,11 @@ class Context:
         return len(self.stream.source)
 
     @property
+    def source(self) -> Any:
+        """The training images, for their names."""
+        return self.stream.source
+
+    @property
     def seed(self) -> int:
         return self.stream.seed
 

@@ -46,7 +46,7 @@ def export(name: str | Path, form: str, out: str | Path | None = None, head: str
     if file.is_dir():
         raise UserError(f"{file} is a folder; --out names the file to write")
     note = metadata(source, _backbone(net), head)
-    with _whole(file) as part:
+    with whole(file) as part:
         {
             "torchvision": _shared,
             "timm": _shared,
@@ -90,7 +90,7 @@ def _backbone(net: nn.Module) -> backbones.Backbone:
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def whole(file: Path) -> Iterator[Path]:
     """A temporary name beside the file, given the real one only when everything has been written."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbones import Backbone
 from .errors import UserError
-
-
-class Labels(NamedTuple):
-    """Cluster assignments: ``labels`` int64 (heads, images); ``images`` their names, None when ImageNet's sorted order."""
-
-    labels: Tensor
-    images: list[str] | None = None
 
 
 class Classifier(nn.Module):

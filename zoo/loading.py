@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import backbones, heads, registry
+from . import backbones, heads, labels, registry
 from .errors import UserError, suggest
+from .labels import Labels
 from .weights import Choice, Report, read, select
 
 SUFFIXES = (".pth", ".pt", ".tar", ".t7", ".pkl", ".safetensors")
@@ -128,15 +129,13 @@ def transforms(name: Any, train: bool = False) -> Callable[[Any], Tensor]:
     return T.Compose([*steps, T.ToTensor(), T.Normalize(spec.mean, spec.std)])
 
 
-def pseudolabels(name: str) -> heads.Labels:
+def pseudolabels(name: str) -> Labels:
     """The released cluster assignments of an entry: ``labels`` int64 (heads, images) and, where known, ``images``."""
-    from . import pseudo
-
     entry = registry.entry(name)
     if entry.pseudolabels is None:
         have = [model for model in registry.models() if registry.entry(model).pseudolabels is not None]
         raise UserError(f"{entry.id}: no pseudo-labels were released (they were for: {', '.join(have) or 'none'})")
-    return pseudo.load(entry)
+    return labels.released(entry)
 
 
 # ---------------------------------------------------------------- where things come from

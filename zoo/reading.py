@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import UserError
 from .pickles import Extra, refusal
 
@@ -144,7 +146,7 @@ def _read_zip(path: Path, size: int) -> Contents:
                 start = _start(raw, member)
                 if start + wanted > size:
                     raise UserError(f"{path}: truncated or damaged: data/{key} ends beyond the file. {ADVICE}")
-                part = whole[start : start + wanted] if wanted else torch.UntypedStorage(0)
+                part = whole[start : start + wanted] if wanted else torch.UntypedStorage(0, device="cpu")
                 part = part.clone() if start % 16 or order != sys.byteorder else part
                 if order != sys.byteorder:
                     part.byteswap(dtype)
@@ -209,7 +211,7 @@ def _read_old(path: Path, size: int) -> Contents:
             claimed += wanted
             if claimed > size:
                 raise UserError(f"{path}: refused: its storages claim {claimed} bytes in a file of {size}")
-            storages[key] = torch.UntypedStorage(wanted), dtype
+            storages[key] = torch.UntypedStorage(wanted, device="cpu"), dtype
         memory = storages[key][0]
         if view is not None:
             _, first, length = view
@@ -250,7 +252,8 @@ def _fill(raw: mmap.mmap, storage: Any, dtype: Any, swapped: bool) -> None:
     if len(data) != storage.nbytes():
         raise EOFError(f"{len(data)} of {storage.nbytes()} bytes of a storage")
     if data:
-        torch.empty(0, dtype=torch.uint8).set_(storage).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))  # type: ignore[call-overload]
+        memory = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)  # type: ignore[call-overload]
+        memory.numpy()[:] = np.frombuffer(data, dtype=np.uint8)
     if swapped:
         storage.byteswap(dtype)
 

@@ -191,7 +191,7 @@ def _tensor(stored: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else -1
     if (last + 1) * stored.dtype.itemsize > stored.storage.nbytes():
         raise ValueError("a tensor that reaches beyond its data")
-    return torch.empty(0, dtype=stored.dtype).set_(stored.storage, offset, size, stride)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=stored.dtype, device="cpu").set_(stored.storage, offset, size, stride)  # type: ignore[call-overload]
 
 
 def _tensor_of_kind(stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *_: Any) -> Tensor:
@@ -236,5 +236,5 @@ TENSORS: dict[str, Callable[..., Any]] = {
     "torch Size": _size,
     "torch device": lambda *words: ":".join(map(str, words)),
     "torch strided": lambda *_: "torch.strided",
-    "torch Tensor": lambda *_: torch.empty(0),
+    "torch Tensor": lambda *_: torch.empty(0, device="cpu"),
 }

@@ -1,7 +1,7 @@
 """Training from pseudo-labels: cross entropy on one or more columns of given labels, with rotation prediction if wanted.
 
 Idea      SeLa's retraining (https://arxiv.org/abs/1911.05371, section 4): once labels are found, a fresh network learns them as classes
-Recipe    zoo/methods/pseudolabel.yaml; labels come from a run, a .csv in the released layout, a weight file, a registry id, or
+Recipe    zoo/methods/pseudolabel.yaml; labels come from a run, a file of labels (zoo.labels), a weight file, a registry id, or
           kmeans:K, k-means on the pixels themselves, which needs nothing else
 Expect    loss from about ln K downwards without jumps: labels never change
           digits, seed 0: loss 3.2 (step 10) -> 0.7; scores in results/tables/digits.md: clusters of pixels are good classes there
@@ -67,7 +67,15 @@ class PseudoLabel(Method):
     def before_epoch(self, epoch: int, ctx: Any) -> None:
         if self.labels is None:
             asked = self.spec.text.startswith("kmeans:")
-            self.labels = self.from_pixels(ctx) if asked else files.fetched(self.spec, self.columns, self.instances)
+            self.labels = self.from_pixels(ctx) if asked else self.joined(getattr(ctx, "source", None))
+
+    def meet(self, source: Any) -> None:
+        if self.spec.found is not None:
+            self.joined(source)
+
+    def joined(self, source: Any) -> Tensor:
+        """(H, N) the labels of a file, a run or an id, joined with the images by name."""
+        return files.fetched(self.spec, self.columns, self.instances, source)
 
     def from_pixels(self, ctx: Any) -> Tensor:
         """(1, N) k-means clusters of the plain images."""
