@@ -14,7 +14,6 @@ that only another split has is an error, and one that only the training split ha
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from zoo.data import parts
 from zoo.data.classes import Classes
 from zoo.data.classes import numbers as match
 from zoo.data.images import decode, to_mode
+from zoo.data.namelist import drawn
 from zoo.data.places import PartMissing, user_cache
 from zoo.errors import UserError, suggest
 
@@ -185,7 +185,7 @@ def _with_test(
 
 def held_out(source: Any) -> np.ndarray:
     """bool (N,): a fifth of each class (at least one image where there are two), those whose names hash lowest."""
-    order = sorted(range(len(source)), key=lambda i: hashlib.sha256(source.name(i).encode()).digest())
+    order = sorted(range(len(source)), key=lambda i: drawn(source.name(i)))
     labels = source.labels[order]
     chosen = np.zeros(len(source), bool)
     for label in np.unique(labels):

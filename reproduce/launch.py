@@ -44,6 +44,12 @@ def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
     if entry.recipe is None:
         raise UserError(no_recipe(entry))
     recipe = zoo.resolve(id, settings)
+    try:
+        json.dumps(recipe.dump(), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        wrong = next((k for k, v in settings.items() if str(error.object[error.start]) in str(v)), "a setting")
+        raise UserError(f"{wrong}: a recipe is kept as text, and {settings.get(wrong)!r} is no UTF-8; rename the file, or name own "
+                        "images with dataset=images data=PATH") from None
     return Job(entry.id, recipe, options, recipe.hash() == entry.recipe.hash())
 
 

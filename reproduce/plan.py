@@ -3,16 +3,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import zoo
 from engine.options import RunOptions
 from reproduce import methods
 from reproduce.launch import Job, finished, streamed
 from reproduce.method import Method
 from zoo import backbones, data
+from zoo.data.specs import is_path
 from zoo.errors import UserError
 
 UNCOUNTED = 1 << 20      # images of a set whose size nobody knows beforehand: more than any batch
@@ -21,8 +24,8 @@ _STATES = {"sgd": 1, "larc": 1, "lars": 1, "adamw": 2}      # tensors of the par
 
 
 class Unread:
-    """Stands for a data set that is not on this machine: only its size and classes are known. Of YFCC not even the size
-    is: it depends on how many of its photographs could still be downloaded; `images` is then any number above the batch."""
+    """Stands for a data set that is not on this machine: only its size and classes are known, of YFCC the size that the authors
+    had. `counted` False: not even the size is known, and `images` is any number above the batch."""
 
     array = None
 
@@ -40,6 +43,8 @@ def plan(work: Job) -> str:
     cannot be known without it is left open."""
     recipe, options = work.recipe, work.options
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.init is not None and not Path(recipe.init).exists():
+        zoo.entry(recipe.init)                               # an id of the registry, else an error that says so
     source, where = find(recipe, options)
     with torch.device("meta"):
         method = methods.build(recipe, backbones.build(recipe.backbone), instances=len(source), classes=len(source.classes))
@@ -83,10 +88,11 @@ def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
         source = data.open_source(recipe.dataset, recipe.split, root=options.data, max_bad=recipe.max_bad, fetch=False)
         return source, f"{recipe.dataset}/{recipe.split}, found: {len(source):,} images, fingerprint {source.fingerprint[:10]}"
     except data.DataMissing as error:
-        if options.data is not None:
+        if options.data is not None or is_path(recipe.dataset):
             raise
         spec = data.describe(recipe.dataset)
-        count = spec.splits[recipe.split].count
+        rule = spec.splits[recipe.split.partition("@")[0]]
+        count = rule.count or rule.about
         stand_in = Unread(count or UNCOUNTED, spec.class_count or 0, counted=count is not None)
         return stand_in, f"{recipe.dataset}/{recipe.split}, NOT FOUND ({error})"
 

@@ -42,6 +42,8 @@ def guard(main: Callable[[], int | None]) -> int:
     Errors of other packages count as the user's when their class has a true ``user_error``, and the system's when a named
     place may not be used or is full; anything else is a bug and keeps its traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be text in this system's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(main() or 0)
     except KeyboardInterrupt:

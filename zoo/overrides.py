@@ -20,8 +20,13 @@ def parse(words: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"{word!r} is not of the form path=value, for example optimizer.lr=0.1")
         if path in found:
             raise UserError(f"{path} is given twice: {path}={found[path]} and {word}")
-        found[path] = loads(text, f"{path}={text}")
+        # The name of a file need not be UTF-8; such a text is no YAML and is taken as it is.
+        found[path] = loads(text, f"{path}={text}") if text.isascii() or _is_text(text) else text
     return found
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def apply(tree: Mapping[str, Any], overrides: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any]:

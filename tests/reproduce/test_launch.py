@@ -77,15 +77,23 @@ def test_the_plan_of_a_large_recipe_needs_neither_data_nor_memory(capsys, monkey
 
 def test_the_plan_of_a_set_of_unknown_size_says_how_to_get_it_and_leaves_its_steps_open(capsys, monkeypatch):
     monkeypatch.delenv("SELFZOO_DATA", raising=False)
-    status, out, _ = command(capsys, "deepercluster_vgg16_yfcc", "--plan")
+    status, out, _ = command(capsys, "simclr_digits", "dataset=images", "schedule.images=null", "schedule.epochs=100", "--plan")
     assert status == 0
-    for part in ("yfcc100m/train, NOT FOUND", "Next: put the zips", "known when the data are here", "100 epochs of as many", "parameters"):
+    for part in ("images/train, NOT FOUND", "Next: say data=PATH", "known when the data are here", "100 epochs of as many", "parameters"):
         assert part in out, part
     assert f"{1 << 20:,}" not in out, "the stand-in's size is nobody's number"
-    status, out, _ = command(capsys, "simclr_digits", "dataset=yfcc100m", "schedule.images=6400", "batch=64", "--plan")
+    status, out, _ = command(capsys, "simclr_digits", "dataset=images", "schedule.images=6400", "batch=64", "--plan")
     assert status == 0 and "6,400 seen in all; how many" in out and "steps      100\n" in out
     status, _, err = command(capsys, "deepercluster_vgg16_yfcc", "--plan", "data=/nowhere")
     assert status == 2 and "data=/nowhere does not exist" in err
+
+
+def test_the_plan_of_yfcc_has_the_number_of_usable_photographs(capsys, monkeypatch):
+    monkeypatch.delenv("SELFZOO_DATA", raising=False)
+    status, out, _ = command(capsys, "deepercluster_vgg16_yfcc", "--plan")
+    assert status == 0
+    for part in ("yfcc100m/train, NOT FOUND", "Next: put the zips", "95,920,149 in an epoch", "= 100 epochs of 31,224"):
+        assert part in out, part
 
 
 def test_a_run_writes_its_files_and_the_next_command_and_a_second_call_does_nothing(capsys, tmp_path):

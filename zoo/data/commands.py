@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, writing
+from .namelist import drawn
 
 
 def register(subparsers: Any) -> None:
@@ -165,12 +166,15 @@ def _subset(options: argparse.Namespace) -> int:
         if not source.labelled:
             raise UserError(f"{options.name}: {options.split} has no labels to divide by")
         names = [source.name(i) for i in stratified(source, options.percent / 100, options.seed)]
-    text = "".join(f"{name}\n" for name in names)
+    broken = next((name for name in names if len(name.splitlines()) != 1), None)
+    if broken is not None:
+        raise UserError(f"{options.name}: {broken!r}: a line cannot hold this name; rename the file")
+    text = "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
     with writing(options.to):
         options.to.parent.mkdir(parents=True, exist_ok=True)
-        options.to.write_text(text, encoding="utf-8")
+        options.to.write_bytes(text)
     print(
-        f"{options.to}: {len(names):,} of {options.name}'s images, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+        f"{options.to}: {len(names):,} of {options.name}'s images, sha256 {hashlib.sha256(text).hexdigest()}"
     )
     print(f"next: use it as split {options.split}@{options.to}")
     return 0
@@ -180,7 +184,7 @@ def stratified(source: Any, fraction: float, seed: int) -> np.ndarray:
     """``fraction`` of every class, at least one image each, chosen by hashing ``seed`` and name; sorted positions."""
     rank = np.array(
         [
-            int.from_bytes(hashlib.sha256(f"{seed} {source.name(i)}".encode()).digest()[:8], "big")
+            int.from_bytes(drawn(source.name(i), f"{seed} ")[:8], "big")
             for i in range(len(source))
         ]
     )

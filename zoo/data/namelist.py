@@ -3,10 +3,16 @@ since counting references writes to their pages)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
+
+
+def drawn(name: str, seed: str = "") -> bytes:
+    """32 bytes that decide by an image's name: the same on every machine, whatever bytes the name has on disk."""
+    return hashlib.sha256(f"{seed}{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 class Names(Sequence[str]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from ..errors import UserError, suggest
 from . import faults, places, scenes_files, seal
 from .access import Access
+from .namelist import drawn
 from .source import FileSource, Source
 from .specs import LISTS, DatasetSpec, describe
 
@@ -42,6 +42,8 @@ def open_source(
     split, _, chosen_file = split.partition("@")
     if split not in spec.splits:
         raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits) or ';'} there are {', '.join(spec.splits)}")
+    if chosen_file and not Path(chosen_file).is_file():
+        raise UserError(f"{name}: split {split}@{chosen_file}: no such file of names, one a line")
     allowed = faults.limit(max_bad)
     seal.permit(spec.name, split)
     if spec.name == "folder" and name != spec.name:
@@ -146,7 +148,7 @@ def _refuse_overlap(
 def _per_class(source: Source, outer: np.ndarray, count: int) -> np.ndarray:
     """``count`` images of every class, those whose names hash lowest: the same choice wherever the names are the same."""
     labels = source.labels[outer]
-    order = sorted(range(len(outer)), key=lambda j: hashlib.sha256(source.name(int(outer[j])).encode()).digest())
+    order = sorted(range(len(outer)), key=lambda j: drawn(source.name(int(outer[j]))))
     chosen: list[int] = []
     left = dict.fromkeys(range(len(source.classes)), count)
     for j in order:
@@ -162,8 +164,8 @@ def _per_class(source: Source, outer: np.ndarray, count: int) -> np.ndarray:
 def by_names(path: Path, source: Source) -> np.ndarray:
     """Positions of the images that ``path`` names, one a line: by their names in the source, or by their file names alone."""
     try:
-        wanted = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        wanted = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     where = {source.name(i): i for i in range(len(source))}
     if not all(n in where for n in wanted):

@@ -15,6 +15,10 @@ def inside(name: str, where: str) -> str:
     parts = name.replace(os.sep, "/").split("/")
     if not name or ".." in parts or parts[0] == "" or "\0" in name or os.path.isabs(name) or os.path.splitdrive(name)[0]:
         raise UserError(f"{where}: {name!r} leads out of the folder of its data set; names in it are relative and without '..'")
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: no file can be called {name!r}") from None
     return name
 
 

@@ -21,6 +21,7 @@ from .packs import PLAIN, ROW, PackStore, tar_members
 from .paths import component
 from .source import FileSource
 from .specs import DatasetSpec
+from .zipmap import check_names
 
 
 def shard_files(root: Path, part: str) -> list[Path]:
@@ -94,6 +95,7 @@ def write(source: FileSource, folder: Path, part: str, per_shard: int = 10_000) 
 
     if per_shard < 1:
         raise UserError(f"{per_shard} images per shard: at least 1 is needed")
+    check_names(source, "an index line")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{component(part, str(folder))}.index.tsv"
@@ -125,8 +127,6 @@ def write(source: FileSource, folder: Path, part: str, per_shard: int = 10_000) 
 
 def _add(tar: tarfile.TarFile, source: FileSource, i: int, shard: int) -> str:
     name, data = source.name(i), source.raw(i)
-    if any(c in name for c in "\t\n\r") or not name.isprintable():
-        raise UserError(f"{source.where(i)}: an index line cannot hold this name; rename the file")
     extension = name.rpartition(".")[2].lower()
     member = tarfile.TarInfo(f"{i:08d}.{extension}")
     member.size = len(data)

@@ -27,6 +27,7 @@ class SplitRule(Strict):
     per_class    so many images of each class, chosen by hashing their names
     names        published list of file names, one a line: in the data folder, or downloaded from ``url``; ``sha256`` is checked
     count        the number of images when the set is complete; null: not fixed
+    about        the number of images to plan with where it is not fixed: as many as the authors had
     holds        other splits whose images are among these, where the reader's parts overlap (trainval)
     """
 
@@ -40,6 +41,7 @@ class SplitRule(Strict):
     url: str | None = None
     sha256: Annotated[str, Field(pattern=_HEX)] | None = None
     count: Annotated[int, Field(ge=1)] | None = None
+    about: Annotated[int, Field(ge=1)] | None = None
     holds: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")

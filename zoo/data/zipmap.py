@@ -87,10 +87,19 @@ def _classes(spec: DatasetSpec, names: list[str], labels: np.ndarray) -> tuple[l
     return (list(spec.classes), True) if not named and isinstance(spec.classes, list) else (found, named)
 
 
+def check_names(source: FileSource, line: str) -> None:
+    """Raise UserError, before anything is written, for a name that one ``line`` of text cannot hold."""
+    for i in range(len(source)):
+        name = source.name(i)
+        if any(c in name for c in "\t\n\r") or not name.isprintable():
+            raise UserError(f"{source.where(i)}: {line} cannot hold this name; rename the file")
+
+
 def pack(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
     """Write ``source`` as <part>.zip and <part>_map.txt; the same bytes every time.  Nothing half-written is left."""
     from tqdm import tqdm
 
+    check_names(source, "a map line")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     archive, listing = folder / f"{component(part, str(folder))}.zip", folder / f"{part}_map.txt"
@@ -102,8 +111,6 @@ def pack(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
         ):
             for i in tqdm(range(len(source)), desc=f"packing {archive.name}", unit="img", disable=None, leave=False):
                 name = source.name(i)
-                if any(c in name for c in "\t\n\r") or not name.isprintable():
-                    raise UserError(f"{source.where(i)}: a map line cannot hold this name; rename the file")
                 info = zipfile.ZipInfo(name)
                 info.external_attr = 0o644 << 16
                 zipped.writestr(info, source.raw(i))
