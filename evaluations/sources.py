@@ -32,6 +32,7 @@ from zoo.data.classes import numbers as match
 from zoo.data.images import decode, to_mode
 from zoo.data.namelist import drawn
 from zoo.data.places import PartMissing, user_cache
+from zoo.data.specs import is_path
 from zoo.errors import UserError, suggest
 
 from .protocol import Protocol
@@ -168,9 +169,10 @@ def _with_test(
             f"{name}: its images have no labels and no test part, which {protocol.id} needs; without labels: "
             "python -m evaluations cluster MODEL FOLDER"
         )
-    if root and Path(root).is_dir() and (others := parts.undeclared(Path(root), whole.classes or ())):
+    place = Path(root or (name if is_path(name) else "")).expanduser()
+    if place != Path() and place.is_dir() and (others := parts.undeclared(place, whole.classes or ())):
         raise UserError(
-            f"{root}: {others[0]} holds folders of the classes of {protocol.splits.train} under no usual name of a part; rename it to "
+            f"{place}: {others[0]} holds folders of the classes of {protocol.splits.train} under no usual name of a part; rename it to "
             "test (or val) to be judged on it, or move it elsewhere"
         )
     apart = held_out(whole)

@@ -23,8 +23,9 @@ from zoo.data.specs import is_path
 from zoo.errors import UserError
 
 OWN = ("folder", "images", "voc", "coco")  # whatever lies in the folder that was named
-MOST = 2_000  # images of a split that are hashed to be looked for in another one, evenly spaced
-CANDIDATES = 20_000  # images of the same size that are hashed in the other one
+MOST = 1_000  # images of a split that are hashed to be looked for in another one, evenly spaced
+CANDIDATES = 5_000  # images of the same size that are hashed in the other one
+_COMMON: dict[tuple[str, str], bool] = {}
 
 
 def saw(model: Any, test: Any, dataset: str, split: str, root: str | None) -> bool:
@@ -92,6 +93,14 @@ def _fingerprint(run: Path) -> str | None:
 
 
 def common(one: data.Source, two: data.Source) -> bool:
+    """``overlap`` of two sources, looked for once: a suite asks for each of its protocols."""
+    key = one.fingerprint, two.fingerprint
+    if key not in _COMMON:
+        _COMMON[key] = overlap(one, two)
+    return _COMMON[key]
+
+
+def overlap(one: data.Source, two: data.Source) -> bool:
     """True when an image is in both: the same file, or the same bytes. Of large sets ``MOST`` images are looked for.
 
     Sets held in memory are compared by their pixels. A file and an array are not compared: their bytes always differ.

@@ -126,3 +126,11 @@ def test_the_map_of_another_spelling_is_checked(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "Train_map.txt:13: ghost.jpg is not in Train.zip" in told and "Train_map.txt:14: spook.jpg" in told
     assert json.dumps(told).count("ghost.jpg") == 1
+
+
+def test_folders_beside_the_parts_are_told(tmp_path, capsys):
+    root = folders(tmp_path, parts=("train", "beach"))
+    for _ in range(2):
+        assert len(data.open_source(str(root))) == 12
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"{root}: is read by its parts; its other folders are not read: beach"]

@@ -20,7 +20,10 @@ from .specs import DatasetSpec
 
 def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     """The images of ``part``: as folders when there are any, else zip, else shards."""
-    name = parts.find(root, part) or part
+    found_as = parts.find(root, part)
+    name = found_as or part
+    if found_as and spec.classes is None:
+        parts.tell_unread(root)
     folder = root / name
     if shards.present(root, name) and not (folder.is_dir() and listing.subfolders(folder)):
         return shards.read(spec, root, name)

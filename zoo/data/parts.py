@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import UserError
@@ -102,11 +104,20 @@ def undeclared(root: Path, classes: Iterable[str]) -> list[str]:
     return [name for name in names if len(wanted & set(subfolders(root / name))) * 2 > len(wanted)]
 
 
+@lru_cache(maxsize=64)
+def tell_unread(root: Path) -> None:
+    """One line on stderr, once: folders beside the parts, whose images nobody reads."""
+    left = [name for name in subfolders(root) if known(name) is None]
+    if left:
+        more = ", …" if len(left) > 8 else ""
+        print(f"{root}: is read by its parts; its other folders are not read: {', '.join(left[:8])}{more}", file=sys.stderr, flush=True)
+
+
 def refuse(root: Path, names: Iterable[str]) -> None:
     """Raise UserError for the first of ``names``, if there is one."""
     for name in sorted(names):
         kind = str(resembled(name))
         raise UserError(
             f"{root}: {name} looks like the part {kind!r} and is not called so; rename it to {kind} (or {', '.join(NAMES[kind][1:])}),"
-            " or move it elsewhere"
+            f" move it elsewhere, or read it alone with data={root / name}"
         )

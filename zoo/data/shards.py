@@ -95,9 +95,9 @@ def write(source: FileSource, folder: Path, part: str, per_shard: int = 10_000) 
 
     if per_shard < 1:
         raise UserError(f"{per_shard} images per shard: at least 1 is needed")
-    check_names(source, "an index line")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    check_names(source, "an index line")
     index = folder / f"{component(part, str(folder))}.index.tsv"
     index.unlink(missing_ok=True)
     files: list[Path] = []

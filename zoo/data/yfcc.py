@@ -39,7 +39,7 @@ def read(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     path = root / "flickr_unique_ids.npy"
     if path.is_file():
         try:
-            numbers = np.load(path, allow_pickle=False)
+            numbers = np.load(path, mmap_mode="r", allow_pickle=False)  # the header may promise more than there is
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path}: not an array of numbers: {error}") from None
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):

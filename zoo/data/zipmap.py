@@ -99,9 +99,9 @@ def pack(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
     """Write ``source`` as <part>.zip and <part>_map.txt; the same bytes every time.  Nothing half-written is left."""
     from tqdm import tqdm
 
-    check_names(source, "a map line")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    check_names(source, "a map line")
     archive, listing = folder / f"{component(part, str(folder))}.zip", folder / f"{part}_map.txt"
     partial = [p.with_name(f".{p.name}.{os.getpid()}") for p in (archive, listing)]
     try:
