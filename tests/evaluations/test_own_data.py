@@ -88,6 +88,8 @@ def test_a_part_under_another_name_is_not_passed_over_for_a_fifth_of_train(out, 
     images = paint(tmp_path / "own", {"a": 10, "b": 10, "c": 10}, parts=("train", "second"))
     with pytest.raises(UserError, match="second holds folders of the classes of train .* rename it to test"):
         knn(out, images)
+    with pytest.raises(UserError, match="second holds folders of the classes of train"):
+        run.evaluate("knn_folder", "random_digits", {**OWN, "dataset": str(images), "grid.k": [1]}, out=str(out), quiet=True)
     shutil.rmtree(images / "second")
     (images / "notes" / "drafts").mkdir(parents=True)
     knn(out, images)
