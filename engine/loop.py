@@ -13,7 +13,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ def fit(
     options: RunOptions,
     world: World,
     provenance: Mapping[str, Any],
+    warnings: Sequence[str] = (),
 ) -> FitResult:
     """Train `method` on `stream`; leave weights.pth, log.jsonl, recipe.yaml, provenance.json and done.json in `folder`.
 
@@ -78,6 +79,7 @@ def fit(
              its attribute `workspace` is set to a folder for large files, which is gone when the run has finished
     recipe   plain values; read here: seed, batch, optimizer, schedule, precision, channels_last, sync_bn, sync_bn_group
     folder   the same for all processes, seen by all of them
+    warnings what to say at the start about this run
     Raises NonFiniteLoss, LockedError or CheckpointError; SystemExit after SIGINT or SIGTERM, with a checkpoint written.
     """
     folder, recipe = Path(folder), dict(recipe)
@@ -86,6 +88,8 @@ def fit(
             known = {name: done[name] for name in ("steps", "loss", "seconds", "alarms")}
             return FitResult(folder, finished=True, already=True, **known)
         run = _Run(method, stream, recipe, folder, options, world, dict(provenance), signals)
+        for warning in warnings:
+            run.progress.note(f"warning: {warning}")
         try:
             run.train()
             return run.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import zoo
 from engine import dist, loop, optim, provenance, rng
 from engine.options import RunOptions
-from reproduce import methods
+from reproduce import limits, methods
 from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
@@ -70,29 +71,70 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
     world = dist.init(work.options.device)
     recipe = work.recipe
     source = data.open_source(recipe.dataset, recipe.split, root=work.options.data, max_bad=recipe.max_bad)
+    meeting = meet(recipe, source, world.size)
     method = build(recipe, source)
+    method.run = meeting.run
     stream = streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers)
     origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,
               "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "fingerprint": source.fingerprint}}
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
         return loop.fit(method, stream, recipe=recipe.dump(), folder=work.folder, options=work.options, world=world,
-                        provenance=origin)
+                        provenance=origin, warnings=meeting.warnings)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A recipe met with its data and processes: the method on shapes alone, its batches, the facts, and what is doubtful."""
+
+    method: Method
+    stream: Stream
+    run: limits.Run
+    warnings: list[str]
+
+
+def meet(recipe: Any, source: Any, world: int) -> Meeting:
+    """Everything that must fit together, checked on shapes alone: what the plan and the run both do first.
+
+    source  a Source, or a stand-in that knows its length and classes (and `counted` False where it does not know its length)
+    Raises UserError with the first thing that does not fit.
+    """
+    plain = recipe.dump()
+    if methods.find(recipe.method).needs.labels:
+        require_labels(recipe, source)
+    with torch.device("meta"):
+        backbone = backbones.build(recipe.backbone)
+        method = methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
+    if isinstance(source, data.Source):
+        method.meet(source)
+    stream = streamed(recipe, source, method, world=world)
+    counted = getattr(source, "counted", True)
+    known = counted or recipe.schedule.images is not None
+    run = limits.Run(plain, images=len(source) if counted else math.inf, features=backbone.dim, views=recipe.views.count,
+                     processes=world, steps=stream.total_steps if known else math.inf,
+                     steps_per_epoch=stream.steps_per_epoch if counted else math.inf)
+    limits.refuse(method, run)
+    return Meeting(method, stream, run, limits.warnings(method, run))
+
+
+def require_labels(recipe: Any, source: Any) -> None:
+    """Raise UserError for a method that learns from labels where images have none, or all of them the same."""
+    missing = len(source) if source.labels is None else int((source.labels < 0).sum())
+    where = f"{recipe.dataset}/{recipe.split}: method {recipe.method} learns from labels, and"
+    if len(source.classes) < 2:
+        raise UserError(f"{where} its images have {f'one class only ({source.classes[0]})' if source.classes else 'none'}; "
+                        "put each class into a folder of its own")
+    if missing:
+        raise UserError(f"{where} {missing:,} of its {len(source):,} images have none; choose a data set with labels, or another method")
 
 
 def build(recipe: Any, source: Any) -> Method:
     """The recipe's method on its backbone, initialised from the recipe's seed and, if it says so, from other weights."""
-    if methods.find(recipe.method).needs.classes and len(source.classes) < 2:
-        raise UserError(f"{recipe.dataset}/{recipe.split}: method {recipe.method} learns from labels, and its images have "
-                        f"{'one class only (' + source.classes[0] + ')' if source.classes else 'none'}; put each class into a "
-                        "folder of its own")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(recipe.seed, "init"))
         backbone = backbones.build(recipe.backbone)
         if recipe.init is not None:
             zoo.load_weights(backbone, recipe.init)
-        method = methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
-    method.meet(source)
-    return method
+        return methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
 
 
 def streamed(recipe: Any, source: Any, method: Method, **where: int) -> Stream:

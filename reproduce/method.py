@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reproduce.limits import Limit, Run
 from zoo.errors import UserError
 
 
@@ -56,9 +57,11 @@ class Method(nn.Module):
 
     needs: ClassVar[Needs] = Needs()
     deviations: ClassVar[tuple[Deviation, ...]] = ()
+    limits: ClassVar[tuple[Limit, ...]] = ()                    # what must fit together; see reproduce.limits
     remedies: ClassVar[Mapping[str, tuple[str, ...]]] = {}      # alarm -> settings to try; see reproduce.health
     rates: ClassVar[tuple[str, ...]] = ("optimizer.lr",)        # settings that are learning rates; see engine.loop
     settings: Mapping[str, Any] = MappingProxyType({})          # the recipe it was built from, for advice; {} when built by hand
+    run: Run | None = None                  # facts about the run that trains it, for advice; None when built by hand
     collapsed_loss: float | None = None     # the loss of a network that says the same of every image, where there is one
     backbone: nn.Module
     generation: int = 0          # raise it when param_groups() returns other parameters: the engine rebuilds the optimiser
@@ -68,7 +71,12 @@ class Method(nn.Module):
         self.backbone = backbone
 
     def check(self, recipe: Mapping[str, Any]) -> None:
-        """Raise UserError for settings outside `params` (a recipe's dump) that the method cannot run with; a plan asks too."""
+        """Raise UserError for what the method cannot run with and no line of `limits` can say; recipe: its dump. A plan asks too."""
+
+    @classmethod
+    def limits_of(cls, params: Mapping[str, Any]) -> tuple[Limit, ...]:
+        """The limits that hold under these parameters."""
+        return cls.limits
 
     def meet(self, source: Any) -> None:
         """Raise UserError for images that it cannot be trained on; called once they are open, for a plan too."""

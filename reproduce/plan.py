@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import zoo
 from engine.options import RunOptions
-from reproduce import methods
-from reproduce.launch import Job, finished, streamed
+from reproduce.launch import Job, finished, meet
 from reproduce.method import Method
 from zoo import backbones, data
 from zoo.data.specs import is_path
@@ -31,6 +31,7 @@ class Unread:
 
     def __init__(self, images: int, classes: int, *, counted: bool = True) -> None:
         self.classes = list(range(classes))
+        self.labels = np.full(images, 0 if classes else -1)
         self.counted = counted
         self._images = images
 
@@ -46,11 +47,9 @@ def plan(work: Job) -> str:
     if recipe.init is not None and not Path(recipe.init).exists():
         zoo.entry(recipe.init)                               # an id of the registry, else an error that says so
     source, where = find(recipe, options)
-    with torch.device("meta"):
-        method = methods.build(recipe, backbones.build(recipe.backbone), instances=len(source), classes=len(source.classes))
-    if not isinstance(source, Unread):
-        method.meet(source)
-    stream = streamed(recipe, source, method, world=world)
+    meeting = meet(recipe, source, world)
+    require_init(recipe)
+    method, stream = meeting.method, meeting.stream
     images, steps = amounts(recipe, stream, getattr(source, "counted", True))
     state = "finished: nothing to do" if finished(work.folder) else \
         "unfinished: would go on" if (work.folder / "checkpoint.pt").exists() else "new"
@@ -65,8 +64,19 @@ def plan(work: Job) -> str:
         ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
         ("memory", memory(recipe, method, stream.augment, world)),
         ("output", f"{work.folder}/  ({state})"),
+        *(("warning", line) for line in meeting.warnings),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in rows)
+
+
+def require_init(recipe: Any) -> None:
+    """Raise UserError where the run would, for weights to start from that do not exist, or lie here and do not fit."""
+    if recipe.init is None:
+        return
+    if Path(recipe.init).expanduser().exists():
+        zoo.load_weights(backbones.build(recipe.backbone), recipe.init)
+    else:
+        zoo.entry(recipe.init)
 
 
 def amounts(recipe: Any, stream: Any, counted: bool) -> tuple[str, str]:

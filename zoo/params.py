@@ -54,6 +54,8 @@ def _value(value: Any, default: Any, spec: Any, fail: Fail, keys: tuple[str, ...
     if limits.choices is not None and value not in limits.choices:
         hint = suggest(str(value), [str(choice) for choice in limits.choices])
         raise fail(keys, f"params.{name} is {describe(value)}: expected one of {', '.join(map(str, limits.choices))}{hint}")
+    if isinstance(value, list):
+        _items(value, default, fail, keys, name)
     if kind in ("int", "float", "list"):
         for item in value if isinstance(value, list) else [value]:
             _limit(item, limits, fail, keys, name)
@@ -61,6 +63,18 @@ def _value(value: Any, default: Any, spec: Any, fail: Fail, keys: tuple[str, ...
         if isinstance(item, float) and not math.isfinite(item):
             raise fail(keys, f"params.{name} is {describe(value)}: expected a finite number")
     return float(value) if kind == "float" else copy.deepcopy(value)
+
+
+def _items(value: list[Any], default: Any, fail: Fail, keys: tuple[str, ...], name: str) -> None:
+    """A list is never empty, and its items are of the kind that the default's are."""
+    if not value:
+        raise fail(keys, f"params.{name} is []: expected at least one item")
+    kind = _kind(default[0]) if isinstance(default, list) and default else None
+    if kind is None:
+        return
+    for item in value:
+        if not isinstance(item, _TYPES[kind]) or (isinstance(item, bool) and kind != "bool"):
+            raise fail(keys, f"params.{name} has the item {describe(item)}: expected {_WORDS[kind]} each")
 
 
 def _limit(value: Any, limits: ParamSpec, fail: Fail, keys: tuple[str, ...], name: str) -> None:

@@ -29,6 +29,7 @@ from engine.maths.pic import absorb_singletons, pic
 from engine.maths.rows import Rows
 from reproduce.clustering import by_image, compact, cross_entropy, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, embed
 from zoo.errors import UserError
 
@@ -74,6 +75,11 @@ class DeepCluster(Method):
     """
 
     deviations = DEVIATIONS
+    limits = (
+        Limit("params.clusters", "<=", "images", when=lambda s: s["params"]["clustering"] == "kmeans"),
+        Limit("params.pca", "<=", "images", off=0),
+        Limit("params.graph.neighbours", "<", "images", when=lambda s: s["params"]["clustering"] == "pic"),
+    )
     remedies: ClassVar = {
         "collapse": ("optimizer.lr=0.01", "params.clusters=50", "params.pca=16", "params.reassign=2.0"),
         "usage": ("params.clusters=50", "params.iterations=50", "params.pca=16"),
@@ -83,7 +89,7 @@ class DeepCluster(Method):
                  clustering: str = "kmeans", graph: Mapping[str, Any] = GRAPH, head_momentum: float = 0.0) -> None:
         super().__init__(backbone)
         if pca > backbone.dim:
-            raise UserError(f"params.pca={pca}, but the backbone has {backbone.dim} features; choose params.pca={backbone.dim} or less")
+            raise UserError(f"params.pca={pca} must be at most the {backbone.dim:,} features of the backbone; set params.pca={backbone.dim}, or params.pca=0")
         self.head = new_head(backbone.dim, clusters)
         self.clusters, self.pca, self.iterations, self.reassign = clusters, pca, iterations, reassign
         self.pic, self.graph, self.head_momentum = clustering == "pic", dict(graph), head_momentum

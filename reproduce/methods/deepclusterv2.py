@@ -22,6 +22,7 @@ from engine import rng
 from engine.maths.kmeans import kmeans
 from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe, rows_of_images
 from reproduce.health import effective_rank, spread
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, embed, mlp
 
 DEVIATIONS = (
@@ -57,6 +58,7 @@ class DeepClusterV2(Method):
 
     needs = Needs(views=1)
     deviations = DEVIATIONS
+    limits = (Limit("params.prototypes", "<=", "used"), Limit("params.assign_crops", "<", "views"))
     remedies: ClassVar = {
         "collapse": ("params.temperature=0.2", "optimizer.lr=0.1", "params.prototypes=[100, 100, 100]", "params.head_batchnorm=false"),
         "usage": ("params.prototypes=[100, 100, 100]", "params.kmeans_iterations=20"),

@@ -29,6 +29,7 @@ from engine.maths.pca import pca
 from engine.maths.rows import Rows
 from reproduce.clustering import UNSEEN, by_image, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method
 from zoo.errors import UserError
 
@@ -92,6 +93,11 @@ class DeeperCluster(Method):
     """
 
     deviations = DEVIATIONS
+    limits = (
+        Limit("batch", "multiple of", "params.super_classes", because="each super-class has an equal part of a batch"),
+        Limit("params.clusters", "<=", "images"),
+        Limit("params.pca", "<=", "images", when=lambda s: s["params"]["clusters"] > 1),
+    )
     remedies: ClassVar = {
         "collapse": ("optimizer.lr=0.01", "params.clusters=64", "params.reassignment=10"),
         "usage": ("params.clusters=64", "params.iterations=20", "params.reassignment=10"),
@@ -104,10 +110,13 @@ class DeeperCluster(Method):
         self.super_clusters = super_classes // 4 if rotations else super_classes
         self.pca, self.reassignment, self.iterations, self.divisor = pca, reassignment, iterations, epoch_divisor
         if rotations and super_classes % 4:
-            raise UserError(f"params.super_classes={super_classes}: with rotations four belong together; choose a multiple of 4")
-        if clusters < self.super_clusters or pca > backbone.dim:
-            raise UserError(f"params.clusters={clusters}, params.pca={pca}: at least {self.super_clusters} clusters and at most "
-                            f"{backbone.dim} directions")
+            raise UserError(f"params.super_classes={super_classes} must be a multiple of 4: four turns of an image belong together; set "
+                            f"params.super_classes={max(1, round(super_classes / 4)) * 4}, or params.rotations=false")
+        if pca > backbone.dim:
+            raise UserError(f"params.pca={pca} must be at most the {backbone.dim:,} features of the backbone; set params.pca={backbone.dim}")
+        if clusters < self.super_clusters:
+            raise UserError(f"params.clusters={clusters} must be at least the {self.super_clusters} super-clusters of params.super_classes="
+                            f"{super_classes}; set params.clusters={self.super_clusters}")
         self.each = clusters // self.super_clusters
         self.super_head = nn.Linear(backbone.dim, super_classes)
         self.sub_weight, self.sub_bias = self.new_sub_heads()

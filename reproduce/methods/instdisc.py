@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine import dist, rng
 from reproduce.health import embeddings
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
 
 DEVIATIONS = (
@@ -51,6 +52,7 @@ class InstDisc(Method):
 
     needs = Needs(instances=True)
     deviations = DEVIATIONS
+    limits = (Limit("params.negatives", "<=", "images", otherwise="an image's negatives are drawn several times each"),)
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.2", "params.momentum=0.9")}
 
     def __init__(self, backbone: nn.Module, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.07,

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine import dist, rng
 from reproduce.health import embeddings
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, full, mlp
 from zoo.errors import UserError
 
@@ -95,6 +96,12 @@ class MoCo(Method):
 
     needs = Needs(views=2)
     deviations = DEVIATIONS
+    limits = (
+        Limit("params.queue", ">=", "batch"),
+        Limit("params.queue", ">=", "batch", times=2, when=lambda s: s["params"]["symmetric"], because="a step has the keys of both views"),
+        Limit("params.queue", "<=", "images", otherwise="earlier keys of an image are among its own negatives"),
+        Limit("params.splits", "<=", "part"),
+    )
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.2", "params.momentum=0.99",
                                        "params.queue=4096", "params.splits=4")}
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine import dist, rng
 from reproduce.health import embeddings
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
 from reproduce.rows import Rows, sharded_cross_entropy
 from zoo.errors import UserError
@@ -44,6 +45,10 @@ DEVIATIONS = (
     Deviation("pic-nan", "nothing said", "half-precision softmax over all classes; very long runs end in NaN",
               "features, class weights, logits and loss are float32 at every precision, norms have a floor"),
 )
+
+
+def _own_rate(settings: Mapping[str, Any]) -> bool:
+    return bool(settings["params"]["class_sgd"]["lr"])
 
 
 def pic_logits(large: Tensor, small: Tensor, rows: Tensor, temperature: float) -> Tensor:
@@ -83,6 +88,14 @@ class PIC(Method):
 
     needs = Needs(instances=True)
     rates = ("optimizer.lr", "params.class_sgd.lr")
+    limits = (
+        Limit("params.window.size", "<=", "images", off=0),
+        Limit("params.negatives", "<=", "images", off=0, otherwise="all classes take part"),
+        *(Limit(f"optimizer.{name}", "is", value, when=lambda s: not _own_rate(s), instead="params.class_sgd.lr=0.3",
+                because="class rows without a rate of their own are trained by the recipe's optimizer, which must be plain SGD")
+          for name, value in (("name", "sgd"), ("nesterov", False))),
+        Limit("optimizer.lr", ">", 0, when=_own_rate, because="the rate of the class rows moves with it"),
+    )
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.5", "params.negatives=0")}
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from reproduce.limits import Limit
 from reproduce.method import Method
 from zoo.errors import UserError
 
 
 class Pixels(Method):
     """The flattened image; nothing to learn."""
+
+    limits = tuple(Limit(f"schedule.{budget}", "is", 0, because="a reference row is not trained") for budget in ("epochs", "images"))
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         raise UserError("pixels is a reference row without parameters: schedule.epochs must be 0")

@@ -63,6 +63,11 @@ class PseudoLabel(Method):
         self._as_pixels = False
         self._seen: Tensor | None = None
 
+    def check(self, recipe: Mapping[str, Any]) -> None:
+        if self.spec.text.startswith("kmeans:") and self.spec.sizes[0] > self.instances:
+            raise UserError(f"params.labels={self.spec.text} must be at most the {self.instances:,} images of the data set; set "
+                            f"params.labels=kmeans:{self.instances}")
+
     # -- labels ------------------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
         if self.labels is None:

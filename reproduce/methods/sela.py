@@ -24,6 +24,7 @@ from engine.maths.rows import Rows
 from engine.maths.sela import SelfLabels, sela_labels
 from reproduce.clustering import by_image, describe
 from reproduce.health import effective_rank, spread
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, embed
 
 KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration
@@ -88,6 +89,10 @@ class SeLa(Method):
     """
 
     deviations = DEVIATIONS
+    limits = (
+        Limit("params.clusters", "<=", "images"),
+        Limit("params.labelings", "<=", "steps", share=0.1, otherwise="labels are renewed at most once a step, and the last times fall away"),
+    )
     remedies: ClassVar = {
         "collapse": ("optimizer.lr=0.01", "params.labelings=50", "params.lam=10.0", "params.clusters=100", "params.heads=1"),
         "usage": ("params.tolerance=0.01", "params.max_iterations=10000", "params.lam=50.0"),

@@ -23,6 +23,7 @@ from engine.maths.rows import Rows
 from engine.maths.sela import sela_labels
 from reproduce.clustering import UNSEEN, Bank, by_image, describe, mean_over_known, rows_by_image
 from reproduce.health import effective_rank
+from reproduce.limits import Limit
 from reproduce.method import Deviation
 from reproduce.methods.deepclusterv2 import DeepClusterV2
 
@@ -52,6 +53,10 @@ class SeLaV2(DeepClusterV2):
     """
 
     deviations = DEVIATIONS
+    limits = (
+        *DeepClusterV2.limits,
+        Limit("params.freeze_prototypes_steps", "<", "steps", share=0.1, otherwise="the prototypes never move"),
+    )
     remedies: ClassVar = {
         "collapse": ("params.temperature=0.2", "params.epsilon=0.03", "optimizer.lr=0.1", "params.freeze_prototypes_steps=5000"),
         "usage": ("params.epsilon=0.03", "params.max_iterations=1000"),

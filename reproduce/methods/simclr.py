@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine import dist
 from reproduce.health import embeddings
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, embed, full, mlp, pic_head
 
 DEVIATIONS = (
@@ -57,6 +58,7 @@ class SimCLR(Method):
 
     needs = Needs(views=2)
     deviations = DEVIATIONS
+    limits = (Limit("batch", ">=", 2, because="views are told from those of other images"),)
     remedies: ClassVar = {"collapse": ("params.temperature=0.5", "optimizer.lr=0.03")}
 
     def __init__(self, backbone: nn.Module, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.1,

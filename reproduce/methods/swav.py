@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from engine import dist
 from engine.maths.sinkhorn import sinkhorn
 from reproduce.health import embeddings
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, embed, full, mlp
 from zoo.errors import UserError
 
@@ -66,6 +67,16 @@ class SwAV(Method):
 
     needs = Needs(views=2)
     deviations = DEVIATIONS
+    limits = (
+        Limit("params.assign_crops", "<", "views"),
+        Limit("params.queue.length", ">=", "batch", off=0),
+        Limit("params.queue.length", "multiple of", "batch", off=0, otherwise="it is rounded down to whole batches"),
+        Limit("params.queue.length", "<=", "images", off=0, otherwise="earlier embeddings of an image take part in its own assignment"),
+        Limit("params.queue.start_epoch", "<", "epochs", share=0, when=lambda s: s["params"]["queue"]["length"] > 0,
+              otherwise="the queue never takes part"),
+        Limit("params.freeze_prototypes_steps", "<", "steps", share=0.1, otherwise="the prototypes never move"),
+        Limit("params.prototypes", "<=", "images", otherwise="some prototypes can have no image"),
+    )
 
     def __init__(self, backbone: nn.Module, *, prototypes: int = 3000, dim: int = 128, hidden: int = 2048,
                  head_batchnorm: bool = True, temperature: float = 0.1, epsilon: float = 0.05,

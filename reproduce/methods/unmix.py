@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import rng
+from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs
 from reproduce.methods.moco import MoCo, MoCoV1
 from reproduce.methods.simclr import SimCLR
@@ -108,6 +109,11 @@ class Unmix(Method):
 
     def check(self, recipe: Mapping[str, Any]) -> None:
         self.base.check(recipe)
+
+    @classmethod
+    def limits_of(cls, params: Mapping[str, Any]) -> tuple[Limit, ...]:
+        base = params["base"]
+        return tuple(limit.within(base) for limit in BASES[base].limits_of(params[base]))
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def before_step(self, step: int, ctx: Any) -> None:
