@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from engine import dist, layout
+from engine.options import RunOptions
 from zoo.errors import UserError, suggest
 
 from .models import Model
@@ -50,12 +51,14 @@ class FeatureRequest:
 
 @dataclass
 class Compute:
-    """How a pass is computed; part of the cache key, since it moves the last digits."""
+    """How a pass is computed; ``path`` is part of the cache key, since it moves the last digits. options: how to run, for
+    evaluations that train by the engine's loop."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
     batch: int = 256
     workers: int = 0
+    options: RunOptions = field(default_factory=RunOptions)
 
     @property
     def path(self) -> str:

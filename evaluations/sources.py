@@ -31,7 +31,7 @@ from zoo.data.classes import Classes
 from zoo.data.classes import numbers as match
 from zoo.data.images import decode, to_mode
 from zoo.data.namelist import drawn
-from zoo.data.places import PartMissing, user_cache
+from zoo.data.places import PartMissing, find, user_cache
 from zoo.data.specs import is_path
 from zoo.errors import UserError, suggest
 
@@ -149,6 +149,7 @@ def _arranged(
         return _with_test(protocol, name, root, lambda part: _torchvision(name, part, root, download and fetch))
     if name in ("folder", "images") or name not in data.names():
         return _with_test(protocol, name, root, lambda part: _folder(name, part, root, max_bad))
+    find(data.describe(name), root, fetch)  # what is not here is told before anything else is read or downloaded
     return protocol, lambda split: data.open_source(name, split, root=root, fetch=fetch, max_bad=max_bad)
 
 

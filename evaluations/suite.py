@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -108,7 +109,12 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
             if features.store.get(key) is None:
                 place = (task.protocol.dataset, request.split, request.view)
                 wanted.setdefault(place, (task, {}))[1][key] = request
-        if not task.plan and task.protocol.kind != "clustering":  # labels that are already there are only counted
+        estimate = getattr(import_module(f"evaluations.{task.protocol.kind}"), "estimate", None)
+        if estimate is not None:
+            line, spent = estimate(task)
+            training += spent
+            lines.append(line)
+        elif not task.plan and task.protocol.kind != "clustering":  # labels that are already there are only counted
             learned, scored = views_of(task)
             forward_rate, both_rate = timed_training(task)
             spent = learned / both_rate + scored / forward_rate

@@ -24,6 +24,7 @@ from . import models, sources, transductive
 from .features import Compute, FeatureRequest, Features, Store
 from .protocol import Protocol, complete, load
 
+PRECISIONS = ("float32", "bfloat16", "float16")
 OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False, "max_bad": None}
 
 
@@ -47,8 +48,8 @@ class Settings:
         for name in ("pretrain_seed", "seed", "batch", "max_bad"):
             if not isinstance(own[name], int) and not (OWN_OPTIONS[name] is None and own[name] is None):
                 raise UserError(f"{name}={own[name]}: must be a whole number")
-        if own["precision"] not in ("float32", "bfloat16"):
-            raise UserError(f"precision={own['precision']}: float32 or bfloat16")
+        if own["precision"] not in PRECISIONS:
+            raise UserError(f"precision={own['precision']}: {' or '.join(PRECISIONS)}")
         plain = {k: v for k, v in rest.items() if k in RunOptions.names()}
         if out is not None:
             plain["out"] = out
@@ -69,7 +70,7 @@ class Settings:
     def compute(self) -> Compute:
         """Joins the processes that torchrun started, if any."""
         device = dist.init(self.options.device).device
-        return Compute(device, self.precision, self.batch, self.options.workers)
+        return Compute(device, self.precision, self.batch, self.options.workers, self.options)
 
 
 @dataclass
@@ -88,10 +89,13 @@ class Task:
         fetch   False: neither weights nor data are downloaded, for plans.
         """
         protocol = complete(load(protocol_id, settings.overrides))
-        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch)
+        able = getattr(import_module(f"evaluations.{protocol.kind}"), "PRECISIONS", PRECISIONS[:2])
+        if settings.precision not in able:
+            raise UserError(f"precision={settings.precision}: {protocol.id} computes in {' or '.join(able)}")
         arranged, opener = sources.arrange(
             protocol, settings.options.data, settings.download, fetch, settings.max_bad
         )
+        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch)
         return cls(arranged, judged, settings, opener)
 
     @property

@@ -86,6 +86,13 @@ TOLERANCES: dict[str, dict[str, Any]] = {
     "detection/frozen_bn.npz": {".*": (1e-5, 1e-5)},
     "detection/postprocess.npz": {".*": (1e-5, 1e-5)},
     "detection/transformer.npz": {"(post|pre)/pos": (3e-6, 3e-6), ".*": (5e-6, 5e-6)},
+    "detection/resize.npz": {".*": (0, 0)},
+    "detection/detectron2_parts.npz": {
+        r"lr_\w+_factor": (0, 1e-12),
+        r"pool_\w+": (1e-5, 1e-5),
+        r"c4_(cell|some)|fpn_cells": (0, 1e-4),
+        ".*": (1e-4, 1e-4),
+    },
     "detection/voc_ap.npz": {
         r"evaluator_\d+": (1e-6, 1e-6),
         r"curve\d_\w+": (0, 1e-12),

@@ -65,8 +65,12 @@ def coco_truth(source: Any, masks: bool = False) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     for i in range(len(source)):
         objects = source.objects(i)
-        shapes = [rle.encode(mask) for mask in source.masks(i)] if masks else []
         images.append({"id": i + 1})
+        shapes = []
+        if masks:
+            drawn = source.masks(i)
+            shapes, (height, width) = [rle.encode(mask) for mask in drawn], drawn.shape[1:]
+            images[-1] |= {"height": int(height), "width": int(width)}
         for k, box in enumerate(objects.boxes.tolist()):
             entry: dict[str, Any] = {
                 "id": len(annotations) + 1,
@@ -77,9 +81,7 @@ def coco_truth(source: Any, masks: bool = False) -> dict[str, Any]:
                 "area": float(objects.area[k]),
             }
             if masks:
-                height, width = shapes[k]["size"]
                 entry["segmentation"] = shapes[k]
-                images[-1] |= {"height": height, "width": width}
             annotations.append(entry)
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(source.classes)]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -7,6 +7,7 @@ parameter and nothing moves, as in DETR and detectron2's FrozenBN.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -111,5 +112,18 @@ class Body(nn.Module):
                 )
                 setattr(owner, key, made)
 
+    def take(self, name: str) -> Any:
+        """A part of the network that becomes a detector's head (``layer4``, ``classifier``); it goes from here."""
+        part = getattr(self.network, name)
+        setattr(self.network, name, nn.Identity())
+        return part
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return self.network.forward_layers(x, self.layers)
+
+    def strides(self) -> list[int]:
+        """Pixels of the input per cell of each map, a power of two, asked of the network itself."""
+        side, channels = 256, int(self.network.in_channels)
+        with torch.no_grad():
+            maps = copy.deepcopy(self).to("meta")(torch.zeros(1, channels, side, side, device="meta"))
+        return [2 ** round(math.log2(side / found.shape[-1])) for found in maps.values()]

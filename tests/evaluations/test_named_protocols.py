@@ -26,7 +26,8 @@ from zoo.backbones.sobel import Stem
 from zoo.data import specs
 
 SETS = ("imagenet", "places205", "inaturalist2018", "voc2007", "cifar10", "cifar100", "svhn")
-NAMES = [name for name in protocol.names() if protocol.load(name).dataset in SETS]
+DETECTORS = ("rcnn", "detr", "segmentation")  # tests/detection
+NAMES = [n for n in protocol.names() if protocol.load(n).dataset in SETS and protocol.load(n).kind not in DETECTORS]
 CARD = {
     "resize": 256,
     "crop": 224,

@@ -31,8 +31,9 @@ TARGET = {"1": 1, "-1": 0, "0": 255}
 
 
 def read(spec: DatasetSpec, root: Path, part: str) -> VocSource:
-    """``part`` (train, val, trainval, test) of every year in turn, in the order of its image list."""
-    sets = [_year(spec, root, year) for year in spec.options["years"]]
+    """``part`` (train, val, trainval, test) of every year in turn, in the order of its image list; ``test_years``: those
+    whose test part is public, where that is not every year of the set."""
+    sets = [_year(spec, root, year) for year in spec.options.get(f"{part}_years", spec.options["years"])]
     task = spec.options.get("task", "classification")
     names: list[str] = []
     targets = []
