@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo import backbones
+from zoo import backbones, precision
 from zoo.errors import UserError
 from zoo.reading import sha256
 
@@ -101,7 +101,9 @@ def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs
         return _released(entry, fetch)
     recipe = zoo.resolve(entry.id)
     seed = recipe.seed if pretrain_seed is None else pretrain_seed
-    folder = Path(out) / entry.id / f"{recipe.hash()}-s{seed}"
+    # the registry's own recipe, run here or elsewhere, or what this machine makes of it
+    folders = [Path(out) / entry.id / f"{kind.hash()}-s{seed}" for kind in (recipe, precision.as_run_here(recipe))]
+    folder = next((f for f in folders if (f / "weights.pth").is_file()), folders[-1])
     if not (folder / "weights.pth").is_file():
         more = "" if str(out) == "runs" else f" out={out}"
         begun = "its run is not finished" if folder.is_dir() else "nobody released its weights, and there is no run"
@@ -129,14 +131,19 @@ def _run_folder(folder: Path, seed: int | None = None, name: str | None = None) 
         raise UserError(f"{folder}: its seed is {recipe.seed}, not pretrain_seed={seed}")
     model = folder.resolve().parent.name
     if name is None:
-        own = (
-            model in zoo.models() and zoo.entry(model).recipe is not None and zoo.resolve(model).hash() == recipe.hash()
-        )
+        own = model in zoo.models() and zoo.entry(model).recipe is not None and _same(recipe, zoo.resolve(model))
         name = model if own else slug(f"{model}-{folder.name.rpartition('-s')[0]}")
-        command = f"python -m reproduce {model} seed={recipe.seed}" if own else None
     else:
-        command = f"python -m reproduce {name} seed={recipe.seed}"
+        own = True
+    command = f"python -m reproduce {model} seed={recipe.seed}" if own else None
+    if command and recipe.precision != zoo.resolve(model).precision:
+        command += f" precision={recipe.precision}"
     return Model(name, str(folder), weights, recipe, recipe.seed, command)
+
+
+def _same(recipe: Any, registered: Any) -> bool:
+    """Whether a run's recipe is the registry's, or what this machine makes of it."""
+    return recipe.hash() in (registered.hash(), precision.as_run_here(registered).hash())
 
 
 def _file(path: Path) -> Model:

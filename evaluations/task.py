@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from engine.options import RunOptions
 from results import record as records
 from zoo import data
 from zoo.errors import UserError
+from zoo.precision import has_bfloat16
 
 from . import models, sources, transductive
 from .features import Compute, FeatureRequest, Features, Store
@@ -69,7 +71,10 @@ class Settings:
     @cached_property
     def compute(self) -> Compute:
         """Joins the processes that torchrun started, if any."""
-        device = dist.init(self.options.device).device
+        world = dist.init(self.options.device)
+        device = world.device
+        if self.precision == "bfloat16" and world.is_main and not has_bfloat16(str(device)):
+            print("precision=bfloat16: this machine has no instructions for it; float32 is faster", file=sys.stderr)
         return Compute(device, self.precision, self.batch, self.options.workers, self.options)
 
 

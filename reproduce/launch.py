@@ -5,8 +5,9 @@ import contextlib
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from reproduce import limits, methods
 from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
-from zoo import backbones, data
+from zoo import backbones, data, precision
 from zoo.errors import UserError
 from zoo.registry import no_recipe
 
@@ -31,7 +32,8 @@ class Job:
     id: str
     recipe: Any
     options: RunOptions
-    default: bool          # the recipe is the registry's own, the seed apart
+    default: bool          # the recipe is the registry's own, the seed and the precision that this machine lacks apart
+    said: str = ""         # how the recipe differs from what was asked for, and why
 
     @property
     def folder(self) -> Path:
@@ -51,7 +53,12 @@ def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
         wrong = next((k for k, v in settings.items() if str(error.object[error.start]) in str(v)), "a setting")
         raise UserError(f"{wrong}: a recipe is kept as text, and {settings.get(wrong)!r} is no UTF-8; rename the file, or name own "
                         "images with dataset=images data=PATH") from None
-    return Job(entry.id, recipe, options, recipe.hash() == entry.recipe.hash())
+    work = Job(entry.id, recipe, options, recipe.hash() == entry.recipe.hash())
+    here = recipe if "precision" in settings or finished(work.folder) else precision.as_run_here(recipe, options.device)
+    if here is recipe:
+        return work
+    return replace(work, recipe=here, said=f"precision={here.precision}: this machine has no instructions for the recipe's "
+                                           f"{recipe.precision}; precision={recipe.precision} asks for it all the same, slowly")
 
 
 def pretrain(id: str, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False) -> Path:
@@ -70,6 +77,8 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
         return loop.FitResult(work.folder, finished=True, already=True)
     world = dist.init(work.options.device)
     recipe = work.recipe
+    if work.said and world.is_main and not quiet:
+        print(f"{work.id}: {work.said}", file=sys.stderr)
     source = data.open_source(recipe.dataset, recipe.split, root=work.options.data, max_bad=recipe.max_bad)
     meeting = meet(recipe, source, world.size)
     method = build(recipe, source)

@@ -61,6 +61,7 @@ def plan(work: Job) -> str:
         ("views", f"{recipe.views} of every image"),
         ("batch", f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"),
         ("steps", steps),
+        ("precision", work.said.removeprefix("precision=") or recipe.precision),
         ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
         ("memory", memory(recipe, method, stream.augment, world)),
         ("output", f"{work.folder}/  ({state})"),

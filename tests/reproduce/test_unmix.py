@@ -100,7 +100,7 @@ def test_unmix_on_moco_agrees_with_the_released_code(case):
         assert base.contrast(rows, k).item() == pytest.approx(meta[entry], abs=3e-5)
     total = method.moco_loss(SimpleNamespace(views=[query, key]), [mixed], lam, 0)
     total.backward()
-    assert total.item() == pytest.approx(meta["loss_total"], abs=1e-4)
+    assert total.item() == pytest.approx(meta["loss_total"], abs=3e-5)
     g.agree(f"{name}.grad_W_q", base.head.weight.grad)
     g.agree(f"{name}.queue_after", base.queue)
 

@@ -1,0 +1,43 @@
+"""Which precision a machine computes at full speed. A recipe may ask for bfloat16; a device without its instructions takes
+about ten times as long for it as for float32, so there the same recipe runs in float32, and says so.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .schema import Recipe
+
+
+def has_bfloat16(device: str | None = None) -> bool:
+    """Whether ``device`` ("auto", "cpu", "cuda", "cuda:1"; None: "auto") has instructions for bfloat16, as torch reports it."""
+    import torch
+
+    name = device or "auto"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return _cpu_has_bfloat16() if name == "cpu" else True
+
+
+def _cpu_has_bfloat16() -> bool:
+    """oneDNN, which convolves, must use bfloat16 and the CPU must have it: oneDNN alone says yes to any AVX-512, which emulates."""
+    import torch
+
+    convolves = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if convolves is None or not torch.backends.mkldnn.is_available() or not convolves():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return instructions is not None and bool(instructions())
+
+
+def as_run_here(recipe: Recipe, device: str | None = None) -> Recipe:
+    """The recipe itself, or the same in float32 where it asks for bfloat16 and ``device`` has no instructions for it."""
+    if recipe.precision != "bfloat16" or has_bfloat16(device):
+        return recipe
+    return recipe.model_copy(update={"precision": "float32"})
