@@ -10,6 +10,8 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import tracemalloc
@@ -327,6 +329,16 @@ def test_the_handles_used_last_stay_open(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     handles.close()
     assert len(before - set(os.listdir("/proc/self/fd"))) >= 2
+
+
+def test_a_process_ends_quietly_with_archives_open(tmp_path):
+    many_shards(tmp_path, 4)
+    program = (
+        "import builtins, sys\nfrom zoo import data\n"
+        "builtins.kept = data.open_source(sys.argv[1])\nkept.image(0)\n"  # it outlives the modules
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_source_of_many_zips_keeps_few_open(tmp_path, few_files):

@@ -171,7 +171,8 @@ class PackStore:
         self.__dict__.update(state, _handles=Handles(state["files"], most_open()))
 
     def __del__(self) -> None:
-        if (handles := getattr(self, "_handles", None)) is not None:
+        # At the end of the interpreter its modules are gone, and the system closes what is open.
+        if os is not None and (handles := getattr(self, "_handles", None)) is not None:
             handles.close()
 
 
