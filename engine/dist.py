@@ -9,10 +9,11 @@ import datetime
 import inspect
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -21,7 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError
+from .place import Place, place
 
+T = TypeVar("T")
 _OPERATIONS = {"sum": td.ReduceOp.SUM, "max": td.ReduceOp.MAX, "min": td.ReduceOp.MIN}
 
 
@@ -44,8 +47,9 @@ def init(device: str | None = None) -> World:
 
     gloo carries CPU tensors and NCCL those of GPUs. Raises UserError when the environment or the device makes no sense.
     """
-    rank, size, local_rank = _place(os.environ)
-    where = _device(device or "auto", local_rank)
+    here = place(os.environ)
+    rank, size, local_rank, _ = here
+    where = _device(device or "auto", here)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if size > 1 and not td.is_initialized():
@@ -63,24 +67,7 @@ def finish() -> None:
         _group_of.cache_clear()
 
 
-def _place(env: Any) -> tuple[int, int, int]:
-    try:
-        if "WORLD_SIZE" in env:
-            size = int(env["WORLD_SIZE"])
-            rank = int(env["RANK"]) if size > 1 else 0
-            return rank, size, int(env.get("LOCAL_RANK", 0))
-        # Only a job *step* (srun) has one process per task; in a plain batch script SLURM_NTASKS alone means nothing.
-        if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_LOCALID", 0))
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"the environment describes no complete set of processes ({error}); start several with "
-            "`torchrun --nproc_per_node=N -m ...` or `srun`, or unset WORLD_SIZE for one"
-        ) from None
-    return 0, 1, 0
-
-
-def _device(name: str, local_rank: int) -> torch.device:
+def _device(name: str, here: Place) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -89,9 +76,13 @@ def _device(name: str, local_rank: int) -> torch.device:
         raise UserError(f"device={name}: not a device that torch knows; use auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        index = local_rank if device.index is None else device.index
+        own = 0 if here.bound and count == 1 else here.local_rank  # srun --gpus-per-task=1: each task sees its GPU alone
+        index = own if device.index is None else device.index
         if index >= count:
-            raise UserError(f"device={name}: process {local_rank} of this machine finds {count} GPUs; use device=cpu")
+            raise UserError(
+                f"device={name}: process {here.local_rank} of this machine finds {count} GPUs; start at most {count} processes here, "
+                "or use device=cpu"
+            )
         return torch.device("cuda", index)
     return device
 
@@ -124,6 +115,29 @@ def rank() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def together(what: Callable[[], T]) -> T:
+    """``what()`` on every process. When it fails on some with an error of the user's, all of them raise the first one's.
+
+    Nobody waits for a process that has left, and one line is told for all (``agreed``).
+    """
+    found, error = None, None
+    try:
+        found = what()
+    except Exception as caught:
+        if not getattr(caught, "user_error", False) or world_size() == 1:
+            raise
+        error = caught
+    told: list[str | None] = [None] * world_size()
+    if world_size() > 1:
+        td.all_gather_object(told, None if error is None else str(error))
+    for number, text in enumerate(told):
+        if text is not None:
+            failed = UserError(text if number == 0 else f"process {number} of {len(told)}: {text}")
+            failed.agreed = True  # type: ignore[attr-defined]
+            raise failed from error
+    return cast(T, found)
 
 
 def barrier() -> None:

@@ -30,6 +30,7 @@ from .errors import CheckpointError, Degenerate, NonFiniteLoss
 from .folder import exclusive
 from .log import RunLog
 from .options import RunOptions
+from .place import same_for_all
 from .progress import Progress
 from .signals import Signals, noticed
 
@@ -199,7 +200,6 @@ class _Run:
 
     def _prepare(self, epoch: int, ctx: Any) -> None:
         """Work between epochs. When it is killed, it starts again from the checkpoint before it."""
-        dist.broadcast_batchnorm_(self.method)
         if self._is_long_since(self.saved, _LONG):
             self.save()
         rng.seed_torch(self.world.device, self.recipe["seed"], "epoch", epoch)  # new heads
@@ -227,7 +227,8 @@ class _Run:
         at = f"{what} at step {self.step} ({before}learning rate {rate:.4g})"
         if self.log is not None:
             self.log.event("non_finite_loss", self.step, message=at)
-        raise NonFiniteLoss(f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}")
+        with same_for_all():
+            raise NonFiniteLoss(f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}")
 
     def _remedies(self) -> list[str]:
         """`path=value` words that the command line takes: a tenth of each learning rate, a longer warm-up, full precision."""

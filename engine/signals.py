@@ -33,3 +33,12 @@ def noticed() -> Iterator[Signals]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def left_to_main(worker: int = 0) -> None:
+    """In a worker of a DataLoader (``worker_init_fn``): a signal to the whole process group is the main process's to answer.
+
+    It finishes its step, for which it needs its workers, saves, and lets them go; a worker whose parent is gone ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

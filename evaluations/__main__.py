@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
+from engine.place import who
 from zoo import overrides
 from zoo.cli import Parser
 from zoo.errors import guard
@@ -120,4 +122,4 @@ def _cluster(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main))
+    sys.exit(guard(main, who(os.environ)))

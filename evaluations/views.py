@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from engine import rng
+from engine import rng, signals
 from zoo.errors import UserError
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -130,7 +130,11 @@ def stream(
         return
     lists = [rows.tolist() for rows in order if len(rows)]
     loader = torch.utils.data.DataLoader(
-        _Items(source, views), batch_sampler=lists, num_workers=workers, collate_fn=_stack
+        _Items(source, views),
+        batch_sampler=lists,
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=signals.left_to_main,
     )
     batches = iter(loader)
     for rows in order:  # a last batch may have fewer images than there are processes

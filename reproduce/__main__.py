@@ -1,11 +1,10 @@
 """python -m reproduce ID [path=value …] [--plan], or labels RUN --to FILE: see `python -m reproduce --help`."""
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import sys
 
+from engine.place import same_for_all, who
 from zoo import overrides
 from zoo.cli import Parser
 from zoo.errors import guard
@@ -30,10 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
     args = parser.parse_intermixed_args(words)
-    work = launch.job(args.id, overrides.parse(args.settings))
-    if args.plan:
-        print(plan.plan(work))
-        return 0
+    with same_for_all():
+        work = launch.job(args.id, overrides.parse(args.settings))
+        if args.plan:
+            print(plan.plan(work))
+            return 0
     try:
         result = launch.run(work)
         if dist.is_main():
@@ -45,8 +45,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Under torchrun every process meets the same error; one of them says it.
-    first = int(os.environ.get("RANK", "0")) == 0
-    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
-        status = guard(main)
-    sys.exit(status)
+    sys.exit(guard(main, who(os.environ)))

@@ -79,11 +79,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
     recipe = work.recipe
     if work.said and world.is_main and not quiet:
         print(f"{work.id}: {work.said}", file=sys.stderr)
-    source = data.open_source(recipe.dataset, recipe.split, root=work.options.data, max_bad=recipe.max_bad)
-    meeting = meet(recipe, source, world.size)
-    method = build(recipe, source)
-    method.run = meeting.run
-    stream = streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers)
+    source, meeting, method, stream = dist.together(lambda: _opened(work, world))
     origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,
               "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "fingerprint": source.fingerprint}}
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
@@ -134,6 +130,15 @@ def require_labels(recipe: Any, source: Any) -> None:
                         "put each class into a folder of its own")
     if missing:
         raise UserError(f"{where} {missing:,} of its {len(source):,} images have none; choose a data set with labels, or another method")
+
+
+def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream]:
+    recipe = work.recipe
+    source = data.open_source(recipe.dataset, recipe.split, root=work.options.data, max_bad=recipe.max_bad)
+    meeting = meet(recipe, source, world.size)
+    method = build(recipe, source)
+    method.run = meeting.run
+    return source, meeting, method, streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers)
 
 
 def build(recipe: Any, source: Any) -> Method:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine import extract, rng
+from engine import dist, extract, rng, signals
 from engine.batch import Batch
 from reproduce import views
 from reproduce.views import Augment
@@ -163,7 +163,7 @@ class Stream:
         if self._loader is None:
             self._plan = _Plan()
             self._loader = DataLoader(_Views(self.source, self.augment, self.seed), batch_sampler=self._plan,
-                                      num_workers=self.workers, collate_fn=_as_it_is,
+                                      num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=signals.left_to_main,
                                       persistent_workers=self.workers > 0)
         self._plan.steps = [[(epoch, int(i), int(v)) for i, v in zip(*step, strict=True)] for step in zip(parts, again, strict=True)]
         yield from self._loader
@@ -177,9 +177,11 @@ class Stream:
         """This process's share of the data set and its features: (n_r,) int64 in rising order, (n_r, D) float32 on the CPU.
 
         view: None for the whole image without chance (its central square); a number for that augmented view of the epoch.
-        The method is put in evaluation mode meanwhile. Many features lie in a memory-mapped file of the run folder.
+        The method is put in evaluation mode meanwhile, with the running statistics of process 0 (a checkpoint holds these, so
+        that a resumed run extracts the same). Many features lie in a memory-mapped file of the run folder.
         """
         index = np.array_split(np.arange(len(self.source), dtype=np.int64), self.world)[self.rank]
+        dist.broadcast_batchnorm_(method)
         training, method_device = method.training, next(method.parameters(), torch.empty(0)).device
         method.eval()
         try:

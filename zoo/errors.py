@@ -36,8 +36,10 @@ def writing(place: os.PathLike[str] | str) -> Iterator[None]:
         raise UserError(f"{place}: cannot be made there; name another place") from None
 
 
-def guard(main: Callable[[], int | None]) -> int:
+def guard(main: Callable[[], int | None], who: str = "") -> int:
     """Run ``main`` and return its exit status: 2 after a user's error, 130 after Ctrl-C, 141 when the reader has gone.
+
+    who  which of several processes this is, before its errors; errors marked ``agreed`` are told by the first one (who="") alone.
 
     Errors of other packages count as the user's when their class has a true ``user_error``, and the system's when a named
     place may not be used or is full; anything else is a bug and keeps its traceback.
@@ -57,10 +59,11 @@ def guard(main: Callable[[], int | None]) -> int:
         if error.errno not in UNUSABLE:
             raise
         where = error.filename or "the folder written to"
-        print(f"error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable", file=sys.stderr)
+        print(f"{who}error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable", file=sys.stderr)
         return 2
     except Exception as error:
         if not getattr(type(error), "user_error", False):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not (who and getattr(error, "agreed", False)):
+            print(f"{who}error: {error}", file=sys.stderr)
         return 2

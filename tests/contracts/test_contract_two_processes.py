@@ -51,3 +51,20 @@ def test_two_processes_end_with_the_weights_of_one(name, pair, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_both_processes_hold_the_same_network(name, pair):
     assert (pair[0][name][2] == pair[1][name][2]).all()
+
+
+def resumed_on_rank(rank, folder, name, overrides):
+    """A run without a break, and one that is stopped after each second step and started again: the same export and buffers?"""
+    found = []
+    for number, stops in enumerate(([0], [2, 4, 6, 0])):
+        for stop in stops:
+            method = tools.build(tools.recipe(name, **overrides))
+            tools.fit(tools.recipe(name, **overrides), folder / str(number), world=dist.World(rank, 2, rank), method=method, stop_after=stop)
+        found.append({k: v.numpy().copy() for k, v in method.state_dict().items()})
+    return [key for key, value in found[0].items() if not (value == found[1][key]).all() and "running" not in key]
+
+
+def test_labelling_inside_an_epoch_is_resumed_exactly_without_synchronised_batch_norm():
+    """Features are extracted with running statistics, which each process gathers for itself and a checkpoint keeps of one."""
+    differing = contract_pair.run(resumed_on_rank, "sela", {"sync_bn": False, "params.labelings": 5})
+    assert differing == [[], []]

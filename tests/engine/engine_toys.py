@@ -36,7 +36,11 @@ class Stream:
         self.total_steps = steps_per_epoch * epochs if total is None else total
 
     def context(self, method, epoch):
-        return SimpleNamespace(epoch=epoch, seed=0, extract=lambda: self._views(np.arange(20), 0)[0])
+        def extract():
+            dist.broadcast_batchnorm_(method)  # as every stream does before it extracts
+            return self._views(np.arange(20), 0)[0]
+
+        return SimpleNamespace(epoch=epoch, seed=0, extract=extract)
 
     def epoch(self, epoch, start=0):
         order = rng.permutation(0, "order", epoch, self.steps_per_epoch * self.batch)

@@ -15,6 +15,8 @@ from engine import dist
 from engine.batch import Batch
 from engine.dist import SyncBatchNorm, convert_sync_bn
 from engine.errors import UserError
+from engine.place import place as placed
+from engine.place import who
 
 
 def network():
@@ -190,12 +192,41 @@ def test_conversion_keeps_parameters_names_and_state(monkeypatch):
     ],
 )
 def test_a_process_finds_its_place(env, place):
-    assert dist._place(env) == place
+    assert placed(env)[:3] == place
 
 
-def test_half_an_environment_is_an_error():
-    with pytest.raises(UserError, match="RANK.*torchrun"):
-        dist._place({"WORLD_SIZE": "2"})
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "abc"}, "RANK=abc: not a whole number"),
+        ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE=x"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2 of WORLD_SIZE=2"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID"),
+    ],
+)
+def test_half_an_environment_is_an_error(env, said):
+    with pytest.raises(UserError, match=f"{said}.*torchrun"):
+        placed(env)
+
+
+def test_errors_name_their_process_but_for_the_first_and_for_one_with_a_stray_rank():
+    assert who({"WORLD_SIZE": "4", "RANK": "3"}) == "process 3 of 4: "
+    assert who({"WORLD_SIZE": "4", "RANK": "0"}) == who({"RANK": "3"}) == who({"RANK": "abc"}) == who({}) == ""
+
+
+def test_slurm_tasks_that_see_one_gpu_each_use_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    step = placed({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"})
+    assert dist._device("auto", step) == torch.device("cuda", 0)
+    with pytest.raises(UserError, match="process 3 of this machine finds 1 GPUs; start at most 1"):
+        dist._device("auto", placed({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert dist._device("auto", step) == torch.device("cuda", 3)
+
+
+def test_the_address_of_several_processes_is_asked_for():
     with pytest.raises(UserError, match="MASTER_ADDR"):
         dist._set_address({})
 
@@ -213,7 +244,7 @@ def test_the_first_host_of_a_slurm_list(nodes, first):
 @pytest.mark.parametrize("name", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_an_error(name):
     with pytest.raises(UserError, match=f"device={name}"):
-        dist._device(name, 0)
+        dist._device(name, placed({}))
 
 
 class Parts:

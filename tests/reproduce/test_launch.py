@@ -1,11 +1,18 @@
 """The front door of pre-training: plans, errors of one line, runs that go on, runs that are done."""
 import json
+import os
 import runpy
+import signal
+import socket
+import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import zoo
 from engine.folder import lock
@@ -192,3 +199,51 @@ def test_a_run_without_labels_and_a_folder_that_is_no_run_say_so(capsys, tmp_pat
     for place, told in ((folder, "no labels in it"), (tmp_path, "no such file")):
         status, _, err = command(capsys, "labels", str(place), "--to", str(tmp_path / "x.csv"))
         assert status == 2 and told in err and not (tmp_path / "x.csv").exists()
+
+
+def processes(tmp_path, *words, data=("", "")):
+    """Two processes of the command as torchrun starts them; (exit status, stderr) of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        env = {**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "reproduce", *words, *small(tmp_path / "runs"), *([data[rank]] if data[rank] else [])]
+        started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
+    said = [process.communicate(timeout=120)[1] for process in started]
+    return [process.returncode for process in started], said
+
+
+def test_what_fails_on_one_process_is_told_by_the_first_and_ends_all(tmp_path):
+    whole = painted(tmp_path / "whole")
+    statuses, said = processes(tmp_path, "swav_digits", "dataset=folder", data=(f"data={whole}", "data=/no/such/folder"))
+    assert statuses == [2, 2] and said[1] == ""
+    assert said[0].startswith("error: process 1 of 2: ") and "/no/such/folder" in said[0] and said[0].count("\n") == 1
+
+
+def painted(folder):
+    """160 pictures of 10 x 10 in two folders."""
+    for number in range(160):
+        path = folder / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (10, 10), dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_a_signal_to_the_whole_group_of_processes_saves_and_the_run_goes_on(tmp_path):
+    """scancel, torchrun and Ctrl-C signal the workers too: they are left to the main process, which needs them for its last step."""
+    words = [*small(tmp_path, **{"schedule.images": 32 * 4000, "log_interval": 1}), f"data={painted(tmp_path / 'own')}", "dataset=folder", "workers=2"]
+    command = [sys.executable, "-m", "reproduce", "simclr_digits", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not any('"step": 3' in log.read_text() for log in tmp_path.glob("simclr_digits/*/log.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in said, said
+    assert "the same command goes on from here" in said
+    (saved,) = tmp_path.glob("simclr_digits/*/checkpoint.pt")
+    assert torch.load(saved, weights_only=True)["step"] >= 3
