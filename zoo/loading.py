@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import backbones, heads, labels, registry
+from . import backbones, foreign, heads, labels, registry
+from .backbones import expected_shapes, shapes
 from .errors import UserError, suggest
 from .labels import Labels
 from .weights import Choice, Report, read, select
@@ -32,6 +33,19 @@ class Origin:
     where: str  # the place in the YAML that a misfit must be mended in
     file: Callable[[], Path]
     entry: Any = None
+    assumed: bool = False  # nobody said what the input is normalised by: entries with this network differ
+    found: foreign.Found | None = None  # a file of another project, or one that its owner described
+
+    def tree(self) -> Mapping[str, Any]:
+        """What the file holds: everything, or of another project's file the tensors alone."""
+        return read(self.file()) if self.found is None else self.found.tensors
+
+    def require(self, report: Report) -> Report:
+        """The report, printed with where the file comes from, if everything fits; else UserError."""
+        if self.found is None or not report.ok:
+            return report.require(self.name, self.where)
+        print(f"{self.name}: {self.found.line()}", file=sys.stderr)
+        return report
 
 
 def load(
@@ -41,16 +55,24 @@ def load(
     part: str = "backbone",
     head: str | None = None,
     progress: bool = True,
+    backbone: Any = None,
+    prefix: str | None = None,
+    path: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> nn.Module:
     """A network in eval mode on the CPU: normalised images (B, C, H, W) -> features (B, D).
 
-    name         a registry id or alias, a run folder (recipe.yaml and weights.pth), or a weight file of a known form
+    name         a registry id or alias, a run folder (recipe.yaml and weights.pth), or a weight file: of a form that the
+                 registry knows, of another project (foreign_layouts.yaml), or with a short file beside it, FILE.yaml
     pretrained   False: freshly initialised, nothing is downloaded
     num_classes  above 0: a fresh linear layer on the features (after the last ReLU, where they end before it), output
                  (B, num_classes)
     part         "full": with the heads in the file; the output is a dict, "features" and one entry per head
     head         a released classifier of the entry, such as "linear_imagenet": output (B, classes)
     progress     a bar on stderr while something is downloaded
+    backbone, prefix, path, mean, std   what the owner of a file says of it where it is not recognised, or wrongly: the
+                 network, what its tensors' names begin with, their dotted place in the file, the input's normalisation
     The report of matched and ignored tensors goes to stderr.  Raises UserError unless every backbone tensor is found
     and every tensor of the file is accounted for by name.
     """
@@ -60,25 +82,25 @@ def load(
         raise UserError(f"num_classes={num_classes!r}: a whole number, 0 for none")
     if sum((num_classes > 0, part == "full", head is not None)) > 1:
         raise UserError('num_classes, part="full" and head are alternatives: give one of them')
-    source = origin(name, progress)
+    source = origin(name, progress, foreign.Form(backbone, prefix, path, mean, std))
     released = _released_head(source, head) if head is not None else None
     if not pretrained:
         if part == "full" or released is not None:
             raise UserError(f'{source.name}: part="full" and head= come with the weights; pretrained=False has neither')
-        backbone = backbones.build(source.backbone)
+        net = backbones.build(source.backbone)
     else:
-        spec, choice = fit(source, read(source.file()))
-        choice.report.require(source.name, source.where)
+        spec, choice = fit(source, source.tree())
+        source.require(choice.report)
         with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
-            backbone = backbones.build(spec)
-        fill(backbone, choice, source.name)
+            net = backbones.build(spec)
+        fill(net, choice, source.name)
         if part == "full":
-            return heads.Full(backbone, choice.report.heads, choice.tensors).eval()
+            return heads.Full(net, choice.report.heads, choice.tensors).eval()
     if num_classes:
-        return heads.Classifier(backbone, num_classes).eval()
+        return heads.Classifier(net, num_classes).eval()
     if released is not None:
-        return _with_head(backbone, source, str(head), released).eval()
-    return backbone.eval()
+        return _with_head(net, source, str(head), released).eval()
+    return net.eval()
 
 
 def load_weights(model: nn.Module, name: str | Path) -> Report:
@@ -90,11 +112,11 @@ def load_weights(model: nn.Module, name: str | Path) -> Report:
     own = shapes(model)
     place = _place(name)
     if place is not None and not _is_run(place) and isinstance(model, backbones.Backbone):
-        tree, layouts, where = read(place), _every_layout(), f"{place} (none of the registry's layouts fits)"
+        tree, layouts, where = dict(read(place)), _every_layout(), f"{place} (none of the registry's layouts fits)"
         expected, what = own, str(place)
     else:
         source = origin(name)
-        tree, layouts, where, what = read(source.file()), source.layouts, source.where, source.name
+        tree, layouts, where, what = dict(source.tree()), source.layouts, source.where, source.name
         expected = expected_shapes(fit(source, tree)[0])
     lacking = [key for key in expected if key not in own]
     if lacking:
@@ -106,17 +128,18 @@ def load_weights(model: nn.Module, name: str | Path) -> Report:
     return choice.report
 
 
-def transforms(name: Any, train: bool = False) -> Callable[[Any], Tensor]:
+def transforms(name: Any, train: bool = False, **form: Any) -> Callable[[Any], Tensor]:
     """A model's own preprocessing, from a PIL image to (C, H, W): stock torchvision classes, picklable.
 
-    name   an id, a run folder, a Recipe, an Entry or an Input
+    name   an id, a run folder, a weight file, a Recipe, an Entry or an Input
     train  True: random resized crop and flip in place of resize and centre crop, as linear probes train
+    form   of a weight file: backbone, prefix, path, mean, std, as ``load`` takes them
     """
     from torchvision import transforms as T
     from torchvision.transforms import v2
 
     given = getattr(name, "input", name)
-    spec = given if hasattr(given, "interpolation") else origin(name).input
+    spec = given if hasattr(given, "interpolation") else origin(name, form=foreign.Form(**form)).input
     how = T.InterpolationMode(spec.interpolation)
     steps: list[Any] = [v2.RGB() if spec.channels == 3 else T.Grayscale(1)]
     if getattr(spec, "pad", 0):
@@ -141,9 +164,11 @@ def pseudolabels(name: str) -> Labels:
 # ---------------------------------------------------------------- where things come from
 
 
-def origin(name: str | Path, progress: bool = True) -> Origin:
-    """An id or alias, a run folder, a ``weights.pth`` inside one, or a file whose form the registry knows."""
-    place = _place(name)
+def origin(name: str | Path, progress: bool = True, form: foreign.Form | None = None) -> Origin:
+    """An id or alias, a run folder, a ``weights.pth`` inside one, or a file: recognised, or as ``form`` describes it."""
+    place, form = _place(name), form or foreign.Form()
+    if form.given and (place is None or _is_run(place)):
+        raise UserError(f"{name}: {', '.join(form.given)} describe{'s' * (len(form.given) == 1)} a weight file; this is {'an id' if place is None else 'a run'} with a recipe of its own")
     if place is None:
         entry = registry.entry(str(name))
         where = f"{entry.file}:{entry.line}: models.{entry.id}.weights.layouts"
@@ -155,27 +180,64 @@ def origin(name: str | Path, progress: bool = True) -> Origin:
         where = f"{folder / 'recipe.yaml'}: layouts"
         layouts = [*recipe.layouts] or _every_layout()
         return Origin(str(folder), recipe.backbone, recipe.input, layouts, where, lambda: _finished(folder))
-    return recognise(place)
+    return recognise(place, form)
 
 
-def recognise(path: Path) -> Origin:
-    """The origin of a bare file: the one backbone of the registry whose layouts account for every tensor in it."""
+def recognise(path: Path, form: foreign.Form | None = None) -> Origin:
+    """The origin of a bare file: as the caller or the short file beside it says, or the one network that accounts for
+    every tensor in it, of the registry's families or of other projects.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such run folder or file")
     if path.is_dir():
         raise UserError(f"{path}: no recipe.yaml in this folder; a run folder has recipe.yaml and weights.pth")
-    tree = read(path)
-    found = _fitting(path, tree, own=True) or _fitting(path, tree, own=False)
-    if len(found) != 1:
-        what = f"fits several networks ({'; '.join(found)})" if found else "fits no network of the registry"
-        raise UserError(
-            f"{path}: {what}; give its id, its run folder, or use zoo.load_weights(model, path) with a model of your own"
-        )
-    return next(iter(found.values()))
+    tree, form, side = read(path), form or foreign.Form(), foreign.sidecar(path)
+    if side is not None:
+        return _foreign(path, foreign.from_sidecar(tree, side, form, str(path)))
+    if form.given and (form.backbone, form.prefix, form.path) != (None, None, None):
+        return _foreign(path, foreign.given(tree, form, str(path)))
+    other = foreign.recognise(tree, str(path), form, signed=True)
+    found = _fitting(path, tree, own=True, evident=True) if other is None else {}
+    if not found:
+        other = other or foreign.recognise(tree, str(path), form, signed=False)
+        if other is not None:
+            return _foreign(path, other)
+    found = found or _fitting(path, tree, own=True) or _fitting(path, tree, own=False)
+    if len(found) == 1:
+        return _normalised(next(iter(found.values())), form)
+    if found:
+        raise UserError(f"{path}: fits several networks ({'; '.join(found)}); say which: backbone={{name: …}}, or give its id or run folder")
+    shown = ", ".join(foreign.all_places(tree)[:4]) or "none"
+    raise UserError(
+        f"{path}: fits no network of the registry and no known form of another project (places with tensors: {shown}). "
+        f"python -m zoo show {path} lists its keys and the nearest network; say what it is (backbone=, prefix=, path=), or use "
+        "zoo.load_weights(model, path) with a model of your own"
+    )
 
 
-def _fitting(path: Path, tree: Mapping[str, Any], own: bool) -> dict[str, Origin]:
-    """The different backbones of the registry that a file fits, under the layouts of their entries or under any."""
+def _foreign(path: Path, found: foreign.Found) -> Origin:
+    where = f"python -m zoo show {path}"
+    return Origin(str(path), found.spec, found.input, [found.layout], where, lambda: path, found=found)
+
+
+def _normalised(source: Origin, form: foreign.Form) -> Origin:
+    """The origin with the mean and std that the caller gives; where entries with its network differ, the one assumed is told."""
+    if form.mean is not None or form.std is not None:
+        spec = {"options": {"in_channels": source.input.channels}}
+        return replace(source, input=foreign.input_of(spec, source.input, form, source.name))
+    same = [registry.entry(m) for m in registry.models()]
+    seen = {(tuple(e.input.mean), tuple(e.input.std)) for e in same if e.backbone == source.backbone}
+    if len(seen) > 1:
+        print(f"{source.name}: input assumed mean {source.input.mean} std {source.input.std}: entries with this network differ; "
+              "mean= and std= say another", file=sys.stderr)  # fmt: skip
+    return replace(source, assumed=len(seen) > 1)
+
+
+def _fitting(path: Path, tree: Mapping[str, Any], own: bool, evident: bool = False) -> dict[str, Origin]:
+    """The different backbones of the registry that a file fits, under the layouts of their entries or under any.
+
+    evident  only where heads that the layout names are in the file too: torchvision's bare names fit many families
+    """
     found: dict[str, Origin] = {}
     every = [] if own else _every_layout()
     for model in registry.models():
@@ -186,9 +248,14 @@ def _fitting(path: Path, tree: Mapping[str, Any], own: bool) -> dict[str, Origin
             continue
         candidate = Origin(str(path), entry.backbone, entry.input, layouts, f"{entry.file}:{entry.line}", lambda: path)
         with suppress(UserError):
-            if fit(candidate, tree)[1].report.ok:
+            report = fit(candidate, tree)[1].report
+            if report.ok and (report.heads or not evident or not _torchvision_named(entry.backbone)):
                 found[key] = candidate
     return found
+
+
+def _torchvision_named(backbone: Any) -> bool:
+    return str(backbone.name).startswith("resnet") and backbone.name != "resnet50v2"
 
 
 def _place(name: str | Path) -> Path | None:
@@ -230,23 +297,6 @@ def _every_layout() -> list[Any]:
 
 
 # ---------------------------------------------------------------- putting tensors in
-
-
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in a module's state."""
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
-
-
-@lru_cache(maxsize=128)
-def _known_shapes(spec: str) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return shapes(backbones.build(json.loads(spec)))
-
-
-def expected_shapes(spec: Any) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a backbone's tensors, from its description alone."""
-    name, options = backbones.parts(spec)
-    return _known_shapes(json.dumps({"name": name, "options": options}, sort_keys=True))
 
 
 def fit(source: Origin, tree: Mapping[str, Any]) -> tuple[dict[str, Any], Choice]:

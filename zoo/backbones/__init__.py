@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
+
+import torch
+from torch import nn
 
 from ..errors import UserError, suggest
 from .alexnet import AlexNet
@@ -91,4 +95,21 @@ def build(spec: Any) -> Backbone:
     return BUILDERS[name](**chosen)
 
 
-__all__ = ["BUILDERS", "Backbone", "build", "names", "options", "parts", "variants"]
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a module's state."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+@lru_cache(maxsize=128)
+def _known_shapes(spec: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return shapes(build(json.loads(spec)))
+
+
+def expected_shapes(spec: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a backbone's tensors, from its description alone."""
+    name, chosen = parts(spec)
+    return _known_shapes(json.dumps({"name": name, "options": chosen}, sort_keys=True))
+
+
+__all__ = ["BUILDERS", "Backbone", "build", "expected_shapes", "names", "options", "parts", "shapes", "variants"]
