@@ -133,7 +133,7 @@ def recognise(tree: Mapping[str, Any], what: str, form: Form | None = None, sign
         if signed is not None and signed != (row.when is not None):
             continue
         for path, tensors in places(tree, [form.path] if form.path is not None else row.paths):
-            if not _signs(row, tree, tensors):
+            if not signs(row, tree, tensors):
                 continue
             if row.refuse is not None:
                 raise UserError(f"{what}: looks like {row.title}: {row.refuse}")
@@ -143,7 +143,20 @@ def recognise(tree: Mapping[str, Any], what: str, form: Form | None = None, sign
     return None
 
 
-def _signs(row: Any, tree: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+def rows(form: Form) -> list[Any]:
+    """The table's rows that name tensors, as layouts with the wrappers and the owner's prefix; the bare names first."""
+    kept = [row for row in table().layouts if row.refuse is None]
+    bare = kept[-1].model_copy(update={"rules": [], "title": "what was said", "note": None})
+    return [_layout(row, form) for row in (bare, *kept)]
+
+
+def _layout(row: Any, form: Form) -> Any:
+    rules = [*_prefix_rules(form.prefix), *((pattern, to) for pattern, to in table().wrappers), *row.rules]
+    return row.model_copy(update={"path": None, "rules": rules, "ignore": [*row.ignore, "left_out.*"]})
+
+
+def signs(row: Any, tree: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool:
+    """Whether the file, and the tensors at one place of it, have the signs of a row."""
     wrappers = tuple((pattern, to) for pattern, to in table().wrappers)
     keys = {*tensors, *(rename(key, wrappers) for key in tensors)}
 
@@ -154,8 +167,7 @@ def _signs(row: Any, tree: Mapping[str, Any], tensors: Mapping[str, Any]) -> boo
 
 
 def _try(row: Any, path: str, tensors: Mapping[str, Any], form: Form, what: str) -> Found | None:
-    wrappers = [(pattern, to) for pattern, to in table().wrappers]
-    layout = row.model_copy(update={"path": None, "rules": [*_prefix_rules(form.prefix), *wrappers, *row.rules], "ignore": [*row.ignore, "left_out.*"]})
+    layout = _layout(row, form)
     spec, report, tensors = fitted(tensors, layout, form.backbone, row.small.options)
     if spec is None or report is None or not report.ok:
         return None
@@ -248,17 +260,14 @@ def given(tree: Mapping[str, Any], form: Form, what: str) -> Found:
         if found is not None:
             return found
     closest: tuple[int, str] | None = None
-    rows = [row for row in table().layouts if row.refuse is None]
-    plain = rows[-1].model_copy(update={"rules": [], "title": "what was said"})
     for path, tensors in places(tree, [form.path] if form.path is not None else [*ANYWHERE, *all_places(tree)]):
         if form.prefix and not any(key.startswith(form.prefix) for key in tensors):
             continue
-        for row in (plain, *rows):
-            layout = row.model_copy(update={"path": None, "rules": [*_prefix_rules(form.prefix), *map(tuple, table().wrappers), *row.rules], "ignore": [*row.ignore, "left_out.*"]})
-            spec, report, whole = fitted(tensors, layout, form.backbone, row.small.options)
+        for row in rows(form):
+            spec, report, whole = fitted(tensors, row, form.backbone, row.small.options)
             if spec is None or report is None:
                 continue
-            layout, report = beside(whole, layout, spec, report)
+            layout, report = beside(whole, row, spec, report)
             if report.ok:
                 small = spec["options"].get("stem_kernel") == 3
                 usual = table().inputs[row.small.input if small else row.input]

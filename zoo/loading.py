@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import backbones, foreign, heads, labels, registry
+from . import backbones, fitting, foreign, heads, labels, registry
 from .backbones import expected_shapes, shapes
 from .errors import UserError, suggest
 from .labels import Labels
@@ -103,27 +103,34 @@ def load(
     return net.eval()
 
 
-def load_weights(model: nn.Module, name: str | Path) -> Report:
-    """Copy the backbone tensors of an id, run folder or file into ``model``, whose names are torchvision's or ours.
+def load_weights(
+    model: nn.Module, name: str | Path, prefix: str | None = None, path: str | None = None
+) -> Report:
+    """Copy the tensors of an id, a run folder or a weight file into ``model``, any module of the caller's.
 
-    The model may have more than the backbone (an ``fc``): the report lists what was left as it was.
-    Raises UserError, and changes nothing, unless every backbone tensor fits.
+    Of an id or a run the backbone's tensors, under torchvision's names or ours. Of a file whatever fills the model, or one
+    part of it such as ``model.backbone``, by its own names and shapes; prefix and path say where in the file to look.
+    A classifier may be left as it was: the report lists what was. Raises UserError, and changes nothing, unless every other
+    tensor of the model, or of that part, is there with its shape.
     """
-    own = shapes(model)
+    own, form = shapes(model), foreign.Form(prefix=prefix, path=path)
     place = _place(name)
-    if place is not None and not _is_run(place) and isinstance(model, backbones.Backbone):
-        tree, layouts, where = dict(read(place)), _every_layout(), f"{place} (none of the registry's layouts fits)"
-        expected, what = own, str(place)
-    else:
-        source = origin(name)
-        tree, layouts, where, what = dict(source.tree()), source.layouts, source.where, source.name
-        expected = expected_shapes(fit(source, tree)[0])
+    if place is not None and not _is_run(place):
+        if not place.exists() or place.is_dir():
+            recognise(place)  # which says what is wrong
+        choice = fitting.choose(model, read(place), _every_layout(), form, str(place))
+        choice.report.require(str(place), str(place))
+        fill(model, choice, str(place), assign=False)
+        return choice.report
+    source = origin(name, form=form)
+    tree, what = dict(source.tree()), source.name
+    expected = expected_shapes(fit(source, tree)[0])
     lacking = [key for key in expected if key not in own]
     if lacking:
         raise UserError(f"{what}: the model has no {lacking[0]} (nor {len(lacking) - 1} more); it is not this backbone")
-    choice = select(tree, layouts, {key: own[key] for key in expected}, what)
+    choice = select(tree, source.layouts, {key: own[key] for key in expected}, what)
     choice = replace(choice, report=replace(choice.report, left=tuple(key for key in own if key not in expected)))
-    choice.report.require(what, where)
+    choice.report.require(what, source.where)
     fill(model, choice, what, assign=False)
     return choice.report
 
