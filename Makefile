@@ -7,6 +7,8 @@ READY  := $(VENV)/.installed
 NEEDED_GB := 9
 # One thread per process: on a busy machine two threads in one process run slower than one.
 JOBS   ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n > 4 ? 4 : n )))
+# worksteal: a worker that dies is one failed test; xdist's grouped schedules start that test again and end in a KeyError.
+SPREAD := -n $(JOBS) --dist worksteal
 DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
@@ -33,7 +35,7 @@ demo: $(READY) ## pre-train, evaluate and tabulate on real images (DATASET=digit
 	$(PY) -m benchmarks.demo $(DATASET) $(ARGS)
 
 test: $(READY) ## the whole test suite, golden numbers and table check included
-	$(PY) -m pytest -n $(JOBS) --dist loadgroup tests
+	$(PY) -m pytest $(SPREAD) tests
 	$(PY) -m results tables --check
 
 lint: $(READY) ## ruff, and mypy on the public surface
@@ -83,7 +85,7 @@ test-lowest: ## the oldest versions that pyproject.toml permits, in a fresh .ven
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
-	.venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadgroup $(LOWEST_TESTS)
+	.venv-lowest/bin/python -m pytest $(SPREAD) $(LOWEST_TESTS)
 
 throughput: $(READY) ## what the training loop costs, and what precision and memory format gain here (minutes)
 	$(PY) -m benchmarks.training $(ARGS)

@@ -22,8 +22,9 @@ from zoo.errors import UserError
 from .record import Record, files, read
 from .store import REPOSITORY, place
 
-TOLERANCE = 2.0
-"""Percentage points that a metric may differ by on other hardware or versions, where rounding grows during training."""
+TOLERANCE = 3.0
+"""Percentage points that a metric may differ by on other hardware or versions, where rounding grows during training: the
+largest difference that was measured between two CPU families, 2.79 (docs/results.md), rounded up. No bound is known."""
 
 MODULES = ("reproduce", "evaluations")
 LAUNCH = re.compile(r"--(nproc[_-]per[_-]node|nnodes)=[0-9]+|--standalone")

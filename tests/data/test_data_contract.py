@@ -14,7 +14,6 @@ from zoo import data
 from zoo.data import specs
 from zoo.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("data contract")  # the sets are written once, not by every worker
 every_source = pytest.mark.parametrize("kind", SAMPLES)
 every_source_on_disk = pytest.mark.parametrize("kind", [k for k, sample in SAMPLES.items() if sample.build])
 every_detection_source = pytest.mark.parametrize(

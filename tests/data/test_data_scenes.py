@@ -13,7 +13,6 @@ from zoo import data
 from zoo.data import scenes, scenes_files
 from zoo.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("scenes")
 IMAGES = 50
 
 

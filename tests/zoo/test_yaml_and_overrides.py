@@ -37,7 +37,7 @@ def test_scalars_are_what_a_person_reads(text, value):
         ("a: [1, 2\nb: 3\n", r"f\.yaml:2:"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
         ("[" * 70 + "]" * 70, "nested too deeply"),
-        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("[" * 5000 + "]" * 5000, r"^f\.yaml"),  # whether PyYAML's own limit or ours comes first depends on its version
         ("a: \x07\n", r"f\.yaml"),
     ],
 )
