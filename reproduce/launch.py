@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import math
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +22,11 @@ from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data, precision
+from zoo.data import places
 from zoo.errors import UserError
 from zoo.registry import no_recipe
+
+OWN_IMAGES = ("folder", "images")      # data sets of datasets.yaml that are whatever lies in a folder
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
         print(f"{work.id}: {work.said}", file=sys.stderr)
     source, meeting, method, stream = dist.together(lambda: _opened(work, world))
     origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,
-              "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "fingerprint": source.fingerprint}}
+              "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "classes": len(source.classes),
+                       "fingerprint": source.fingerprint}}
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
         return loop.fit(method, stream, recipe=recipe.dump(), folder=work.folder, options=work.options, world=world,
                         provenance=origin, warnings=meeting.warnings)
@@ -182,10 +187,24 @@ def report(work: Job, result: loop.FitResult) -> str:
 
 
 def next_command(work: Job) -> str:
-    """The evaluation of this run. A run of the registry's own recipe goes by its id, any other by its folder."""
+    """The evaluation of this run, complete: on the images that it was trained on, wherever they lie."""
     model = work.id if work.default and zoo.entry(work.id).weights is None else str(work.folder)
-    words = ["run", f"linear_{work.recipe.dataset}", model] if work.recipe.dataset in ("digits", "fashion_mnist") else ["suite", model]
+    words = evaluation(work, model)
     if model == work.id:
         words += [f"pretrain_seed={work.recipe.seed}"] if work.recipe.seed else []
         words += [f"out={work.options.out}"] if work.options.out != "runs" else []
-    return f"python -m evaluations {' '.join(words)}"
+    return f"python -m evaluations {shlex.join(words)}"
+
+
+def evaluation(work: Job, model: str) -> list[str]:
+    """Own images are judged by their classes, or clustered where they have none; named data sets by their protocols."""
+    dataset, place = work.recipe.dataset, work.options.data
+    spec = data.describe(dataset)
+    if spec.name in OWN_IMAGES:
+        where = str(place or (dataset if dataset != spec.name else places.find(spec, fetch=False)))
+        classes = json.loads((work.folder / "provenance.json").read_text())["data"].get("classes", 0)
+        return ["run", "knn_folder", model, f"data={where}"] if classes > 1 else ["cluster", model, where]
+    there = [f"data={place}"] if place else []
+    if dataset in ("digits", "fashion_mnist"):
+        return ["run", f"linear_{dataset}", model, *there]
+    return ["suite", model, *([f"only=*_{dataset}*"] if place else []), *there]
