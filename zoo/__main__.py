@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from .cli import Parser
 from .errors import guard
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = commands.add_parser("list", help="all models, or those that match a pattern such as 'swav*'")
     own.add_argument("pattern", nargs="?", default="*", help="shell pattern for ids and aliases, or the name of a method")
     own.set_defaults(func=_list)
-    own = commands.add_parser("show", help="the card of one model")
-    own.add_argument("id")
+    own = commands.add_parser("show", help="the card of one model, or what a weight file holds and looks like")
+    own.add_argument("id", metavar="ID or FILE")
     own.set_defaults(func=_show)
     own = commands.add_parser("validate", help="check every entry, recipe and profile")
     own.add_argument("--no-networks", action="store_true", help="skip what needs torch: parameter counts and widths")
@@ -55,7 +56,13 @@ def _show(options: argparse.Namespace) -> int:
     from .card import card
     from .registry import registry
 
-    print(card(registry().entry(options.id)))
+    known = registry()
+    if options.id not in (*known.models(), *known.aliases()) and Path(options.id).is_file():
+        from .showing import described
+
+        print(described(Path(options.id)))
+        return 0
+    print(card(known.entry(options.id)))
     return 0
 
 

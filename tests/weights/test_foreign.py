@@ -367,3 +367,28 @@ def test_every_row_of_the_table_is_used_by_a_test_or_refuses():
     rows = {row.title for row in foreign.table().layouts if row.refuse is None}
     assert used == rows
     assert copy.deepcopy(foreign.table()) == foreign.table()
+
+
+def shown(path, capsys):
+    from zoo.__main__ import main
+
+    assert main(["show", str(path)]) == 0
+    return capsys.readouterr().out
+
+
+def test_show_lists_keys_shapes_the_network_and_what_is_over(tmp_path, capsys):
+    net = network()
+    torch.save({**mocov3(net), "when": __import__("datetime").date(2024, 1, 1)}, tmp_path / "m.pth")
+    text = shown(tmp_path / "m.pth", capsys)
+    assert "looks like MoCo v3: ResNet-18 under `module.base_encoder.` in `state_dict`, 120/120 tensors" in text
+    assert "left over: " in text and "beside the tensors: epoch, arch, optimizer, scaler" in text
+    assert "left unread, as weights do not need them: datetime.date" in text
+    assert "module.base_encoder.conv1.weight" in text and "[64, 3, 7, 7] float32" in text and "state_dict: 244 tensors" in text
+    state = plain(network("resnet34"))
+    del state["layer3.2.conv1.weight"]
+    torch.save(state, tmp_path / "near.pth")
+    text = shown(tmp_path / "near.pth", capsys)
+    assert "nearest network: ResNet-34 at the top level: 215 of 216 tensors; missing layer3.2.conv1.weight" in text
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
+    with pytest.raises(UserError, match="a whole pickled module"):
+        shown(tmp_path / "whole.pth", capsys)
