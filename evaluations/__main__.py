@@ -13,7 +13,7 @@ from zoo.cli import Parser
 from zoo.errors import guard
 
 MODEL = "registry id, run folder or weight file"
-PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed=, max_bad="
+PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed=, max_bad=; of a weight file backbone=, prefix=, path=, mean=, std="
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,9 @@ which a tensor is missing: ``zoo.load`` raises.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class Model:
     recipe: Any  # whatever has .backbone and .input: a Recipe, or an Entry when nobody released the recipe
     pretrain_seed: int | None = None
     pretrain_command: str | None = None
+    form: dict[str, Any] = field(default_factory=dict)  # what the command line says of a weight file
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -37,12 +40,12 @@ class Model:
 
     @cached_property
     def backbone(self) -> Any:
-        return _loaded(self.place, self.weights_sha256)
+        return _loaded(self.place, self.weights_sha256, json.dumps(self.form, sort_keys=True))
 
     @cached_property
     def projection(self) -> nn.Module:
         """What the weight file has on the features (B, D) to embed them (B, d). Raises UserError where it has nothing."""
-        full: Any = zoo.load(self.place, part="full")
+        full: Any = zoo.load(self.place, part="full", **self.form)
         head = dict(full.heads.items()).get("projection")
         if not isinstance(head, (nn.Linear, nn.Sequential)):
             raise UserError(f"{self.name}: its file has no projection head (it has: {', '.join(full.heads)})")
@@ -78,20 +81,42 @@ class Model:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The network by name and options: the same weights in another network are other features."""
+        """The network by name and options, and which tensors of a file it is: others are other features."""
+        if isinstance(self.recipe.backbone, dict):  # of a file of another project
+            where = self.recipe.found
+            return {**self.recipe.backbone, "tensors": [where.path, where.title, self.form.get("prefix")]}
         return dict(self.recipe.backbone.model_dump(mode="json"))
 
+    @property
+    def assumed_input(self) -> dict[str, Any] | None:
+        """mean and std of a weight file's input, where nobody said them; None for a model that says its own."""
+        found = getattr(self.recipe, "found", None)
+        if (found is not None and found.assumed) or getattr(self.recipe, "assumed", False):
+            return {name: list(self.input[name]) for name in ("mean", "std")}
+        return None
 
-def resolve(name: str, pretrain_seed: int | None = None, out: str | Path = "runs", fetch: bool = True) -> Model:
+
+def resolve(
+    name: str,
+    pretrain_seed: int | None = None,
+    out: str | Path = "runs",
+    fetch: bool = True,
+    form: Mapping[str, Any] | None = None,
+) -> Model:
     """The model behind an id, a run folder or a weight file. Raises UserError with the command that would make it.
 
+    form    of a weight file: backbone, prefix, path, mean, std, as ``zoo.load`` takes them
     fetch   False: nothing is downloaded; released weights that are not here make a model that is not ``here``.
     """
     place = Path(name)
+    if place.is_file() and not (place.name == "weights.pth" and (place.parent / "recipe.yaml").is_file()):
+        return _file(place, dict(form or {}))
+    if form:
+        raise UserError(f"{name}: {', '.join(form)} describe{'s' * (len(form) == 1)} a weight file; this is none")
     if place.is_dir():
         return _run_folder(place, pretrain_seed)
     if place.is_file():
-        return _file(place)
+        return _file(place, {})
     if "/" in name or name.endswith((".pth", ".pt", ".tar", ".safetensors")):
         raise UserError(f"{name}: no such run folder or file")
     entry = zoo.entry(name)
@@ -146,17 +171,17 @@ def _same(recipe: Any, registered: Any) -> bool:
     return recipe.hash() in (registered.hash(), precision.as_run_here(registered).hash())
 
 
-def _file(path: Path) -> Model:
+def _file(path: Path, form: dict[str, Any]) -> Model:
     """A weight file: in a run folder it is that run, else the one network of the registry that accounts for all of it."""
     from results.record import slug
-    from zoo import loading
+    from zoo import foreign, loading
 
     if (path.parent / "recipe.yaml").is_file() and path.name == "weights.pth":
         return _run_folder(path.parent)
-    origin = loading.recognise(path)
-    return Model(slug(path.stem), str(path), path, origin)
+    origin = loading.recognise(path, foreign.Form(**form))
+    return Model(slug(path.stem), str(path), path, origin, form=form)
 
 
 @lru_cache(maxsize=2)
-def _loaded(place: str, sha256: str) -> Any:
-    return zoo.load(place)
+def _loaded(place: str, sha256: str, form: str) -> Any:
+    return zoo.load(place, **json.loads(form))

@@ -81,6 +81,7 @@ def evaluate(
             provenance=_provenance(seconds, device),
             overrides=settings.recorded,
             evaluation_seed=settings.seed,
+            input=judged.assumed_input,
             transductive=task.transductive,
         ),
         root,

@@ -38,7 +38,7 @@ def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list
     that the model was trained on, may be fetched or composed; otherwise nothing is.
     """
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False)
+    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False, form=settings.form)
     pattern, home = str(given.get("only", "*")), getattr(judged.recipe, "dataset", None)
     usable, left = [], []
     for name in names():
@@ -89,7 +89,7 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     """What would run: passes over images, features on disk, time (from timed batches of this model on this machine; reading
     images is not in it)."""
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False)
+    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False, form=settings.form)
     if not judged.here:
         lines = [f"  {load(name).name:<34} {load(name).title}" for name in protocols]
         lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {judged.name}")

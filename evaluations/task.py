@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from .protocol import Protocol, complete, load
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False, "max_bad": None}
+FORM = ("backbone", "prefix", "path", "mean", "std")  # what a command line may say of a weight file, as zoo.load takes it
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ class Settings:
     batch: int
     download: bool
     max_bad: int | None = None
+    form: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: Mapping[str, Any], out: str | None = None) -> Settings:
         rest = dict(given)
         own = {name: rest.pop(name, default) for name, default in OWN_OPTIONS.items()}
+        form = {name: rest.pop(name) for name in FORM if rest.get(name) is not None}
         for name in ("pretrain_seed", "seed", "batch", "max_bad"):
             if not isinstance(own[name], int) and not (OWN_OPTIONS[name] is None and own[name] is None):
                 raise UserError(f"{name}={own[name]}: must be a whole number")
@@ -56,12 +59,12 @@ class Settings:
         if out is not None:
             plain["out"] = out
         options, _ = RunOptions.split(plain)
-        return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own)
+        return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own, form=form)
 
     @property
     def recorded(self) -> dict[str, Any]:
         """What makes this another measurement than the plain protocol."""
-        return {**self.overrides, **({"precision": self.precision} if self.precision != "float32" else {})}
+        return {**self.overrides, **self.form, **({"precision": self.precision} if self.precision != "float32" else {})}
 
     @property
     def plain(self) -> Settings:
@@ -100,7 +103,7 @@ class Task:
         arranged, opener = sources.arrange(
             protocol, settings.options.data, settings.download, fetch, settings.max_bad
         )
-        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch)
+        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch, settings.form)
         return cls(arranged, judged, settings, opener)
 
     @property

@@ -128,6 +128,8 @@ class Record:
     evaluation_seed: int = 0
     transductive: bool = False  # pre-training saw the test images, without their labels
 
+    input: dict[str, Any] | None = None  # mean and std that were assumed for a weight file that does not say its own
+
     @field_validator("schema")
     @classmethod
     def _known_schema(cls, value: int) -> int:
@@ -198,7 +200,10 @@ def files(root: Path | str) -> Iterator[Path]:
 
 def dumps(record: Record) -> str:
     """Sorted, indented JSON that ends with a newline: equal records are equal bytes."""
-    return _json(asdict(record), indent=1) + "\n"
+    tree = asdict(record)
+    if tree["input"] is None:  # of nearly every model
+        del tree["input"]
+    return _json(tree, indent=1) + "\n"
 
 
 def write(record: Record, root: Path | str = LOCAL, *, force: bool = False) -> Path:

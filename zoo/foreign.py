@@ -171,9 +171,13 @@ def _try(row: Any, path: str, tensors: Mapping[str, Any], form: Form, what: str)
     spec, report, tensors = fitted(tensors, layout, form.backbone, row.small.options)
     if spec is None or report is None or not report.ok:
         return None
+    return Found(row.title, spec, layout, tensors, report, input_of(spec, usual(row, spec), form, what), path, row.note, form.mean is None)
+
+
+def usual(row: Any, spec: Mapping[str, Any]) -> Any:
+    """The input that a project's networks are trained on: of small images where the first convolution is 3x3."""
     small = spec["options"].get("stem_kernel") == 3 or spec["name"] == "tiny_resnet"
-    usual = table().inputs[row.small.input if small else row.input]
-    return Found(row.title, spec, layout, tensors, report, input_of(spec, usual, form, what), path, row.note, form.mean is None)
+    return table().inputs[row.small.input if small else row.input]
 
 
 def _prefix_rules(prefix: str | None) -> list[tuple[str, str]]:
@@ -217,18 +221,18 @@ def averaged(tensors: Mapping[str, Any], wanted: Mapping[str, Sequence[int]], ru
     return made
 
 
-def input_of(spec: Mapping[str, Any], usual: Any, form: Form, what: str) -> Any:
+def input_of(spec: Mapping[str, Any], seen: Any, form: Form, what: str) -> Any:
     """The input of a network: the usual one of such files, with the mean and std that the owner gives."""
     from .schema import Input
 
     channels = int(spec["options"].get("in_channels", 3))
     if (form.mean is None) != (form.std is None):
         raise UserError(f"{what}: mean= and std= belong together")
-    if form.mean is None and channels != usual.channels:
+    if form.mean is None and channels != seen.channels:
         raise UserError(f"{what}: the network takes {channels} channel{'s' * (channels != 1)}; give mean= and std=, one value for each")
     if form.mean is None:
-        return usual
-    values = {**usual.model_dump(), "channels": channels, "mean": [float(v) for v in form.mean], "std": [float(v) for v in form.std or ()]}
+        return seen
+    values = {**seen.model_dump(), "channels": channels, "mean": [float(v) for v in form.mean], "std": [float(v) for v in form.std or ()]}
     return check(Input, values, [], f"{what}: mean={list(form.mean)} std={list(form.std or ())}", HERE)
 
 
@@ -269,9 +273,8 @@ def given(tree: Mapping[str, Any], form: Form, what: str) -> Found:
                 continue
             layout, report = beside(whole, row, spec, report)
             if report.ok:
-                small = spec["options"].get("stem_kernel") == 3
-                usual = table().inputs[row.small.input if small else row.input]
-                return Found(row.title, spec, layout, whole, report, input_of(spec, usual, form, what), path, None, form.mean is None)
+                seen = input_of(spec, usual(row, spec), form, what)
+                return Found(row.title, spec, layout, whole, report, seen, path, None, form.mean is None)
             text = f"{network_name(spec)} in {path or 'the top level'}: {report.matched} of {report.total} tensors; {'; '.join(report.problems())}"
             if closest is None or report.total - report.matched < closest[0]:
                 closest = report.total - report.matched, text
