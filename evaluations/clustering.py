@@ -11,6 +11,7 @@ papers that score pseudo-labels do. ``head.assignments: random`` is the row that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,14 +31,14 @@ from zoo import labels
 from zoo.errors import UserError
 from zoo.schema import Strict
 
+from . import checks
 from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
 from .heads import statistics
 from .models import Model
-from .protocol import Protocol, head_of
+from .protocol import Kind, Protocol, head_of
 from .result import Result
 
-GRID: tuple[str, ...] = ()
-CLASSIFIES = False
+KIND = Kind(classifies=False, grid={}, forms=("fast", "faithful"))
 IN_MEMORY = 2**28  # numbers: a gigabyte
 SCORES = ("nmi", "anmi", "ari", "hungarian", "purity")
 
@@ -69,13 +70,30 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, list(dict.fromkeys(splits)))
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError when there are fewer images than clusters, or no classes to score against."""
+    head, train = head_of(protocol), protocol.splits.train
+    source = open(train)
+    clusters_of(head, len(source.classes), len(source))
+    scored = protocol.splits.test if head.score == "test" and head.assignments != "own" else train
+    checks.labels(protocol, scored, open(scored))
+
+
+def clusters_of(head: Head, classes: int, images: int) -> int:
+    """The number of clusters; k-means needs as many training images."""
+    clusters = int(head.clusters or classes)
+    if head.assignments == "kmeans" and clusters > images:
+        raise UserError(f"head.clusters={clusters}: only {images} images to cluster")
+    return clusters
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
     if head.assignments == "own":
         return run_own(protocol, features, head)
     train, test = protocol.splits.train, protocol.splits.test
-    clusters = head.clusters or features.classes(train)
     if head.assignments == "random":
+        clusters = clusters_of(head, features.classes(train), 0)
         split = test if head.score == "test" else train
         features.finish_selection(None)
         truth = features.labels(split)
@@ -85,9 +103,8 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
         return Result(scored(truth, [(d * clusters).astype(np.int64) for d in draws]))
     layer = layers_of(protocol, features.model)[0]
     raw = features.get(FeatureRequest(train, layer, pool_of(protocol, layer)))
+    clusters = clusters_of(head, features.classes(train), len(raw))
     prepare = preparation(raw, head.preprocess)
-    if clusters > len(raw):
-        raise UserError(f"head.clusters={clusters}: only {len(raw)} images to cluster")
     fitted = prepare(raw)
     found = [fit(fitted, clusters, head, seed, s) for s in range(protocol.seeds)]
     features.finish_selection(None)

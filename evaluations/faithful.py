@@ -29,8 +29,8 @@ from engine import checkpoint, dist, rng
 from zoo.errors import UserError
 
 from . import nonlinear
-from .features import SAY_EVERY, Features, layers_of, pool_of
-from .heads import Grid
+from .features import SAY_EVERY, FeatureRequest, Features, layers_of, pool_of
+from .heads import Diverged, Grid
 from .pooling import pool_map
 from .protocol import Protocol
 from .views import stream
@@ -130,6 +130,8 @@ def train(
         views = features.views(f"{protocol.transform.train}:{epoch}", seed)
         for step, (rows, images) in enumerate(stream(features.source(split), views, order, features.compute.workers)):
             maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
+            for name, value in maps.items():
+                features.refuse_nan(FeatureRequest(split, name), rows, value)
             for group, rate in zip(optimizer.param_groups, rates[epoch * steps + step], strict=True):
                 group["lr"] = float(rate)
             optimizer.zero_grad()
@@ -141,6 +143,7 @@ def train(
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 features.say(f"epoch {epoch + 1}/{head.epochs}, batch {step + 1}/{len(order)}, loss {loss.item():.3f}")
+        _refuse_divergence(found)
         if epoch + 1 in keep:
             found.kept[epoch + 1] = {name: [_state(h) for h in folds[-1]] for name, folds in found.heads.items()}
         if head.trunk == "train":
@@ -154,13 +157,17 @@ def train(
 def total_loss(found: Trained, maps: dict[str, Tensor], labels: Tensor, allowed: Tensor, loss_of: Loss) -> Tensor:
     """Sum over heads of the mean loss on the rows that each may see: every head learns as if it were alone.
 
-    Means are over the rows of all processes, so that averaging gradients over processes gives the global mean.
+    Means are over the rows of all processes, so that averaging gradients over processes gives the global mean. A single
+    row teaches nothing to a head with batch norm, which would have one number to normalise: it is left out.
     """
     counts = dist.all_reduce_(allowed.sum(1).float().clone())
     total = torch.zeros((), device=labels.device)
     for name, folds in found.heads.items():
         for fold, cells in enumerate(folds):
             rows = allowed[fold]
+            alone = counts[fold] == 1 and maps[name].shape[2:].numel() == 1
+            if alone and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for h in cells for m in h.modules()):
+                continue
             if counts[fold]:  # a process without such rows takes part too: batch norm waits for everyone
                 x, y = maps[name][rows], labels[rows]
                 each = torch.stack([loss_of(h(x), y) for h in cells]).sum()
@@ -205,14 +212,17 @@ def _pass(
     kept: dict[str, Tensor] = {}
     size = max(1, features.compute.batch // (10 if view == "ten_crop" else 1))
     order = np.array_split(np.arange(len(source)), -(-len(source) // size))
-    mine = order[dist.rank() :: dist.world_size()]
+    # A process without a batch has an empty one, which says how wide the scores are that all processes add up.
+    mine = order[dist.rank() :: dist.world_size()] or [np.arange(0)]
     for rows, images in stream(source, features.views(view), mine, features.compute.workers):
         maps = pooled_maps(found.net, images.flatten(0, 1).to(device), protocol, list(found.heads))
+        for name, value in maps.items():
+            features.refuse_nan(FeatureRequest(split, name), rows, value.unflatten(0, (len(rows), images.shape[1])))
         for name in found.heads:
             for i, place in enumerate(which):
                 scores = _scores(found, name, place, maps[name])
                 scores = scores.softmax(1) if protocol.transform.average == "softmax" else scores
-                value = keep(scores.unflatten(0, (len(rows), -1)).mean(1)).cpu()
+                value = keep(scores.unflatten(0, (len(rows), images.shape[1])).mean(1)).cpu()
                 if name not in kept:
                     kept[name] = torch.zeros(len(which), len(source), *value.shape[1:], dtype=value.dtype)
                 kept[name][i, torch.as_tensor(rows)] = value
@@ -267,10 +277,7 @@ def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: 
 
 def probe_of(head: Any, layer: str, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The classifier of a layer, freshly drawn: pooled maps (B, *shape) -> (B, classes)."""
-    given = head.classifier
-    if isinstance(given, dict) and layer not in given:
-        raise UserError(f"head.classifier names none for layer {layer!r}; it has {', '.join(given)}")
-    name = given[layer] if isinstance(given, dict) else given
+    name = head.classifier_of(layer)
     if name == "linear":
         return LinearProbe(shape, classes, head.norm, head.init, head.init_std)
     return nonlinear.build(name, shape, classes)
@@ -292,6 +299,18 @@ def _order(n: int, batch: int, seed: int, epoch: int, drop_last: bool) -> list[n
     stop = n - n % batch if drop_last and n >= batch else n
     world, rank = dist.world_size(), dist.rank()
     return [np.array_split(shuffled[at : min(at + batch, stop)], world)[rank] for at in range(0, stop, batch)]
+
+
+@torch.no_grad()
+def _refuse_divergence(found: Trained) -> None:
+    """A head that ran away scores at chance from here on; when all heads of a layer did, that is an error."""
+    for name, folds in found.heads.items():
+        sick = [h for h in folds[-1] if not all(p.isfinite().all() for p in h.parameters())]
+        if len(sick) == len(folds[-1]):
+            raise Diverged(f"every classifier of layer {name} diverged; lower grid.lr")
+        for h in [h for cells in folds for h in cells if not all(p.isfinite().all() for p in h.parameters())]:
+            for value in (*h.parameters(), *h.buffers()):
+                value.nan_to_num_(0, 0, 0)
 
 
 def _average_gradients(found: Trained) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,13 @@ from engine import dist, layout
 from engine.options import RunOptions
 from zoo.errors import UserError, suggest
 
+from . import checks
 from .models import Model
 from .pooling import pooled
-from .protocol import Protocol, Transform
+from .protocol import Protocol, Transform, kind_of
 from .views import Views, stream
 
+FINITE_BLOCK = 4096  # rows looked at together
 SAY_EVERY = 10.0  # seconds between lines of progress
 # Layers that are no map: what forward gives, that as a classifier takes it, and the embedding of it.
 VECTORS = ("output", "classifier_input", "projection")
@@ -131,6 +132,7 @@ class Features:
         self._open, self._release = open_split, release
         self._sources: dict[str, Any] = {}
         self._planned = dict.fromkeys(also)
+        self._finite: set[FeatureRequest] = set()
         self.passes = 0
         self.test_reads = 0
 
@@ -145,13 +147,7 @@ class Features:
 
     def labels(self, split: str) -> np.ndarray:
         """(N,) int64 labels. Raises UserError when the split has none."""
-        labels = self.source(split).labels
-        if (labels < 0).any():
-            raise UserError(
-                f"{self.protocol.dataset}/{split}: {int((labels < 0).sum())} images have no label, and "
-                f"{self.protocol.id} needs them; without labels: python -m evaluations cluster MODEL FOLDER"
-            )
-        return labels
+        return checks.labels(self.protocol, split, self.source(split))
 
     def classes(self, split: str) -> int:
         return len(self.source(split).classes)
@@ -166,7 +162,25 @@ class Features:
             self._pass(missing)
             found = self.store.get(self.key(request))
             assert found is not None
+        if request not in self._finite:
+            for at in range(0, len(found), FINITE_BLOCK):
+                self.refuse_nan(request, np.arange(at, min(at + FINITE_BLOCK, len(found))), found[at : at + FINITE_BLOCK])
+            self._finite.add(request)
         return found
+
+    def refuse_nan(self, request: FeatureRequest, rows: np.ndarray, values: Any) -> None:
+        """Raise UserError, naming the first image, unless features (n, ...) of images ``rows`` (n,) are finite."""
+        values = torch.as_tensor(values).flatten(1)
+        # A sum is finite when every term is, short of overflow: one quick look before the precise one.
+        if values.sum().isfinite() or (sick := ~values.isfinite().all(1)).sum() == 0:
+            return
+        first = int(rows[int(sick.nonzero()[0])])
+        how = "precision=float32 may help" if self.compute.precision != "float32" else "its weights may be damaged"
+        raise UserError(
+            f"{self.model.name}: layer {request.layer} gives NaN or infinity for image {self.source(request.split).name(first)} "
+            f"(number {first} of {self.protocol.dataset}/{request.split}, and {int(sick.sum()) - 1} more of the {len(rows)} around "
+            f"it), so that {self.protocol.id} cannot be measured; {how}"
+        )
 
     def views(self, view: str, seed: int = 0) -> Views:
         """How images become inputs here: the model's card, what the protocol changes, and a view's name (views.py)."""
@@ -223,6 +237,7 @@ class Features:
                 for request, value in found.items():
                     if request not in maps:
                         maps[request] = stack.enter_context(self.store.create(self.key(request), (n, value.shape[1])))
+                    self.refuse_nan(request, rows, value)
                     maps[request][rows] = value.cpu().numpy()
                 done += len(images)
                 if time.monotonic() - said > SAY_EVERY:
@@ -245,17 +260,17 @@ def layers_of(protocol: Protocol, model: Model) -> list[str]:
     """The protocol's layers on this model: names, "last", "all", "output" (what forward gives), or "projection" (the
     embedding by the head in the weight file, where it has one).
 
-    For a kind that trains classifiers (``CLASSIFIES``), "output" is the network's classifier input: another layer where
+    For a kind that trains classifiers, "output" is the network's classifier input: another layer where
     the network ends before its last ReLU, the same one elsewhere.
     """
-    classifies = import_module(f"evaluations.{protocol.kind}").CLASSIFIES
+    kind = kind_of(protocol)
     found: list[str] = []
     for name in protocol.layers:
         if name == "all":
             found += model.layers
         elif name == "last":
             found.append(model.layers[-1])
-        elif name == "output" and classifies:
+        elif name == "output" and kind.classifies:
             found.append(model.classifier_layer)
         elif name in VECTORS or name in model.layers:
             found.append(name)
@@ -264,6 +279,8 @@ def layers_of(protocol: Protocol, model: Model) -> list[str]:
                 f"{protocol.id}: {model.name} has no layer {name!r}{suggest(name, model.layers)} "
                 f"(layers: {', '.join((*model.layers, *VECTORS))})"
             )
+    if kind.layers == "one" and len(set(found)) > 1:
+        raise UserError(f"{protocol.id}: {protocol.kind} reads one layer, not {len(set(found))}: layers=[{found[-1]}]")
     return list(dict.fromkeys(found))
 
 

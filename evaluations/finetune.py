@@ -11,6 +11,7 @@ Rates are given, or chosen by training on ``splits.fit`` and scoring ``splits.va
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,16 +24,22 @@ from engine import dist, rng
 from zoo.errors import UserError
 from zoo.schema import Strict
 
-from . import tuning
+from . import checks, tuning
 from .features import FeatureRequest, Features
 from .models import Model
-from .protocol import Protocol, head_of
-from .result import Result, rate, rates
+from .protocol import Kind, NotNegative, Positive, Protocol, head_of
+from .result import Result, beside_top1, rate, rates
 from .splits import per_class, percent
 from .tuning import Job, Tuned
 
-GRID = ("lr", "lr_head", "weight_decay")
-CLASSIFIES = True
+KIND = Kind(
+    classifies=True,
+    grid={"lr": Positive, "lr_head": Positive, "weight_decay": NotNegative},
+    needed=("lr",),
+    selects=("val", "none"),
+    forms=("faithful",),
+    layers="none",
+)
 
 
 class Head(Strict):
@@ -73,6 +80,17 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return []
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError when a class has too few images for ``head.per_class``, or a split has no labels."""
+    head, splits = head_of(protocol), protocol.splits
+    trials = [splits.fit or splits.train] if protocol.select.on == "val" else []
+    for split in dict.fromkeys((splits.train, *trials)):
+        labelled(checks.labels(protocol, split, open(split)), head, 0)
+    for scored in (splits.val, splits.test):
+        if scored is not None:
+            checks.labels(protocol, scored, open(scored))
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
 
@@ -91,7 +109,8 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     source, truth = features.source(test), features.labels(test)
     first = [guesses(features, source, net) for net in nets]
     top1 = [100 * float((g[0] == truth).mean()) for g in first]
-    metrics = {"top1": rates(top1, len(truth))}
+    known = features.labels(protocol.splits.train)
+    metrics = {"top1": rates(top1, len(truth)), **beside_top1(np.stack([g[0] for g in first]), truth, known)}
     if features.classes(test) > 10:
         metrics["top5"] = rates([100 * float((g[1] == truth[:, None]).any(1).mean()) for g in first], len(truth))
     best = max(top1)

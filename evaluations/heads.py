@@ -20,10 +20,15 @@ import torch
 from torch import Tensor
 
 from engine import rng
+from zoo.errors import UserError
 
 CHUNK = 8192  # rows read at once
 IN_MEMORY = 2**26  # numbers of a feature matrix that is kept in memory while heads are trained
 IGNORED = 255
+
+
+class Diverged(UserError, FloatingPointError):
+    """Training left the finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _refuse_divergence(heads: Heads) -> None:
     """Heads that ran away score at chance from here on; when all did, that is an error."""
     sick = ~torch.isfinite(heads.weight).all(3).all(2).all(0)  # (G,)
     if sick.all():
-        raise FloatingPointError("every head diverged; lower grid.lr, or look for NaN in the features")
+        raise Diverged("every head diverged: its weights are not finite; lower grid.lr")
     for tensor in (heads.weight, heads.bias, *(t for _, w, b in heads.history for t in (w, b))):
         tensor.nan_to_num_(0, 0, 0)
 

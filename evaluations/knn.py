@@ -9,6 +9,7 @@ Metrics    top1                k and temperature chosen on training images, read
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,13 +24,18 @@ from results.record import Selection
 from zoo.errors import UserError
 from zoo.schema import Strict
 
+from . import checks
 from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
 from .models import Model
-from .protocol import Protocol, head_of
-from .result import Result, rate
+from .protocol import Kind, Positive, Protocol, Whole, head_of
+from .result import Result, beside_top1, rate
 
-GRID = ("k", "temperature")
-CLASSIFIES = False
+KIND = Kind(
+    classifies=False,
+    grid={"k": Whole, "temperature": Positive},
+    needed=("k", "temperature"),
+    selects=("leave_one_out", "val", "none"),
+)
 
 
 class Head(Strict):
@@ -48,6 +54,23 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [s for s in splits if s])
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError when the bank has too few images for ``grid.k``, or for choosing it."""
+    enough(protocol, checks.labels(protocol, protocol.splits.train, open(protocol.splits.train)))
+    for split in ([str(protocol.splits.val)] if protocol.select.on == "val" else []) + [protocol.splits.test]:
+        checks.labels(protocol, split, open(split))
+
+
+def enough(protocol: Protocol, labels: np.ndarray) -> int:
+    """The largest number of neighbours asked for, which training images with these labels (N,) must have to offer."""
+    most = int(max(protocol.grid["k"]))
+    if most >= len(labels):
+        raise UserError(f"grid.k: {most} neighbours of {len(labels)} training images; lower it")
+    if protocol.select.on == "leave_one_out":
+        checks.several(protocol, protocol.splits.train, labels)
+    return most
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
     train, test = protocol.splits.train, protocol.splits.test
@@ -56,9 +79,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     cells: list[dict[str, Any]] = [
         {"k": int(k), "temperature": t} for k in protocol.grid["k"] for t in protocol.grid["temperature"]
     ]
-    most = max(int(c["k"]) for c in cells)
-    if most >= len(labels):
-        raise UserError(f"grid.k: {most} neighbours of {len(labels)} training images; lower it")
+    most = enough(protocol, labels)
 
     def rows(split: str) -> Rows:
         x = features.get(FeatureRequest(split, layer, pool_of(protocol, layer)))
@@ -85,7 +106,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     similarity, index = search(bank, rows(test), most, backend=head.backend)
     guesses = votes(similarity, known[index], cells, classes)
     hits = [100 * float((g == truth).mean()) for g in guesses]
-    metrics = {"top1": rate(hits[best], len(truth))}
+    metrics = {"top1": rate(hits[best], len(truth)), **beside_top1(guesses[best][None], truth, labels)}
     if len(cells) > 1:
         note = "best k and temperature on the test split"
         metrics["top1_best_on_test"] = rate(max(hits), len(truth), style="paper", note=note)

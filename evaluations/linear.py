@@ -9,6 +9,7 @@ Deviates   fast form: features of fixed centre crops, cached; the faithful forms
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,15 +20,20 @@ from results.record import Metric, Selection
 from zoo.errors import UserError
 from zoo.schema import Strict
 
-from . import heads
+from . import checks, heads
 from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
 from .models import Model
-from .protocol import Protocol, head_of
-from .result import Result, rate, rates
+from .protocol import Kind, NotNegative, Positive, Protocol, head_of
+from .result import Result, beside_top1, rate, rates
 from .splits import deepercluster_folds, stratified_folds
 
-GRID = ("lr", "weight_decay", "penalty")
-CLASSIFIES = True
+KIND = Kind(
+    classifies=True,
+    grid={"lr": Positive, "weight_decay": NotNegative, "penalty": NotNegative},
+    selects=("folds", "val", "none"),
+    forms=("fast", "faithful"),
+    layers="several",
+)
 
 
 class ScheduleOptions(Strict):
@@ -78,8 +84,22 @@ class Head(Strict):
     trunk: Literal["eval", "train"] = "eval"
     drop_last: bool = False
     snapshots: Annotated[int, Field(ge=0)] = 10
-    lr_of: dict[str, float] = Field(default_factory=dict)
+    lr_of: dict[str, Positive] = Field(default_factory=dict)
     classifier: Classifier | dict[str, Classifier] = "linear"
+
+    @model_validator(mode="after")
+    def _warm(self) -> Head:
+        if self.schedule.warmup >= self.epochs:
+            raise ValueError(f"schedule.warmup={self.schedule.warmup}: below head.epochs={self.epochs}")
+        return self
+
+    def classifier_of(self, layer: str) -> Classifier:
+        """The classifier's name for one layer. Raises UserError where layers are named and this one is not."""
+        if not isinstance(self.classifier, dict):
+            return self.classifier
+        if layer not in self.classifier:
+            raise UserError(f"head.classifier names none for layer {layer!r}; it has {', '.join(self.classifier)}")
+        return self.classifier[layer]
 
     def settings(self, seed: int) -> heads.Settings:
         """As the fast form has it."""
@@ -107,6 +127,34 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [s for s in splits if s])
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError for settings that do not go together, and for labels that cannot be folded."""
+    check_head(protocol, model)
+    labels = checks.labels(protocol, protocol.splits.train, open(protocol.splits.train))
+    folds_of(protocol, labels, 0)
+    if protocol.select.on == "val":
+        checks.labels(protocol, str(protocol.splits.val), open(str(protocol.splits.val)))
+    checks.labels(protocol, protocol.splits.test, open(protocol.splits.test))
+
+
+def check_head(protocol: Protocol, model: Model) -> None:
+    """Raises UserError for settings of ``head`` and ``grid`` that do not go together, or name a layer that is not read."""
+    head, layers = head_of(protocol), layers_of(protocol, model)
+    needed, other = ("penalty", "lr") if head.solver == "ridge" else ("lr", "penalty")
+    if head.solver == "ridge" and protocol.form == "faithful":
+        raise UserError(f"{protocol.id}: head.solver=ridge: only with form=fast")
+    if needed not in protocol.grid or other in protocol.grid:
+        raise UserError(f"{protocol.id}: head.solver={head.solver} needs grid.{needed}, and takes no grid.{other}")
+    if protocol.form == "fast" and head.classifier != "linear":
+        raise UserError(f"{protocol.id}: head.classifier={head.classifier}: only with form=faithful")
+    for name, given in (("lr_of", head.lr_of), ("classifier", head.classifier)):
+        for layer in given if isinstance(given, dict) else ():
+            if layer not in layers:
+                raise UserError(f"{protocol.id}: head.{name} names layer {layer!r}, which is not among its layers ({', '.join(layers)})")
+    for layer in layers:
+        head.classifier_of(layer)
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     return run_faithful(protocol, features, seed) if protocol.form == "faithful" else run_fast(protocol, features, seed)
 
@@ -114,8 +162,6 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 def run_fast(protocol: Protocol, features: Features, seed: int) -> Result:
     """Kept features of one fixed view, all heads of a layer in one batched run."""
     head = head_of(protocol)
-    if head.classifier != "linear":
-        raise UserError(f"{protocol.id}: head.classifier={head.classifier}: only with form=faithful")
     train, test = protocol.splits.train, protocol.splits.test
     labels, classes = features.labels(train), features.classes(train)
     layers = layers_of(protocol, features.model)
@@ -137,6 +183,8 @@ def run_fast(protocol: Protocol, features: Features, seed: int) -> Result:
         guesses, top5, others = test_guesses(x, truth, trained[layer], chosen[layer])
         suffix = f"_{layer}" if len(layers) > 1 else ""
         found = metrics_of(guesses, top5, others, truth, classes, chosen[layer])
+        beside = beside_top1(guesses, truth, labels)
+        found["mean_per_class"], metrics["majority"] = beside["mean_per_class"], beside["majority"]
         metrics.update({f"{name}{suffix}": metric for name, metric in found.items()})
     return Result(metrics, guesses[0], (guesses[0] == truth).astype(np.int8))
 
@@ -177,6 +225,8 @@ def run_faithful(protocol: Protocol, features: Features, seed: int) -> Result:
         suffix = f"_{layer}" if len(layers) > 1 else ""
         top5 = (mine == truth[:, None]).any(2)
         found = metrics_of(mine[:, :, 0], top5, guesses_here, truth, classes, chosen[layer])
+        beside = beside_top1(mine[:, :, 0], truth, labels)
+        found["mean_per_class"], metrics["majority"] = beside["mean_per_class"], beside["majority"]
         metrics.update({f"{name}{suffix}": metric for name, metric in found.items()})
     return Result(metrics, mine[0, :, 0], (mine[0, :, 0] == truth).astype(np.int8))
 
@@ -186,6 +236,7 @@ def folds_of(protocol: Protocol, labels: np.ndarray, seed: int) -> tuple[np.ndar
     if protocol.select.on != "folds":
         return np.ones((1, len(labels)), np.float32), np.zeros((0, len(labels)), bool)
     folds = protocol.select.folds
+    checks.folds(protocol, protocol.splits.train, labels)
     if protocol.select.rule == "deepercluster":
         pairs = [deepercluster_folds(labels, folds, i) for i in range(folds)]
         seen, held_out = (np.stack([np.isin(np.arange(len(labels)), p[k]) for p in pairs]) for k in (0, 1))

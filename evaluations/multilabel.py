@@ -10,25 +10,32 @@ end. Rates and decays are given, or chosen by training on ``splits.fit`` and sco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from results.record import Metric, Selection
-from zoo.errors import UserError
 
-from . import faithful
+from . import checks, faithful, voc
 from .features import FeatureRequest, Features
 from .linear import Head as LinearHead
-from .linear import grid_of
+from .linear import check_head, grid_of
 from .metrics import mean_average_precision
 from .models import Model
-from .protocol import Protocol, head_of
+from .protocol import Kind, NotNegative, Positive, Protocol, head_of
 from .result import Result, precision
 from .voc import multilabel_loss
 
-GRID = ("lr", "weight_decay")
-CLASSIFIES = True
+KIND = Kind(
+    classifies=True,
+    grid={"lr": Positive, "weight_decay": NotNegative},
+    needed=("lr",),
+    selects=("val", "none"),
+    metric="map",
+    forms=("faithful",),
+    layers="several",
+)
 
 
 class Head(LinearHead):
@@ -39,17 +46,23 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return []  # reads images
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError unless every split has several labels per image, and some positive one."""
+    check_head(protocol, model)
+    voc.check(protocol, model, open)
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head, grid, test = head_of(protocol), grid_of(protocol, seed), protocol.splits.test
     chosen: dict[str, int] = {}
     selection = None
     if protocol.select.on == "val":
-        fit, val = str(protocol.splits.fit), str(protocol.splits.val)
+        fit, val = protocol.splits.fit or protocol.splits.train, str(protocol.splits.val)
         trial = _train(protocol, head, features, fit, grid, seed)
         cells = [(-1, cell, None) for cell in range(len(grid))]
         found = faithful.score(features, val, trial, "centre", cells)
         scores = {
-            layer: [mean_average_precision(s, targets_of(features, val)) for s in f] for layer, f in found.items()
+            layer: [mean_average_precision(s, targets_of(protocol, features, val)) for s in f] for layer, f in found.items()
         }
         chosen = {layer: int(np.argmax(s)) for layer, s in scores.items()}
         selection = Selection(
@@ -64,7 +77,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     trained = _train(protocol, head, features, protocol.splits.train, grid, seed)
     features.finish_selection(selection)
 
-    truth = targets_of(features, test)
+    truth = targets_of(protocol, features, test)
     which = [(-1, cell, epoch) for epoch in (None, *trained.kept) for cell in range(len(grid))]
     metrics: dict[str, Metric] = {}
     for layer, each in faithful.score(features, test, trained, protocol.transform.test, which).items():
@@ -80,18 +93,13 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 
 def _train(protocol: Protocol, head: Any, features: Features, split: str, grid: Any, seed: int) -> faithful.Trained:
     """Heads of every layer and cell on one split; trials keep a checkpoint of their own."""
-    targets = targets_of(features, split)
+    targets = targets_of(protocol, features, split)
     here = protocol.model_copy(update={"splits": protocol.splits.model_copy(update={"train": split})})
     return faithful.train(
         here, head, features, targets, np.ones((1, len(targets)), np.float32), grid, seed, multilabel_loss
     )
 
 
-def targets_of(features: Features, split: str) -> np.ndarray:
+def targets_of(protocol: Protocol, features: Features, split: str) -> np.ndarray:
     """(N, C) uint8 in {0, 1, 255}."""
-    targets = features.source(split).targets
-    if targets is None:
-        raise UserError(
-            f"{features.protocol.dataset}/{split}: one label per image; {features.protocol.id} needs several"
-        )
-    return np.asarray(targets)
+    return checks.targets(protocol, split, features.source(split))

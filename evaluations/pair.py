@@ -141,7 +141,11 @@ def _title(record: records.Record, images: int, value: float | None = None) -> s
 
 def _metric_of(record: records.Record, value: float) -> str | None:
     """The metric that the kept predictions give: of several layers, the last one's."""
-    of = {name: (m.per_seed or (m.value,))[0] for name, m in record.metrics.items() if m.style == "honest"}
+    of = {
+        name: (m.per_seed or (m.value,))[0]
+        for name, m in record.metrics.items()
+        if m.style == "honest" and not name.startswith(("mean_per_class", "majority"))
+    }
     return next((name for name, found in of.items() if abs(found - value) < 1e-6), None)
 
 

@@ -2,19 +2,20 @@
 
 ``load("linear_digits", {"head.epochs": 20})`` gives the typed form with overrides applied; an unknown field or path is
 an error with file, line and a suggestion. The settings under ``head`` belong to the evaluation file named by ``kind``,
-which declares them as ``Head``. Nothing here needs torch.
+which declares them as ``Head``, and what else it takes as ``KIND``. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from zoo import overrides as zoo_overrides
 from zoo import yamlfile
@@ -22,6 +23,29 @@ from zoo.errors import UserError, suggest
 from zoo.schema import Strict
 
 FOLDER = Path(__file__).parent / "protocols"
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Whole = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an evaluation file takes beside its ``Head``; a protocol that asks for anything else is refused.
+
+    classifies  it trains classifiers, so that layer "output" is the network's classifier input; others compare features
+    grid        names that ``grid`` may hold, and what their values may be;  needed: those that must be there
+    selects     what settings may be chosen on;  metric: by which score
+    forms       faithful, fast or both
+    layers      "one" or "several" at once, or "none": it reads images only and takes the network as a whole
+    """
+
+    classifies: bool
+    grid: Mapping[str, Any]
+    needed: tuple[str, ...] = ()
+    selects: tuple[str, ...] = ("none",)
+    metric: str = "top1"
+    forms: tuple[str, ...] = ("fast",)
+    layers: Literal["one", "several", "none"] = "one"
 
 
 class Splits(Strict):
@@ -56,9 +80,10 @@ class Transform(Strict):
 
 class Select(Strict):
     """What hyper-parameters are chosen on: stratified ``folds`` of the training split, each of its images against all
-    others (``leave_one_out``), a ``val`` split, or nothing. rule: how folds are cut (splits.py)."""
+    others (``leave_one_out``), a ``val`` split, or nothing; null: the first that the kind takes. rule: how folds are cut
+    (splits.py)."""
 
-    on: Literal["folds", "leave_one_out", "val", "none"] = "folds"
+    on: Literal["folds", "leave_one_out", "val", "none"] | None = None
     folds: Annotated[int, Field(ge=2)] = 5
     rule: Literal["stratified", "deepercluster"] = "stratified"
     metric: str = "top1"
@@ -111,8 +136,7 @@ class Protocol(Strict):
 
 @lru_cache(maxsize=1)
 def kinds() -> list[str]:
-    """Every evaluation: a file of this folder that declares the settings of its ``head`` (``Head``), those of its ``grid``
-    (``GRID``), and whether it trains classifiers (``CLASSIFIES``; others compare features)."""
+    """Every evaluation: a file of this folder that declares the settings of its ``head`` (``Head``) and itself (``KIND``)."""
     return sorted(p.stem for p in FOLDER.parent.glob("*.py") if "\nclass Head(" in p.read_text(encoding="utf-8"))
 
 
@@ -137,7 +161,9 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
         raise UserError(f"{min(fixed)} says what a protocol is; write another file below evaluations/protocols/")
     tree = zoo_overrides.apply(_listed(complete(protocol).model_dump()), overrides, free=("grid",))
     given = ", ".join(f"{path}={value}" for path, value in overrides.items())
-    return _check(tree, name, given)
+    protocol = _check(tree, name, given)
+    head_of(protocol, given)
+    return protocol
 
 
 @lru_cache(maxsize=256)
@@ -161,22 +187,56 @@ def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protoco
     return protocol
 
 
-def head_of(protocol: Protocol) -> Any:
-    """The typed ``Head`` of the protocol's evaluation file, which also names the settings that ``grid`` may hold."""
+def kind_of(protocol: Protocol) -> Kind:
+    found: Kind = import_module(f".{protocol.kind}", __package__).KIND
+    return found
+
+
+def head_of(protocol: Protocol, given: str | None = None) -> Any:
+    """The typed ``Head`` of the protocol's evaluation file. Raises UserError for what that file does not take.
+
+    given   the overrides, as the place to name in errors; None: the protocol's file
+    """
     module = import_module(f".{protocol.kind}", __package__)
-    for name in protocol.grid:
-        if name not in module.GRID:
-            hint = suggest(name, module.GRID) or f"; known: {', '.join(module.GRID) or 'none'}"
-            raise UserError(f"{_place(protocol.id, ['grid', name])}: {protocol.kind} has no grid.{name}{hint}")
+    _permitted(protocol, module.KIND, given)
     try:
         return module.Head.model_validate(protocol.head)
     except ValidationError as error:
-        raise _complaint(error, module.Head, protocol.id, ("head",)) from None
+        raise _complaint(error, module.Head, protocol.id, ("head",), given) from None
+
+
+def _permitted(protocol: Protocol, kind: Kind, given: str | None) -> None:
+    def refuse(keys: list[str], problem: str) -> UserError:
+        return UserError(f"{given or _place(protocol.id, keys)}: {problem}")
+
+    for name, values in protocol.grid.items():
+        if name not in kind.grid:
+            hint = suggest(name, kind.grid) or f"; known: {', '.join(kind.grid) or 'none'}"
+            raise refuse(["grid", name], f"{protocol.kind} has no grid.{name}{hint}")
+        for value in values:
+            try:
+                TypeAdapter(kind.grid[name]).validate_python(value)
+            except ValidationError as error:
+                raise refuse(["grid", name], f"grid.{name}={value:g}: {error.errors()[0]['msg']}") from None
+    for name in kind.needed:
+        if name not in protocol.grid:
+            raise refuse(["grid"], f"grid.{name} is missing; {protocol.kind} needs at least one value")
+    select = protocol.select
+    if select.on is not None and select.on not in kind.selects:
+        raise refuse(["select"], f"select.on={select.on}: {protocol.kind} takes {' or '.join(kind.selects)}")
+    if select.on not in (None, "none") and select.metric != kind.metric:
+        raise refuse(["select"], f"select.metric={select.metric}: {protocol.kind} chooses by {kind.metric}")
+    if protocol.form not in kind.forms:
+        raise refuse(["form"], f"form={protocol.form}: {protocol.kind} is {' or '.join(kind.forms)}")
+    if protocol.form == "fast" and protocol.transform.test != "centre":
+        raise refuse(["transform"], f"transform.test={protocol.transform.test}: the fast form has one view: centre")
 
 
 def complete(protocol: Protocol) -> Protocol:
-    """The protocol with every default of its head written out, so that each is a path that can be set."""
-    return protocol.model_copy(update={"head": head_of(protocol).model_dump()})
+    """The protocol with the defaults of its kind written out, so that each is a path that can be set."""
+    select = protocol.select.model_copy(update={"on": protocol.select.on or kind_of(protocol).selects[0]})
+    chosen = protocol.model_copy(update={"select": select})
+    return chosen.model_copy(update={"head": head_of(chosen).model_dump()})
 
 
 def _complaint(

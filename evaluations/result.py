@@ -42,6 +42,28 @@ def precision(scores: Sequence[np.ndarray], targets: np.ndarray, *, points: int 
     return Metric.over_seeds(values, n=len(targets), ci=ci, **fields)
 
 
+def beside_top1(guesses: np.ndarray, truth: np.ndarray, known: np.ndarray) -> dict[str, Metric]:
+    """What top1 hides where classes have unequal numbers of images: both in percent, equal to top1's chance if balanced.
+
+    mean_per_class  accuracy of each class of the test split, mean over classes; guesses (S, N), one row per seed or draw
+    majority        top1 of saying the most frequent class of the training labels ``known`` (M,) of every image
+    """
+    classes, index, sizes = np.unique(truth, return_inverse=True, return_counts=True)
+    each = np.stack([np.bincount(index, weights=row == truth, minlength=len(classes)) / sizes for row in guesses])
+    values = [100 * float(row.mean()) for row in each]
+    mean = np.asarray(each.mean(0))
+    # The intervals of independent rates joined to that of their mean (Zou and Donner 2008): it has a width at 100 % too.
+    bounds = np.array([interval(100 * float(p), int(n)) for p, n in zip(mean, sizes, strict=True)]) / 100
+    low, high = np.sqrt((np.square(bounds - mean[:, None])).sum(0)) / len(classes)
+    value = float(mean.mean())
+    ci = (100 * max(value - low, 0.0), 100 * min(value + high, 1.0))
+    often = np.bincount(known).argmax()
+    return {
+        "mean_per_class": Metric.over_seeds(values, n=len(truth), ci=ci),
+        "majority": rate(100 * float((truth == often).mean()), len(truth), note="the training split's most frequent class"),
+    }
+
+
 def rates(values: list[float], n: int, **fields: Any) -> Metric:
     """The mean of one accuracy per evaluation seed or draw, with their spread and the interval of the samples."""
     mean = float(np.mean(values))

@@ -10,23 +10,23 @@ fixed in the protocol, because a handful of labels leaves nothing to choose on.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from zoo.errors import UserError
 
-from . import heads
+from . import checks, heads
 from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
 from .linear import Head as LinearHead
 from .models import Model
-from .protocol import Protocol, head_of
-from .result import Result, rates
+from .protocol import Kind, NotNegative, Positive, Protocol, head_of
+from .result import Result, beside_top1, rates
 from .splits import per_class, percent
 
-GRID = ("lr", "weight_decay")
-CLASSIFIES = True
+KIND = Kind(classifies=True, grid={"lr": Positive, "weight_decay": NotNegative}, needed=("lr",))
 
 
 class Head(LinearHead):
@@ -48,13 +48,20 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [protocol.splits.train, protocol.splits.test])
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError when a class has too few images, and for settings of a linear probe that few labels do not take."""
+    head = head_of(protocol)
+    if head.solver != "sgd" or head.classifier != "linear":
+        raise UserError(f"{protocol.id}: head.solver={head.solver}, head.classifier={head.classifier}: few labels take sgd and linear")
+    draw(checks.labels(protocol, protocol.splits.train, open(protocol.splits.train)), head, 0)
+    checks.labels(protocol, protocol.splits.test, open(protocol.splits.test))
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
     train, test = protocol.splits.train, protocol.splits.test
     labels, classes = features.labels(train), features.classes(train)
     layers = layers_of(protocol, features.model)
-    if len(layers) != 1:
-        raise UserError(f"{protocol.id}: few-label probes read one layer, not {len(layers)}")
     draws = draw(labels, head, seed)
     rows = np.unique(np.concatenate(draws))  # only these labels are looked at
     weights = np.stack([np.isin(rows, d) for d in draws]).astype(np.float32)
@@ -73,7 +80,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     top1 = rates(
         [100 * float(h.mean()) for h in hits], len(truth), note=f"{len(draws)} draws of {len(draws[0])} labels"
     )
-    return Result({"top1": top1}, guesses[0], hits.mean(0))
+    return Result({"top1": top1, **beside_top1(np.stack(guesses), truth, labels)}, guesses[0], hits.mean(0))
 
 
 def draw(labels: np.ndarray, head: Head, seed: int) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from engine import layout
 from engine.progress import duration
 from results import record as records
 from zoo import data
+from zoo.data.places import DataMissing
 from zoo.errors import UserError
 
 from . import models
@@ -60,12 +61,12 @@ def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list
 
 
 def _permit(task: Task) -> None:
-    """Raise UserError when the model lacks a layer, or any split of the data cannot be opened."""
+    """Raise UserError when the model lacks a layer, any split of the data cannot be opened, or a run would refuse."""
     layers_of(task.protocol, task.judged)
-    _ = task.plan  # some kinds ask more of a model
     splits = task.protocol.splits
     for split in dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s):
         task.open(split)
+    task.check()
 
 
 def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: bool = False) -> int:
@@ -87,17 +88,26 @@ def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: 
 
 def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     """What would run: passes over images, features on disk, time (from timed batches of this model on this machine; reading
-    images is not in it)."""
+    images is not in it). Raises UserError for whatever a run would refuse."""
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
     judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False, form=settings.form)
+    tasks, absent = [], []
+    for name in protocols:
+        try:
+            task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
+            task.check()
+            tasks.append(task)
+        except DataMissing as error:  # data have to be brought here, as weights have to; a path that was given must exist
+            if judged.here or settings.options.data is not None:
+                raise
+            absent.append(f"  {name}: its data are not here: {error}")
     if not judged.here:
-        lines = [f"  {load(name).name:<34} {load(name).title}" for name in protocols]
+        lines = [f"  {load(name).name:<34} {load(name).title}" for name in protocols] + absent
         lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {judged.name}")
         return "\n".join([f"{model}: {len(protocols)} protocols", *lines])
     wanted: dict[tuple[str, str, str], tuple[Task, dict[str, FeatureRequest]]] = {}
     lines, before, training = [], 0, 0.0
-    for name in protocols:
-        task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
+    for task in tasks:
         done = task.measured(task.out / "measured") is not None
         before += done
         lines.append(f"  {task.protocol.name:<34} {'measured already' if done else task.protocol.title}")

@@ -11,7 +11,8 @@ regularised bias. Low-shot sets are the union of k positive images of every clas
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,17 +22,18 @@ from torch import Tensor
 
 from engine import rng
 from results.record import Selection
+from zoo.errors import UserError
 from zoo.schema import Strict
 
+from . import checks
 from .features import FeatureRequest, Features, layers_of, plan_requests, pool_of
 from .metrics import average_precision
 from .models import Model
-from .protocol import Protocol, head_of
-from .result import Result, precision, rates
+from .protocol import Kind, Positive, Protocol, head_of
+from .result import Result, beside_top1, precision, rates
 from .splits import stratified_folds
 
-GRID = ("cost",)
-CLASSIFIES = True
+KIND = Kind(classifies=True, grid={"cost": Positive}, needed=("cost",), selects=("folds", "none"), metric="map")
 NEVER = 255
 
 
@@ -39,7 +41,7 @@ class Head(Strict):
     """shots: numbers of positive images for the low-shot curve; draws of each; low_shot_cost: their C.
     positive_weight: how much more a positive costs. tolerance: of the gradient, relative to the first."""
 
-    shots: list[int] = Field(default_factory=list)
+    shots: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     draws: Annotated[int, Field(ge=1)] = 5
     low_shot_cost: Annotated[float, Field(gt=0)] = 1.0
     positive_weight: Annotated[float, Field(gt=0)] = 2.0
@@ -52,6 +54,23 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [protocol.splits.train, protocol.splits.test])
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError when no class has a positive image, or the images cannot be folded."""
+    for split in (protocol.splits.train, protocol.splits.test):
+        source = open(split)
+        if source.targets is not None:
+            targets = checks.positives(protocol, split, np.asarray(source.targets))
+        else:
+            targets = np.eye(len(source.classes), dtype=np.uint8)[checks.labels(protocol, split, source)]
+        if split == protocol.splits.train:
+            foldable(protocol, targets)
+
+
+def foldable(protocol: Protocol, targets: np.ndarray) -> None:
+    if protocol.select.on == "folds":
+        checks.folds(protocol, protocol.splits.train, _kind(targets))
+
+
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
     head = head_of(protocol)
     layer = layers_of(protocol, features.model)[0]
@@ -60,46 +79,60 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
         x = torch.as_tensor(np.asarray(features.get(FeatureRequest(split, layer, pool_of(protocol, layer)))))
         return F.normalize(x, dim=1) if head.normalise else x
 
-    x, targets = rows(protocol.splits.train), targets_of(features, protocol.splits.train)
+    x, targets = rows(protocol.splits.train), targets_of(protocol, features, protocol.splits.train)
     classes = targets.shape[1]
     costs = list(protocol.grid["cost"])
     chosen, selection = np.zeros(classes, int), None
+    note = None
     if protocol.select.on == "folds":
+        foldable(protocol, targets)
         fold = stratified_folds(_kind(targets), protocol.select.folds, seed)
         scores = np.stack([_fold_scores(x, targets, fold == f, costs, head) for f in range(protocol.select.folds)])
-        chosen = np.nan_to_num(scores).mean(0).argmax(0)  # (classes,): the best cost of each
+        chosen, judged = choose(scores)
+        if not judged.any():
+            raise UserError(
+                f"select.on=folds: no class of {protocol.dataset}/{protocol.splits.train} has a positive image on both sides of "
+                "a fold, so that no cost can be chosen; give more images, or select.on=none with one value of grid.cost"
+            )
+        if not judged.all():
+            names = _names(features.source(protocol.splits.train), ~judged)
+            note = f"cost of {names}: the best of the other classes, as no fold has a positive image of it on both sides"
+            features.say(f"{protocol.id}: {note}")
+        seen = scores[:, :, judged]
         selection = Selection(
             on=f"{protocol.select.folds} folds of {protocol.splits.train}",
             metric="average precision of each class",
             chosen={"cost": [costs[c] for c in chosen]},
-            score=100 * float(np.nanmean(np.nanmean(scores, 0).max(0))),
-            grid=[{"cost": c, "score": round(100 * float(np.nanmean(scores[:, i])), 4)} for i, c in enumerate(costs)],
+            score=100 * float(np.mean(np.nanmean(seen, 0).max(0))),
+            grid=[{"cost": c, "score": round(100 * float(np.nanmean(seen[:, i])), 4)} for i, c in enumerate(costs)],
         )
     final = solve(x, targets, [costs[c] for c in chosen], head)
     shots = {k: [_low_shot(x, targets, k, seed, d, head) for d in range(head.draws)] for k in head.shots}
     features.finish_selection(selection)
 
-    queries, truth = rows(protocol.splits.test), targets_of(features, protocol.splits.test)
+    queries, truth = rows(protocol.splits.test), targets_of(protocol, features, protocol.splits.test)
     scores = decide(queries, final).numpy()
     metrics = {
-        "map": precision([scores], truth),
-        "map11": precision([scores], truth, points=11),
+        "map": precision([scores], truth, note=note),
+        "map11": precision([scores], truth, points=11, note=note),
     }
     correct = None
     if features.source(protocol.splits.test).targets is None:
-        correct = (scores.argmax(1) == truth.argmax(1)).astype(np.int8)
+        guesses, classes_of = scores.argmax(1), truth.argmax(1)
+        correct = (guesses == classes_of).astype(np.int8)
         metrics["top1"] = rates([100 * float(correct.mean())], len(truth))
+        metrics |= beside_top1(guesses[None], classes_of, targets.argmax(1))
     for k, found in shots.items():
         drawn = [decide(queries, w).numpy() for w in found]
         metrics[f"map_{k}"] = precision(drawn, truth, note=f"{k} positive images of each class")
     return Result(metrics, scores, correct)
 
 
-def targets_of(features: Features, split: str) -> np.ndarray:
+def targets_of(protocol: Protocol, features: Features, split: str) -> np.ndarray:
     """(N, classes) uint8: 1 present, 0 absent, 255 leave out."""
     source = features.source(split)
     if source.targets is not None:
-        return np.asarray(source.targets)
+        return checks.positives(protocol, split, np.asarray(source.targets))
     return np.eye(features.classes(split), dtype=np.uint8)[features.labels(split)]
 
 
@@ -180,14 +213,34 @@ def decide(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _fold_scores(x: Tensor, targets: np.ndarray, held_out: np.ndarray, costs: list[float], head: Head) -> np.ndarray:
-    """(costs, classes) average precision on the held-out rows."""
+    """(costs, classes) average precision on the held-out rows; NaN for a class without a positive on either side."""
     kept = ~held_out
     every = np.concatenate([targets[kept]] * len(costs), axis=1)
     classes = targets.shape[1]
     w = solve(x[torch.as_tensor(kept)], every, [c for c in costs for _ in range(classes)], head)
     scores = decide(x[torch.as_tensor(held_out)], w).numpy()
     each = [average_precision(scores[:, i], targets[held_out, i % classes]) for i in range(scores.shape[1])]
-    return np.array(each).reshape(len(costs), classes)
+    found = np.array(each).reshape(len(costs), classes)
+    found[:, ~(targets[kept] == 1).any(0)] = np.nan
+    return found
+
+
+def choose(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best cost of each class, and which classes could choose their own; both (classes,).
+
+    scores (folds, costs, classes): average precision, NaN where a fold says nothing about a class. A class takes the mean
+    over the folds that say something; one without such a fold takes the cost that is best for the mean of the others.
+    """
+    judged = ~np.isnan(scores).all((0, 1))
+    means = np.full(scores.shape[1:], np.nan)
+    means[:, judged] = np.nanmean(scores[:, :, judged], axis=0)
+    together = int(means[:, judged].mean(1).argmax()) if judged.any() else 0
+    return np.where(judged, np.nan_to_num(means).argmax(0), together), judged
+
+
+def _names(source: Any, chosen: np.ndarray, most: int = 5) -> str:
+    found = [str(source.classes[c]) for c in np.flatnonzero(chosen)]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def _low_shot(x: Tensor, targets: np.ndarray, k: int, seed: int, draw: int, head: Head) -> Tensor:

@@ -144,6 +144,12 @@ class Task:
     def plan(self) -> list[FeatureRequest]:
         return list(import_module(f".{self.protocol.kind}", __package__).plan(self.protocol, self.judged))
 
+    def check(self) -> None:
+        """Raises UserError for whatever a run would refuse: layers, settings that do not go together, too few images or
+        labels. Opens the splits, and so comes before any of them is sealed; a plan asks it too."""
+        _ = self.plan
+        import_module(f".{self.protocol.kind}", __package__).check(self.protocol, self.judged, self.open)
+
     @property
     def closed(self) -> list[str]:
         """Splits to seal: the test split, unless it also serves to fit or to select; a set that was cut in two as well."""
@@ -184,6 +190,7 @@ class Task:
     ) -> tuple[Any, Features]:
         """(Result, what it saw): the evaluation under seal."""
         module = import_module(f".{self.protocol.kind}", __package__)
+        self.check()
         _ = self.key  # fingerprints first: a sealed split cannot be opened
         with ExitStack() as stack:
             seals = [stack.enter_context(data.sealed(split)) for split in self.closed]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from engine import checkpoint, dist, layout
 from results.record import Selection
-from zoo.errors import UserError
 
 from .features import SAY_EVERY, Compute
+from .heads import Diverged
 from .protocol import Protocol
 from .views import Views, stream
 
@@ -77,9 +77,8 @@ def fit(
             continue
         rest = batches[step - done :]
         mine = [np.array_split(rows, dist.world_size())[dist.rank()] for rows in rest]
-        for rows, (_, images) in zip(rest, stream(source, views(epoch), mine, compute.workers), strict=True):
-            mine_now = np.array_split(rows, dist.world_size())[dist.rank()]
-            value = one_step(job, step, images[:, 0], targets[mine_now], len(rows), compute)
+        for rows, (mine_now, images) in zip(rest, stream(source, views(epoch), mine, compute.workers), strict=True):
+            value = one_step(job, step, images[:, 0], targets[mine_now], len(rows), compute, source, mine_now)
             job.losses.append(value)
             step += 1
             if file is not None and step % every == 0 and step < total:
@@ -92,8 +91,20 @@ def fit(
             keep(job.net, kept_file(file, epoch + 1))
 
 
-def one_step(job: Job, step: int, images: Tensor, targets: Tensor, rows: int, compute: Compute) -> float:
-    """Forward, backward, the mean gradient over processes, clipping, one move. Returns the loss of the global batch."""
+def one_step(
+    job: Job,
+    step: int,
+    images: Tensor,
+    targets: Tensor,
+    rows: int,
+    compute: Compute,
+    source: Any = None,
+    numbers: np.ndarray | None = None,
+) -> float:
+    """Forward, backward, the mean gradient over processes, clipping, one move. Returns the loss of the global batch.
+
+    source, numbers   where these images come from, and which they are: an error names the first that gives NaN
+    """
     for group, rate in zip(job.optimizer.param_groups, job.rates[step], strict=True):
         group["lr"] = float(rate)
     job.mode(job.net)
@@ -111,7 +122,15 @@ def one_step(job: Job, step: int, images: Tensor, targets: Tensor, rows: int, co
     job.optimizer.step()
     value = float(dist.all_reduce_(loss.detach().clone()))
     if not np.isfinite(value):
-        raise UserError(f"the loss is not finite at step {step}; lower grid.lr")
+        sick = ~scores.detach().flatten(1).isfinite().all(1) if len(images) else torch.zeros(0, dtype=torch.bool)
+        if step and bool(sick.all()):
+            raise Diverged(f"the loss is not finite at step {step}; lower grid.lr")
+        which = ""
+        if source is not None and numbers is not None and sick.any():
+            which = f" for image {source.name(int(numbers[int(sick.nonzero()[0])]))}"
+        raise Diverged(
+            f"the loss is not finite at step {step}: the network gives NaN or infinity{which}; its weights may be damaged"
+        )
     return value
 
 
@@ -154,13 +173,17 @@ def scores_of(net: nn.Module, source: Any, views: Views, compute: Compute, avera
     mine = np.array_split(np.arange(len(source)), dist.world_size())[dist.rank()]
     size = max(1, compute.batch // (10 if views.view == "ten_crop" else 1))
     found = None
-    for rows, images in stream(source, views, batches_of(mine, size), compute.workers):
+    for rows, images in stream(source, views, batches_of(mine, size) or [mine], compute.workers):
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
             out = net(layout.arranged(images.flatten(0, 1), net, compute.device)).float()
+        whole = out.isfinite().all(1)
+        if not whole.all():
+            sick = int(rows[int((~whole).nonzero()[0]) * len(rows) // len(whole)])
+            raise Diverged(f"the network gives NaN or infinity for image {source.name(sick)}; lower grid.lr")
         out = out.softmax(1) if average == "softmax" else out
         if found is None:
             found = torch.zeros(len(source), out.shape[1])
-        found[torch.as_tensor(rows)] = out.unflatten(0, (len(rows), -1)).mean(1).cpu()
+        found[torch.as_tensor(rows)] = out.unflatten(0, (len(rows), images.shape[1])).mean(1).cpu()
     assert found is not None
     return dist.all_reduce_(found.to(compute.device)).cpu().numpy()
 

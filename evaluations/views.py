@@ -144,7 +144,7 @@ def stream(
 def _straight(source: Any, views: Views) -> bool:
     """True when normalising is all that happens to the images."""
     t = views.transform
-    if views.view != "centre" or source.array is None or source.channels not in (1, t["channels"]):
+    if views.view.partition(":")[0] != "centre" or source.array is None or source.channels not in (1, t["channels"]):
         return False
     height, width = (n + 2 * t["pad"] for n in source.array.shape[1:3])
     return t["resize"] in (None, height) and t["crop"] in (None, height) and (height == width or t["resize"] is None)

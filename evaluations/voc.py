@@ -13,6 +13,7 @@ Deviates   the authors always put Sobel in front, whatever the flag said; here t
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,16 +26,22 @@ from engine import rng
 from zoo.errors import UserError
 from zoo.schema import Strict
 
-from . import tuning
+from . import checks, tuning
 from .features import FeatureRequest, Features
 from .metrics import mean_average_precision
 from .models import Model
-from .protocol import Protocol, head_of
+from .protocol import Kind, NotNegative, Positive, Protocol, Whole, head_of
 from .result import Result, precision
 from .tuning import Job, Tuned
 
-GRID = ("lr", "weight_decay", "stepsize")
-CLASSIFIES = True
+KIND = Kind(
+    classifies=True,
+    grid={"lr": Positive, "weight_decay": NotNegative, "stepsize": Whole},
+    selects=("val", "none"),
+    metric="map",
+    forms=("faithful",),
+    layers="none",
+)
 SCORES: dict[str, int | None] = {"map": None, "map11": 11}
 
 
@@ -56,6 +63,14 @@ class Head(Strict):
 
 def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return []  # trains on images
+
+
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError unless every split has several labels per image, and some positive one."""
+    splits = protocol.splits
+    trials = [splits.fit or splits.train, str(splits.val)] if protocol.select.on == "val" else []
+    for split in dict.fromkeys((splits.train, *trials, splits.test)):
+        checks.targets(protocol, split, open(split))
 
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:

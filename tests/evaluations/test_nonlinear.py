@@ -10,7 +10,7 @@ import torch
 from evaluation_fakes import finished_run, protocol
 
 import zoo
-from evaluations import knn, linear, models, nonlinear, run
+from evaluations import knn, models, nonlinear, run
 from evaluations.features import FeatureRequest, Features, Store
 from golden import load
 from results import record as records
@@ -114,7 +114,7 @@ def test_each_layer_may_have_a_classifier_of_its_own_and_both_learn(tmp_path):
             quiet=True,
         )
     with pytest.raises(UserError, match="form=faithful"):
-        linear.run(protocol("linear_digits", head__classifier="mlp"), None, 0)
+        run.evaluate("linear_digits", "random_digits", {"head.classifier": "mlp"}, out=str(tmp_path), quiet=True)
 
 
 def embedding_run(out):

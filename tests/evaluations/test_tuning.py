@@ -26,13 +26,15 @@ from zoo.errors import UserError
 class ToyBody(Backbone):
     """conv, batch norm, ReLU, 2x2 average pool, then a fully connected layer."""
 
+    replaceable = ("fc", "classifier")
+
     def __init__(self):
         super().__init__()
-        self.dim = 8
         self.features = nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
         )
         self.classifier = nn.Sequential(nn.Linear(16, 8), nn.ReLU())
+        self.dim = 8
 
     def forward(self, x):
         return self.classifier(self.features(x))
