@@ -25,10 +25,20 @@ from .detection.data import Count, Crop, Group, Views
 from .detection.train import detect
 from .features import FeatureRequest, Features
 from .models import Model
-from .protocol import Protocol, head_of
+from .protocol import Kind as Takes
+from .protocol import NotNegative, Positive, Protocol, head_of
 from .result import Result
 
-GRID = ("lr", "lr_backbone", "weight_decay")
+KIND = Takes(
+    classifies=True,
+    grid={"lr": Positive, "lr_backbone": NotNegative, "weight_decay": NotNegative},
+    needed=("lr",),
+    selects=("none", "val"),
+    metric="ap",
+    forms=("faithful",),
+    layers="none",
+)
+check = running.check
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 

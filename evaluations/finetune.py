@@ -191,7 +191,7 @@ def job_of(net: Tuned, head: Head, cell: dict[str, float], shown: np.ndarray, se
     scale = head.factor ** np.searchsorted(np.asarray(head.milestones), np.arange(head.epochs), side="right")
     rates = np.repeat(scale, len(order[0]))[:, None] * np.array([[cell["lr"], cell["lr_head"]]])
     mode = whole if head.trunk == "train" else only_classifier
-    return Job(net, optimizer, order, rates, cross_entropy, mode, keep=kept_epochs(head))
+    return Job(net, optimizer, order, rates, cross_entropy, mode, keep=kept_epochs(head), seed=seed)
 
 
 def kept_epochs(head: Head) -> list[int]:

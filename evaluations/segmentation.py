@@ -24,10 +24,20 @@ from .detection.data import Count, Group, Views
 from .detection.train import autocast, shown
 from .features import FeatureRequest, Features
 from .models import Model
-from .protocol import Protocol, head_of
+from .protocol import Kind as Takes
+from .protocol import NotNegative, Positive, Protocol, head_of
 from .result import Result
 
-GRID = ("lr", "weight_decay")
+KIND = Takes(
+    classifies=True,
+    grid={"lr": Positive, "weight_decay": NotNegative},
+    needed=("lr",),
+    selects=("none", "val"),
+    metric="miou",
+    forms=("faithful",),
+    layers="none",
+)
+check = running.check
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 

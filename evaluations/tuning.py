@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint, dist, layout
+from engine import checkpoint, dist, layout, rng
 from results.record import Selection
 
 from .features import SAY_EVERY, Compute
@@ -44,6 +44,7 @@ class Job:
     loss     (scores (B, C), targets (B, ...)) -> sum over the rows of their losses, divided by the rows of all processes
     mode     puts the network's parts into train or eval mode before each step
     keep     epochs after which the state is kept, for "best epoch on test"
+    seed     of dropout: random numbers are a function of seed, step and process, so that a checkpoint needs to hold none
     """
 
     net: nn.Module
@@ -54,6 +55,7 @@ class Job:
     mode: Callable[[nn.Module], Any]
     clip: float | None = None
     keep: Sequence[int] = ()
+    seed: int = 0
     losses: list[float] = field(default_factory=list)
 
 
@@ -81,14 +83,14 @@ def fit(
             value = one_step(job, step, images[:, 0], targets[mine_now], len(rows), compute, source, mine_now)
             job.losses.append(value)
             step += 1
+            if file is not None and step == done + len(batches) and epoch + 1 in job.keep:
+                keep(job.net, kept_file(file, epoch + 1))  # before a checkpoint, from which this epoch counts as done
             if file is not None and step % every == 0 and step < total:
                 _save(job, file, step)
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 say(f"step {step:,}/{total:,}, loss {value:.3f}")
         done += len(batches)
-        if file is not None and epoch + 1 in job.keep:
-            keep(job.net, kept_file(file, epoch + 1))
 
 
 def one_step(
@@ -108,6 +110,7 @@ def one_step(
     for group, rate in zip(job.optimizer.param_groups, job.rates[step], strict=True):
         group["lr"] = float(rate)
     job.mode(job.net)
+    rng.seed_torch(compute.device, job.seed, "fine-tuning step", step, dist.rank())
     job.optimizer.zero_grad()
     loss = torch.zeros((), device=compute.device)
     # Synchronised batch norm waits for every process, those without rows too; plain batch norm could not take no rows.
@@ -230,9 +233,8 @@ def _save(job: Job, file: Path, step: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         parameters = [p for g in job.optimizer.param_groups for p in g["params"]]
         momentum = [job.optimizer.state[p].get("momentum_buffer") for p in parameters]
-        random = torch.get_rng_state()
         state = {"step": step, "net": dict(job.net.state_dict()), "momentum": momentum, "losses": list(job.losses)}
-        checkpoint.save(file, {**state, "random": random})
+        checkpoint.save(file, state)
     dist.barrier()
 
 
@@ -246,5 +248,4 @@ def _resume(job: Job, file: Path) -> int:
         if value is not None:
             job.optimizer.state[p]["momentum_buffer"] = value.to(p)
     job.losses[:] = state["losses"]
-    torch.set_rng_state(state["random"])
     return int(state["step"])

@@ -125,6 +125,7 @@ def train(
             tuning.restore(net, finished)
             return net
         job = job_of(net, head, cell, rng.permutation(seed, "voc order", 0, len(source)))
+        job.seed = seed
         targets = torch.as_tensor(source.targets)
 
         views = lambda epoch: features.views(f"{protocol.transform.train}:{epoch}", seed)

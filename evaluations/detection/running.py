@@ -174,6 +174,14 @@ def tidy(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
+    """Raises UserError unless every split that the run reads is here."""
+    splits = protocol.splits
+    trials = (splits.fit, splits.val) if protocol.select.on == "val" else ()
+    for split in dict.fromkeys(s for s in (splits.train, *trials, splits.test) if s):
+        open(split)
+
+
 def cells_of(protocol: Protocol) -> list[dict[str, float]]:
     """Every combination of the grid."""
     cells: list[dict[str, float]] = [{}]

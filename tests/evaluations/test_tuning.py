@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,47 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(tmp_pa
     assert torch.equal(kept.pred_layer.weight, whole.net.pred_layer.weight)
     tuning.discard(tmp_path)
     assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize("where", ["before the checkpoint", "after it"])
+def test_a_kill_at_the_last_step_of_an_epoch_loses_no_kept_epoch(tmp_path, monkeypatch, where):
+    """Two steps an epoch and a checkpoint every two: epoch 1 is kept and done at the same step."""
+    targets = torch.arange(8) % 3
+    tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "a.pt", every=2)
+    save = tuning._save
+
+    def dies(*rest):
+        if where == "after it":
+            save(*rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+    monkeypatch.setattr(tuning, "_save", save)
+    tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+    for epoch in (1, 3):
+        nets = [toy_job().net for _ in "ab"]
+        for net, name in zip(nets, "ab", strict=True):
+            tuning.restore(net, tuning.kept_file(tmp_path / f"{name}.pt", epoch))
+        assert torch.equal(nets[0].pred_layer.weight, nets[1].pred_layer.weight)
+
+
+def test_dropout_is_resumed_exactly_whatever_the_generator_holds(tmp_path):
+    """Random numbers come from seed, step and process, on any device: a checkpoint of the main process is enough for all."""
+    targets, ended = torch.arange(8) % 3, []
+    for name, stop in (("whole", None), ("cut", 3)):
+        job = toy_job()
+        job.net.pred_layer = nn.Sequential(nn.Dropout(0.5), job.net.pred_layer)
+        if stop:
+            short = dataclasses.replace(job, order=job.order[:1] + [job.order[1][:1]])
+            tuning.fit(short, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
+            torch.manual_seed(99)
+            job = toy_job()
+            job.net.pred_layer = nn.Sequential(nn.Dropout(0.5), job.net.pred_layer)
+        tuning.fit(job, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
+        ended.append(job)
+    assert ended[0].losses == ended[1].losses and len(set(ended[0].losses)) > 3
 
 
 def test_the_best_trial_is_chosen_and_none_is_made_twice(tmp_path):
