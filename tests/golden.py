@@ -3,6 +3,8 @@
 ``load("swav/sinkhorn.npz")`` opens ``tests/golden/swav/sinkhorn.npz``. A test takes its inputs with ``given`` and hands
 its own results to ``agree`` (within the tolerance pinned below), ``exact`` or ``agree_fraction``. When the whole suite has
 run, ``tests/conftest.py`` fails it if an array of a copied file was never touched, or a file was read and never compared.
+A json file is the same with its entries in the place of arrays, and the numbers of ``meta`` are arrays named ``meta.KEY``
+(``meta.0.KEY`` when there are several cases): inputs by ``g.meta[KEY]``, outputs by ``agree("meta.KEY", ...)``.
 
 Tolerances stand here once, from the README that came with the numbers, and cannot be passed by a test.
 ``tests/golden/PINNED`` holds a digest of every file and of its tolerance: neither can be changed unnoticed.
@@ -36,8 +38,8 @@ TOLERANCES: dict[str, dict[str, Any]] = {
     "swav/deepclusterv2_kmeans*.npz": {r"assign_(it|rank)\d+|empty_assign": (0, 0), ".*": (0, 1e-5)},
     "swav/deepclusterv2_epoch.npz": {"loss": (0, 2e-5), ".*": (0, 1e-6)},
     "swav/unmix_bbox.npz": {".*": (0, 0)},
-    "swav/unmix_swav.npz": {r"\w+\.mixed": (0, 1e-6), r"\w+\.queue_(before|after)": (0, 1e-6), ".*": (0, 3e-5)},
-    "swav/unmix_moco.npz": {r"\w+\.mixed": (0, 1e-6), ".*": (0, 3e-5)},
+    "swav/unmix_swav.npz": {r"meta\.\d\.lam_loss": (0, 1e-9), r"\w+\.mixed": (0, 1e-6), r"\w+\.queue_(before|after)": (0, 1e-6), ".*": (0, 3e-5)},
+    "swav/unmix_moco.npz": {r"meta\.\d\.lam_loss": (0, 1e-9), r"\w+\.mixed": (0, 1e-6), ".*": (0, 3e-5)},
     "swav/eval_linear.npz": {"linear_lr_per_epoch": (0, 1e-9), ".*": (0, 1e-4)},
     "swav/resnet_forward.npz": {
         r"rn50_trainmode_feat": ("scaled", 1e-3),
@@ -129,15 +131,13 @@ def numpy_of(value: Any) -> np.ndarray:
 
 
 class Golden:
-    """One golden ``.npz``: inputs by ``given``, outputs by ``agree``, ``exact``, ``agree_fraction`` or ``checked``."""
+    """One golden file: inputs by ``given`` and ``meta``, outputs by ``agree``, ``exact``, ``agree_fraction`` or ``checked``."""
 
     def __init__(self, file: str):
         self.file = file
         self.table = tolerances(file)
-        with np.load(ROOT / file) as data:
-            self.arrays = {name: data[name] for name in data.files}
-        raw = self.arrays.pop("meta", None)
-        self.meta = None if raw is None else json.loads(str(raw))
+        self.arrays, meta = content(file)
+        self.meta = tracked(file, "meta", meta)
 
     @property
     def names(self) -> list[str]:
@@ -151,7 +151,7 @@ class Golden:
     def agree(self, name: str, actual: Any, part: Any = ()) -> None:
         """``actual`` equals the golden array (or its slice ``part``) within the pinned tolerance."""
         compared[self.file].add(name)
-        expected, actual = self.arrays[name][part], numpy_of(actual)
+        expected, actual = np.asarray(self.arrays[name])[part], numpy_of(actual)
         assert expected.shape == actual.shape, f"{self.file}:{name}: shape {actual.shape}, expected {expected.shape}"
         rtol, atol = tolerance(self.table, name)
         if rtol == "scaled":
@@ -159,9 +159,14 @@ class Golden:
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=f"{self.file}:{name}")
 
     def exact(self, name: str, actual: Any, part: Any = ()) -> None:
-        """``actual`` equals the golden array to the last bit: labels, indices, counts."""
+        """``actual`` equals the golden array to the last bit: labels, indices, counts; or the entry of a json file."""
         compared[self.file].add(name)
-        np.testing.assert_array_equal(numpy_of(actual), self.arrays[name][part], err_msg=f"{self.file}:{name}")
+        if self.file.endswith(".json"):
+            assert json.loads(json.dumps(actual)) == self.arrays[name], f"{self.file}:{name}"
+            return
+        expected, actual = np.asarray(self.arrays[name])[part], numpy_of(actual)
+        assert expected.shape == actual.shape, f"{self.file}:{name}: shape {actual.shape}, expected {expected.shape}"
+        np.testing.assert_array_equal(actual, expected, err_msg=f"{self.file}:{name}")
 
     def agree_fraction(self, name: str, actual: Any, fraction: float) -> None:
         """At least ``fraction`` of the entries are equal; only where the README allows near-ties."""
@@ -182,10 +187,36 @@ def load(file: str) -> Golden:
     return Golden(file)
 
 
-def load_json(file: str) -> Any:
-    """A golden ``.json``; reading it counts as comparing it, entry by entry is the test's duty."""
-    compared[file].add("*")
-    return json.loads((ROOT / file).read_text())
+class Entries(dict):
+    """A dictionary of ``meta`` that notes which of its entries were read: inputs, or how the numbers were made."""
+
+    def __init__(self, file: str, place: str, entries: dict[str, Any]):
+        super().__init__(entries)
+        self.file, self.place = file, place
+
+    def __getitem__(self, key: str) -> Any:
+        given[self.file].add(f"{self.place}.{key}")
+        return super().__getitem__(key)
+
+
+def tracked(file: str, place: str, meta: Any) -> Any:
+    if isinstance(meta, list):
+        return [tracked(file, f"{place}.{i}", case) for i, case in enumerate(meta)]
+    return None if meta is None else Entries(file, place, meta)
+
+
+def content(file: str) -> tuple[dict[str, Any], Any]:
+    """What a golden file holds by name, the numbers of its ``meta`` included, and ``meta`` itself (words in it are no numbers)."""
+    if file.endswith(".json"):
+        tree = json.loads((ROOT / file).read_text())
+        return (tree if isinstance(tree, dict) else {str(i): entry for i, entry in enumerate(tree)}), None
+    with np.load(ROOT / file) as data:
+        found = {name: data[name] for name in data.files}
+    raw = found.pop("meta", None)
+    meta = None if raw is None else json.loads(str(raw))
+    cases = {f"meta.{i}": case for i, case in enumerate(meta)} if isinstance(meta, list) else {"meta": meta or {}}
+    numbers = {f"{place}.{key}": value for place, case in cases.items() for key, value in case.items() if not isinstance(value, str)}
+    return found | numbers, meta
 
 
 def files() -> list[str]:
@@ -209,20 +240,15 @@ def complaints() -> list[str]:
     for file in files():
         if not compared[file]:
             found.append(f"tests/golden/{file}: copied, and no test compares it")
-        elif file.endswith(".npz"):
-            with np.load(ROOT / file) as data:
-                names = set(data.files) - {"meta"}
-            for name in sorted(names - given[file] - compared[file]):
-                found.append(f"tests/golden/{file}: array {name} is neither read nor compared")
+        else:
+            names = set(content(file)[0]) - given[file] - compared[file]
+            found += [f"tests/golden/{file}: {name} is neither read nor compared" for name in sorted(names)]
     return found
 
 
 def arrays(file: str) -> list[str]:
-    """Names of the arrays of a golden file; ``*`` stands for the content of a json file."""
-    if file.endswith(".json"):
-        return ["*"]
-    with np.load(ROOT / file) as data:
-        return sorted(set(data.files) - {"meta"})
+    """Names of the arrays of a golden file and of the numbers of its ``meta``; ``*`` stands for the content of a json file."""
+    return ["*"] if file.endswith(".json") else sorted(content(file)[0])
 
 
 def pins() -> dict[str, str]:

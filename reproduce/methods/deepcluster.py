@@ -33,7 +33,7 @@ from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, embed
 from zoo.errors import UserError
 
-GRAPH = MappingProxyType({"neighbours": 5, "sigma": 0.2, "alpha": 0.001})
+GRAPH = MappingProxyType({"neighbours": 5, "sigma": 0.2, "alpha": 0.001, "precision": None})
 
 DEVIATIONS = (
     Deviation("dc-faiss-seed", "k-means", "faiss with a start that is random and not kept", "starts drawn from the recipe's seed and the epoch"),
@@ -43,7 +43,8 @@ DEVIATIONS = (
               "the backbone ends before it (backbone.options.last_relu=false); training applies it"),
     Deviation("dc-nmi", "mutual information with the labels of ImageNet is shown", "only that with the assignment before is printed",
               "the same, as `agreement`; with labels: python -m evaluations cluster"),
-    Deviation("dc-pic-precision", "power iteration clustering", "in float32, whose rounding decides many of the clusters", "in float64"),
+    Deviation("dc-pic-precision", "power iteration clustering", "in float32, whose rounding decides many of the clusters", "in float64",
+              "params.graph.precision=float32"),
     Deviation("dc-pic-singletons", "power iteration clustering", "leaves clusters of one image where no neighbour has company",
               "the same; each is a class of its own"),
 )
@@ -70,7 +71,8 @@ class DeepCluster(Method):
     clusters, iterations   K and M steps of k-means
     pca                    directions kept and whitened before clustering; 0: none, unit length only
     reassign               length of an epoch as a share of the data: clusters are renewed that often
-    clustering             kmeans, or pic: power iteration clustering, which chooses the number of clusters (graph: its settings)
+    clustering             kmeans, or pic: power iteration clustering, which chooses the number of clusters (graph: its settings; precision
+                           float32, or float64 where it is null)
     head_momentum          of the head's optimiser; the trunk has the recipe's
     """
 
@@ -114,7 +116,8 @@ class DeepCluster(Method):
         if self.pic:
             everyone = dist.all_gather_rows(rows)
             similarity, near = search(everyone, everyone, self.graph["neighbours"], exclude_self=True)
-            labels = pic(near.numpy(), (2 - 2 * similarity).clamp(min=0).numpy(), self.graph["sigma"], self.graph["alpha"])
+            labels = pic(near.numpy(), (2 - 2 * similarity).clamp(min=0).numpy(), self.graph["sigma"], self.graph["alpha"],
+                         dtype=self.graph["precision"] or "float64")
             share = torch.from_numpy(absorb_singletons(labels, near.numpy()))
             before = int(dist.all_gather(torch.tensor([len(rows)]))[: dist.rank()].sum())
             return share[before : before + len(rows)]

@@ -266,7 +266,7 @@ SETTINGS: dict[str, dict[str, Does]] = {
     "deepcluster": {"clusters": Does(30, collapsed, UP), "pca": Does(16, WIDTH, DOWN), "iterations": Does(1, PASSES, DOWN, {"params.clusters": 6, "params.pca": 4}),
                     "reassign": Does(2.0, epoch_size, DOWN), "clustering": Does("pic", found_clusters, OTHER),
                     "graph.neighbours": Does(20, found_clusters, DOWN, GRAPH), "graph.sigma": Does(2.0, label_sum, OTHER, GRAPH),
-                    "graph.alpha": Does(0.9, label_sum, OTHER, GRAPH),
+                    "graph.alpha": Does(0.9, label_sum, OTHER, GRAPH), "graph.precision": Does("float32", label_sum, OTHER, GRAPH),
                     "head_momentum": Does(0.9, lambda m, *_: m.param_groups()[1]["momentum"], UP)},
     "deepercluster": {"super_classes": Does(8, lambda m, *_: m.super_head.out_features, UP),
                       "rotations": Does(False, lambda m, *_: m.super_clusters, UP), "clusters": Does(30, collapsed, UP),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_samples import COCO_SHAPES, VOC, YFCC_IDS, build_coco, build_voc2007, build_yfcc, loosened, picture
 
-from golden import load, load_json
+from golden import load
 from zoo import data
 from zoo.data import rle, specs, voc, yfcc
 from zoo.errors import UserError
@@ -280,11 +280,12 @@ def test_without_pycocotools_masks_say_what_to_install(monkeypatch):
 
 
 def test_yfcc_places_are_the_golden_ones():
-    entries = load_json("deepercluster/yfcc_paths.json")
-    assert len(entries) > 5
-    for entry in entries:
-        archive, member = yfcc.place(entry["index"])
-        assert (f"ROOT/{archive}", member) == (entry["zip"], entry["member"])
+    g = load("deepercluster/yfcc_paths.json")
+    assert len(g.names) > 5
+    for name in g.names:
+        index = g.given(name)["index"]
+        archive, member = yfcc.place(index)
+        g.exact(name, {"index": index, "zip": f"ROOT/{archive}", "member": member})
 
 
 def test_yfcc_follows_its_list_of_numbers(tmp_path):

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, box_iou, generalized_box_iou, masks_to_
 
 from evaluations.detection import detr
 from evaluations.detection.backbones import Body, freeze_norms
-from golden import load, load_json
+from golden import load
 from zoo import backbones
 
 SIZE = {
@@ -277,7 +277,9 @@ def on_meta(classes=91, name="resnet50", freeze="res2"):
 
 
 def test_parameters_are_the_authors():
-    for variant, wanted in load_json("detection/detr_parameters.json").items():
+    g = load("detection/detr_parameters.json")
+    for variant in g.names:
+        wanted = g.checked(variant, "entry by entry below")
         name, _, rate = variant.partition("_lr_backbone_")
         freeze = "res2" if not rate or float(rate) else "all"
         net = on_meta(wanted["state_shapes"]["class_embed.weight"][0] - 1, name.removesuffix("_dc5"), freeze)

@@ -16,6 +16,7 @@ def params_of(arrays):
 def test_larc_takes_the_steps_of_the_authors():
     g = load("swav/larc.npz")
     count, steps = g.meta["nparams"], g.meta["steps"]
+    assert not g.meta["clip"]
     params = params_of([g.given(f"p{i}.init") for i in range(count)])
     spec = {"name": "larc", "lr": g.meta["lr"], "eps": g.meta["eps"], "trust": g.meta["trust"]}
     spec |= {"momentum": g.meta["momentum"], "weight_decay": g.meta["weight_decay"], "nesterov": False}

@@ -12,19 +12,19 @@ import pytest
 import torch
 from evaluation_fakes import finished_run
 
+import zoo
 from engine import dist
-from evaluations import faithful, nonlinear, run
+from evaluations import faithful, nonlinear, protocol, run
 from evaluations.faithful import LinearProbe
+from evaluations.features import pool_of
 from evaluations.heads import Grid, Schedule
 from evaluations.metrics import topk
 from evaluations.pooling import kernel_below, pool_map, pooled
-from golden import load, load_json
+from golden import load
 from results import record as records
+from zoo import backbones
 from zoo.errors import UserError
 
-SELA_POOLS = ["max:6:6:3", "max:4:4:0", "max:3:3:1", "max:3:3:1", "max:2:2:0"]
-VGG_POOLS = [18, 18, 14, 14, 9, 9, 9, 6, 6, 6, 3, 3, 3]
-ALEXNET_POOLS = ["avg:6:6:3", "avg:4:4:0", "avg:3:3:1", "avg:3:3:1", "avg:2:2:0"]
 FAST = {
     "form": "faithful",
     "head.epochs": 3,
@@ -73,25 +73,33 @@ def sela_tensor(key, shape, salt):
     return torch.tensor(values.astype(np.float32))
 
 
-def test_pooled_dimensions_are_the_authors():
-    for name, wanted in load_json("deepercluster/linear_probe_dims.json").items():
-        kind, _, number = name.partition("_conv")
-        pool = f"avg:{VGG_POOLS[int(number) - 1]}" if kind == "vgg16" else ALEXNET_POOLS[int(number) - 1]
-        x = torch.zeros(1, *wanted["map"])
-        assert list(pool_map(x, pool).shape[1:]) == wanted["pooled"]
-        assert pooled(x, pool).shape == (1, wanted["dim"])
-        kernel = wanted["pool_kernel"]
-        assert pool.split(":")[1:] in (
-            [str(kernel)],
-            [str(wanted[f"pool_{k}"]) for k in ("kernel", "stride")] + [str(wanted.get("pool_padding", 0))],
-        )
+PROBED = {"vgg16": ("deepercluster_vgg16_yfcc", "linear_conv_imagenet_deepercluster"),
+          "alexnet": ("deepcluster_alexnet_imagenet", "linear_conv_imagenet_deepcluster")}  # fmt: skip
+
+
+def test_maps_of_the_networks_and_pools_of_the_protocols_are_the_authors():
+    g = load("deepercluster/linear_probe_dims.json")
+    for kind, (model, name) in PROBED.items():
+        with torch.device("meta"):
+            network = backbones.build(zoo.entry(model).backbone).eval()
+            layers = [layer for layer in network.layers if layer.startswith("conv")]
+            maps = network.forward_layers(torch.empty(1, 3, 224, 224), layers)
+        for layer in layers:
+            pool = pool_of(protocol.load(name), layer)
+            numbers = [int(n) for n in pool.split(":")[1:]]
+            kernel, stride, padding = (*numbers, numbers[0], 0)[:3] if len(numbers) < 3 else numbers
+            found = {"map": maps[layer].shape[1:], "pool_kernel": kernel, "pool_stride": stride, "pool_padding": padding, "ok": True,
+                     "pooled": pool_map(maps[layer], pool).shape[1:], "dim": pooled(maps[layer], pool).shape[1]}  # fmt: skip
+            if kind == "vgg16":
+                assert found.pop("pool_padding") == 0
+            g.exact(f"{kind}_{layer}", found)
     assert kernel_below(torch.zeros(1, 512, 14, 14), 10000) == 3
 
 
 def test_a_conv13_probe_gives_the_authors_logits():
     g = load("deepercluster/reglog_conv13.npz")
     x = np.random.default_rng(zlib.crc32(b"reglog") + 1000).standard_normal((2, 512, 14, 14)).astype(np.float32)
-    maps = pool_map(torch.tensor(x), "avg:3")
+    maps = pool_map(torch.tensor(x), pool_of(protocol.load("linear_imagenet_deepercluster"), "conv13"))
     probe = LinearProbe(tuple(maps.shape[1:]), 5)
     probe.load_state_dict({k: deepercluster_tensor(k, v.shape) for k, v in probe.state_dict().items()})
     g.agree("pooled_first256", maps.flatten(1)[:, :256])
@@ -120,8 +128,6 @@ def test_swavs_evaluation_heads_rates_and_accuracy_are_the_authors():
 
 def test_selas_five_probes_train_and_evaluate_as_the_authors():
     g = load("sela/forwards.npz")
-    from zoo import backbones
-
     salt = int(g.given("salt"))
     net = backbones.build({"name": "alexnet", "filters": "big"}).eval()
     net.load_state_dict({k: sela_tensor(k, tuple(v.shape), salt) for k, v in net.state_dict().items()})
@@ -129,7 +135,7 @@ def test_selas_five_probes_train_and_evaluate_as_the_authors():
     names = [f"conv{i}" for i in range(1, 6)]
     with torch.no_grad():
         maps = net.forward_layers(torch.tensor(x), names)
-        pools = [pool_map(maps[n], p) for n, p in zip(names, SELA_POOLS, strict=True)]
+        pools = [pool_map(maps[n], pool_of(protocol.load("linear_conv_imagenet_sela"), n)) for n in names]
         g.exact("lp_predictor_shapes", [[10, *p.shape[1:]] for p in pools])
         probes = [LinearProbe(tuple(p.shape[1:]), 10, "batch") for p in pools]
         for i, (probe, p) in enumerate(zip(probes, pools, strict=True)):

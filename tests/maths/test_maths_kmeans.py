@@ -61,6 +61,7 @@ def test_splitting_leaves_no_cluster_empty_as_the_authors_rule_does():
 def test_deepclusterv2_kmeans_agrees_with_the_authors():
     g = load("swav/deepclusterv2_kmeans.npz")
     bank, index = torch.from_numpy(g.given("emb")), torch.from_numpy(g.given("index"))
+    assert bank.shape == (2, g.meta["N"], g.meta["D"]) and g.meta["torch_seed"]          # which drew init_idx
     for iterations in g.meta["iters"]:
         labels = torch.full((len(g.meta["K"]), g.meta["size_dataset"]), -100)
         for head in range(len(g.meta["K"])):

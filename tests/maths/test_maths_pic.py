@@ -17,7 +17,7 @@ def test_clusters_agree_with_the_authors():
     row = np.zeros((1, len(neighbours)), dtype=np.float32)
     row[0, neighbours[0]] = np.exp(-distances[0] / sigma**2)
     g.agree("adjacency_row0", row)
-    g.exact("clusters", pic(neighbours, distances, sigma, float(g.given("alpha")), dtype=np.float32))
+    g.exact("clusters", pic(neighbours, distances, sigma, float(g.given("alpha")), dtype="float32"))
 
 
 def plainly(neighbours, distances, sigma, alpha, iterations, dtype):

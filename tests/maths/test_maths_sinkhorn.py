@@ -19,6 +19,7 @@ def test_one_process_agrees_with_the_authors():
     g = load("swav/sinkhorn.npz")
     for case in g.meta:
         scores = torch.from_numpy(g.given(f"scores_{case['case']}"))
+        assert scores.shape == (case["B"], case["K"]) and case["world_size"] == 1
         g.agree(f"q_{case['case']}", sinkhorn(scores, case["epsilon"], case["iterations"]))
 
 

@@ -52,6 +52,7 @@ def refused(inputs, rank):
 @pytest.fixture(scope="module")
 def world2():
     g = load("swav/sinkhorn_world2.npz")
+    assert g.given("scores").shape == tuple(g.meta[key] for key in ("world_size", "B_per_rank", "K"))
     uneven = torch.rand(30, 11, generator=torch.manual_seed(5))
     inputs = {
         "sinkhorn": {
@@ -62,6 +63,7 @@ def world2():
     }
     g = load("swav/deepclusterv2_kmeans_world2.npz")
     banks = torch.from_numpy(g.given("emb"))
+    assert (banks.shape[0], *banks.shape[2:]) == tuple(g.meta[key] for key in ("world_size", "N_per_rank", "D"))
     for head in range(len(g.meta["K"])):
         halves = banks[:, head % 2]
         start = halves[0][g.given(f"init_idx_{head}")]

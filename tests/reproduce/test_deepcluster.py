@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from engine.batch import Batch
-from golden import load, load_json
-from reproduce.clustering import UNSEEN, compact, uniform_over_labels
+from golden import load
+from reproduce.clustering import UNSEEN, by_image, compact, uniform_over_labels
 from reproduce.methods.deepcluster import DeepCluster, reduce
 from zoo.errors import UserError
 
@@ -49,17 +49,19 @@ def test_uniform_sampling_is_uniform_over_labels_and_repeats_only_small_ones():
 
 
 def test_labels_are_renumbered_over_clusters_that_have_images_as_the_authors_do():
-    g = load_json("deepercluster/deepcluster_cluster_assign.json")
-    labels = np.full(1 + max(i for members in g["images_lists"] for i in members), UNSEEN)
-    for cluster, members in enumerate(g["images_lists"]):
-        labels[members] = cluster
+    g = load("deepercluster/deepcluster_cluster_assign.json")
+
+    def of_lists(lists, n):
+        index, labels = (np.concatenate(parts) for parts in zip(*((m, np.full(len(m), k)) for k, m in enumerate(lists)), strict=True))
+        return by_image(index.astype(np.int64), torch.from_numpy(labels)[None], n)[0].numpy()
+
+    labels = of_lists(g.given("images_lists"), 10)
     renumbered = compact(labels)
-    pairs = sorted((int(renumbered[i]), i) for i in np.flatnonzero(labels != UNSEEN))
-    assert [[f"p{i}", label] for label, i in pairs] == g["imgs"]
-    ours = np.full(len(g["arrange"]), UNSEEN)
-    for cluster, members in enumerate([[4, 0], [], [3, 1], [2]]):
-        ours[members] = cluster
-    assert ours.tolist() == g["arrange"] and compact(ours).tolist() == [0, 1, 2, 1, 0]
+    pairs = sorted((int(renumbered[i]), int(i)) for i in np.flatnonzero(labels != UNSEEN))
+    g.exact("imgs", [[f"p{i}", label] for label, i in pairs])
+    ours = of_lists([[4, 0], [], [3, 1], [2]], 5)
+    g.exact("arrange", ours.tolist())
+    assert compact(ours).tolist() == [0, 1, 2, 1, 0]
 
 
 def test_clusters_come_from_whitened_unit_features_and_none_is_empty():

@@ -34,6 +34,7 @@ def test_an_epoch_agrees_with_the_authors():
     meta = g.meta
     net = method(meta["D"], meta["K"], temperature=meta["temperature"], kmeans_iterations=meta["kmeans_iters"])
     index, bank = torch.from_numpy(g.given("index")), torch.from_numpy(g.given("emb"))
+    assert g.given("batch_ids").shape == (meta["steps"], meta["bs"])
     starts = [bank[h % 2][g.given(f"init_idx_{h}")] for h in range(len(meta["K"]))]
     net.labels = net.assign(index, bank, starts, int(index.max()) + 1)
     losses, raws = [], torch.from_numpy(g.given("raw"))

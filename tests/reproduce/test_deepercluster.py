@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine import dist
 from engine.batch import Batch
-from golden import load, load_json
-from reproduce.methods.deepercluster import DeeperCluster, accuracies, epoch_images, joint_loss, super_class_of, turned
+from golden import load
+from reproduce.clustering import uniform_over_labels
+from reproduce.methods.deepercluster import DeeperCluster, epoch_images, super_class_of, turned
 from zoo.errors import UserError
 
 IMAGES = torch.randn(120, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -27,9 +29,8 @@ def context(net, batch=16):
 
 
 def test_every_process_sees_the_images_of_its_authors_process_group():
-    g = load_json("deepercluster/process_layout.json")
-    layouts = {}
-    for row in g["ranks"]:
+    g, layouts, found = load("deepercluster/process_layout.json"), {}, []
+    for row in g.given("ranks"):
         layouts.setdefault((row["world"], row["super_classes"], row["rotnet"]), []).append(row)
     for (world, classes, rotations), rows in layouts.items():
         share = 12
@@ -37,56 +38,68 @@ def test_every_process_sees_the_images_of_its_authors_process_group():
         assert (seen == seen[:, :1]).all()                    # one super-class per process
         mine, per = seen[:, 0].tolist(), world // classes
         turns = 4 if rotations else 1
+        assert per == mine.count(mine[0])
+        cluster = [m // turns for m in mine]
         for row in rows:
-            r = row["rank"]
-            assert row["training_local_world_id"] == mine[r] and row["training_local_world_size"] == per == mine.count(mine[r])
-            assert row["training_local_rank"] == mine[:r].count(mine[r])
-            cluster = [m // turns for m in mine]
-            assert row["clustering_local_world_id"] == cluster[r] and row["clustering_local_rank"] == cluster[:r].count(cluster[r])
-            assert row["clustering_local_world_size"] == cluster.count(cluster[r])
-            assert row["nmb_super_clusters"] == classes // turns
-            assert row["rotation"] == (mine[r] % 4 if rotations else 0)
+            r, groups = row["rank"], {}
             for name, of in (("training_groups", mine), ("clustering_groups", cluster)):
                 if name in row:
-                    assert row[name] == [[i for i in range(world) if of[i] == k] for k in sorted(set(of))]
+                    groups[name] = [[i for i in range(world) if of[i] == k] for k in sorted(set(of))]
+            found.append({
+                "world": world, "super_classes": classes, "rotnet": rotations, "rank": r, "nmb_super_clusters": classes // turns,
+                "training_local_world_size": mine.count(mine[r]), "training_local_rank": mine[:r].count(mine[r]), "training_local_world_id": mine[r],
+                "clustering_local_world_size": cluster.count(cluster[r]), "clustering_local_rank": cluster[:r].count(cluster[r]),
+                "clustering_local_world_id": cluster[r], "rotation": mine[r] % 4 if rotations else 0, **groups})
+    g.exact("ranks", sorted(found, key=lambda row: list(layouts).index((row["world"], row["super_classes"], row["rotnet"]))))
 
 
 def test_sizes_of_data_and_epoch_are_the_authors():
-    for row in load_json("deepercluster/process_layout.json")["sizes"]:
+    g, found = load("deepercluster/process_layout.json"), []
+    for row in g.given("sizes"):
         batch = row["batch_size"] * row["world_size"]
         usable = min(row["requested"], 95920149) // batch * batch
-        assert usable == row["size_dataset"]
-        assert epoch_images(usable, row["nmb_super_clusters"], 4, batch) == row["epoch_size"]
+        epoch = epoch_images(usable, row["super_classes"] // (4 if row["rotnet"] else 1), 4, batch)
+        found.append({**row, "size_dataset": usable, "epoch_size": epoch})
+    g.exact("sizes", found)
 
 
-def test_an_epoch_of_the_objective_agrees_with_the_authors():
+def places_of(net):
+    """Weight and bias of the trunk, of the super-classes, and of the clusters in super-class 2."""
+    return [(net.backbone.weight, net.backbone.bias), (net.super_head.weight, net.super_head.bias), (net.sub_weight[2], net.sub_bias[2])]
+
+
+def test_an_epoch_of_the_objective_agrees_with_the_authors(monkeypatch):
+    """The third of four processes, which sees super-class 2: what it draws, its losses and accuracies, and where it ends."""
     g = load("deepercluster/train_epoch.npz")
     x, labels = torch.from_numpy(g.given("X")), torch.from_numpy(g.given("sub_labels")).long()
-    nets = {}
-    for name in ("trunk", "super", "sub"):
-        weight, bias = (torch.from_numpy(g.given(f"init_{name}.{part}")) for part in ("weight", "bias"))
-        nets[name] = nn.Linear(weight.shape[1], weight.shape[0])
-        nets[name].load_state_dict({"weight": weight, "bias": bias})
-    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3) for net in nets.values()]
+    backbone = nn.Linear(6, 7)
+    backbone.dim = 7
+    net = DeeperCluster(backbone, super_classes=4, rotations=False, clusters=20, pca=4)
+    with torch.no_grad():
+        for (weight, bias), name in zip(places_of(net), ("trunk", "super", "sub"), strict=True):
+            weight.copy_(torch.from_numpy(g.given(f"init_{name}.weight")))
+            bias.copy_(torch.from_numpy(g.given(f"init_{name}.bias")))
+    net.labels, net.batch = torch.stack([torch.full_like(labels, 2), 2 * net.each + labels]), 32
+    monkeypatch.setattr(dist, "rank", lambda: 2)
+    monkeypatch.setattr(dist, "world_size", lambda: 4)
+    order = uniform_over_labels(labels.numpy(), 40, np.random.RandomState(5))
+    g.exact("index_order", order)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     stats = []
-    for ids in torch.from_numpy(g.given("index_order")).split(8):
-        h = F.relu(nets["trunk"](x[ids]))
-        logits, of = (nets["super"](h), nets["sub"](h)), torch.full((len(ids),), 2)
-        loss = joint_loss(*logits, of, labels[ids])
-        parts = [F.cross_entropy(z, y).item() for z, y in zip(logits, (of, labels[ids]), strict=True)]
-        got = accuracies(*logits, of, labels[ids])
+    for ids in torch.from_numpy(order).split(8):
+        loss, got = net.loss(Batch(ids, [x[ids]]), 0)
+        of = torch.full((8,), 2)
+        parts = [F.cross_entropy(z, y).item() for z, y in zip(net.heads(F.relu(backbone(x[ids])), of), (of, labels[ids]), strict=True)]
         stats.append([100 * got["accuracy"], loss.item(), 100 * got["accuracy_super"], parts[0], 100 * got["accuracy_sub"], parts[1]])
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
     epoch, steps = 3, len(stats)
     name = next(n for n in g.names if n.startswith("returned"))
     g.agree(name, np.array([epoch, (epoch + 1) * steps, *np.mean(stats, axis=0)]))
-    for name, net in nets.items():
-        g.agree(f"final_{name}.weight", net.weight)
-        g.agree(f"final_{name}.bias", net.bias)
+    for (weight, bias), name in zip(places_of(net), ("trunk", "super", "sub"), strict=True):
+        g.agree(f"final_{name}.weight", weight)
+        g.agree(f"final_{name}.bias", bias)
     reason = "names of the authors' files and keys; this project keeps one checkpoint of its own form"
     assert {"state_dict", "pred_layer_state_dict"} <= set(g.checked("checkpoint_keys", reason))
     assert len(g.checked("files_written", reason)) == 4 and "optimizer" in g.checked("pred_checkpoint_keys", reason)

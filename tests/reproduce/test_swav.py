@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine import dist
 from engine.maths.sinkhorn import sinkhorn
 from golden import load
 from reproduce.methods.swav import SwAV, swapped_prediction
@@ -141,6 +142,31 @@ def test_the_queue_survives_a_round_trip_and_nothing_else_is_needed():
     assert torch.equal(a, b) and torch.equal(method.queue, other.queue)
     other.load_extra_state({})
     assert other.queue is None
+
+
+def test_the_queue_of_a_checkpoint_is_in_the_order_of_the_global_batch(monkeypatch):
+    """Two processes fill theirs from the halves of the batches that one process sees whole; any number takes the state up."""
+    z = torch.randn(3, 2, 4, 6)                                      # steps, views, images, numbers
+    def filled(rank, world):
+        method, share = swav(6, 10, queue={"length": 12, "start_epoch": 0}), 4 // world
+        monkeypatch.setattr(dist, "world_size", lambda: world)
+        monkeypatch.setattr(dist, "rank", lambda: rank)
+        for step in z[:, :, rank * share:(rank + 1) * share]:
+            method._start_queue(step, 0)
+            method._push(step)
+        return method
+
+    whole = filled(0, 1)
+    state, parts = whole.extra_state(), [filled(rank, 2) for rank in (0, 1)]
+    assert torch.equal(state["queue"], torch.cat([z[2], z[1], z[0]], dim=1))
+    monkeypatch.setattr(dist, "all_gather", lambda mine: torch.cat([part.queue[None] for part in parts]))
+    together = parts[0].extra_state()
+    assert torch.equal(together["queue"], state["queue"]) and together["batch"] == state["batch"] == 4
+    for rank, part in enumerate(parts):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        other = swav(6, 10, queue={"length": 12, "start_epoch": 0})
+        other.load_extra_state(state)
+        assert torch.equal(other.queue, part.queue) and other.queue_full
 
 
 def test_hard_assignment_and_the_head_without_batchnorm_are_settings():

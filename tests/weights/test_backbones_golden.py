@@ -15,6 +15,7 @@ from zoo.backbones import build
 from zoo.backbones.sobel import FILTERS, Stem, merged_kernel, sobel
 from zoo.backbones.vgg import sobel_to_rgb
 from zoo.errors import UserError
+from zoo.heads import Full
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -65,6 +66,16 @@ def network(spec, formula, theirs=lambda key: key, only=""):
     state = {key: formula(theirs(key), shape) for key, shape in wanted.items()}
     net.load_state_dict(state, strict=not only, assign=True)
     return net.eval()
+
+
+def last(size, width=4096):
+    """Names and shapes of a linear layer's tensors."""
+    return (("weight", (size, width)), ("bias", (size,)))
+
+
+def heads_of(net, group, tensors, x):
+    """What heads of these names give, built from a file's tensors as zoo.load(part="full") does."""
+    return Full(net, {group: {name: name for name in tensors}}, tensors).eval()(x)[group]
 
 
 def picture(tag: str, height: int, width: int) -> tuple[np.ndarray, torch.Tensor]:
@@ -180,9 +191,7 @@ def test_deepclusters_alexnet_gives_the_authors_outputs():
     _, x = picture("alexfc", 224, 224)
     feature = net(x)
     g.agree("fc7_relu", feature[:, :512])
-    g.agree(
-        "logits", feature @ deepercluster("top_layer.weight", (10, 4096)).T + deepercluster("top_layer.bias", (10,))
-    )
+    g.agree("logits", heads_of(net, "clusters", {f"top_layer.{k}": deepercluster(f"top_layer.{k}", s) for k, s in last(10)}, x))
     net.last_relu = False
     g.agree("fc7_clustering_feature", net(x)[:, :512])
 
@@ -204,10 +213,8 @@ def test_rotnets_alexnet_gives_the_authors_outputs():
     agree_layers(g, net, x, names, "conv_shapes")
     feature = net(x)
     g.agree("fc7_first256", feature[:, :256])
-    head = [
-        deepercluster(f"_feature_blocks.9.0.{name}", shape) for name, shape in (("weight", (4, 4096)), ("bias", (4,)))
-    ]
-    g.agree("logits", F.linear(feature, *head))
+    tensors = {f"_feature_blocks.9.0.{k}": deepercluster(f"_feature_blocks.9.0.{k}", s) for k, s in last(4)}
+    g.agree("logits", heads_of(net, "rotations", tensors, x))
 
 
 def rotnet_nin(key: str) -> str:
@@ -222,19 +229,12 @@ def test_rotnets_nin_gives_the_authors_outputs():
     net = network("nin", deepercluster, rotnet_nin)
     x = torch.from_numpy(g.given("x"))
     agree_layers(g, net, x, ["conv1", "conv2", "conv3", "conv4"])
-    head = [
-        deepercluster(f"_feature_blocks.4.Classifier.{name}", shape)
-        for name, shape in (("weight", (4, 192)), ("bias", (4,)))
-    ]
-    g.agree("logits", F.linear(net(x), *head))
+    name = "_feature_blocks.4.Classifier"
+    g.agree("logits", heads_of(net, "rotations", {f"{name}.{k}": deepercluster(f"{name}.{k}", s) for k, s in last(4, 192)}, x))
 
 
 def images(seed: int, n: int, side: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, 3, side, side)).astype(np.float32))
-
-
-def head(feature: torch.Tensor, name: str, size: int) -> torch.Tensor:
-    return F.linear(feature, sela(f"{name}.weight", (size, feature.shape[1])), sela(f"{name}.bias", (size,)))
 
 
 def resnet_v1(key: str) -> str:
@@ -254,8 +254,7 @@ def resnet_v2(key: str) -> str:
 def test_selas_networks_give_the_authors_outputs():
     g = load("sela/forwards.npz")
     assert int(g.given("salt")) == 0
-    first, second = (int(seed) for seed in g.given("image_seeds"))
-    x = images(first, 2, 224)
+    x = images(int(g.given("image_seeds")[0]), 2, 224)
     big = network("alexnet", sela)
     feature = big(x)
     g.agree("alexnet_big_prelast_first32", feature[:, :32])
@@ -263,38 +262,24 @@ def test_selas_networks_give_the_authors_outputs():
     maps = big.forward_layers(x, ["pool5"])["pool5"]
     g.exact("alexnet_big_features_shape", maps.shape)
     g.agree("alexnet_big_features_sum", maps.sum((1, 2, 3)))
-    for i in range(3):
-        g.agree(f"alexnet_big_head{i}", head(feature, f"top_layer{i}", g.arrays[f"alexnet_big_head{i}"].shape[1]))
-    small = network({"name": "alexnet", "filters": "small"}, sela)
-    g.agree("alexnet_small_head0", head(small(x), "top_layer", 13))
-    without = network({"name": "alexnet", "batchnorm": False}, sela)
-    g.agree("alexnet_nobn_head0", head(without(x), "top_layer", 6))
+
+    def logits(net, sizes, name):
+        """Of one head, or of several side by side, as zoo.load(part="full") builds them from a file's tensors."""
+        names = [name] if len(sizes) == 1 else [f"{name}{i}" for i in range(len(sizes))]
+        tensors = {f"{n}.{k}": sela(f"{n}.{k}", s) for n, size in zip(names, sizes, strict=True) for k, s in last(size, net.dim)}
+        return heads_of(net, "clusters", tensors, x)
+
+    for i, found in enumerate(logits(big, [g.arrays[f"alexnet_big_head{i}"].shape[1] for i in range(3)], "top_layer")):
+        g.agree(f"alexnet_big_head{i}", found)
+    g.agree("alexnet_small_head0", logits(network({"name": "alexnet", "filters": "small"}, sela), [13], "top_layer"))
+    g.agree("alexnet_nobn_head0", logits(network({"name": "alexnet", "batchnorm": False}, sela), [6], "top_layer"))
     for name, spec, theirs in (("resnetv1", "resnet50", resnet_v1), ("resnetv2", "resnet50v2", resnet_v2)):
-        feature = network(spec, sela, theirs)(x)
-        g.agree(f"{name}_1head_head0", head(feature, "top_layer.0", 10))
-        for i, size in enumerate((4, 5, 6)):
-            g.agree(f"{name}_3heads_head{i}", head(feature, f"top_layer{i}", size))
+        net = network(spec, sela, theirs)
+        g.agree(f"{name}_1head_head0", logits(net, [10], "top_layer.0"))
+        for i, found in enumerate(logits(net, [4, 5, 6], "top_layer")):
+            g.agree(f"{name}_3heads_head{i}", found)
     for name in ("resnet18", "resnet50"):
-        g.agree(f"torchvision_{name}_head0", head(network(name, sela)(x), "fc", 12))
-    linear_probes(g, big, images(second, 4, 224))
-
-
-def linear_probes(g, net, x):
-    """Max-pool, batch norm without parameters and a convolution over the whole map after each of the five ReLUs."""
-    pools = ((6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0))
-    maps = net.forward_layers(x, [f"conv{i}" for i in range(1, 6)])
-    trained, judged, shapes = [], [], []
-    for i, (pool, values) in enumerate(zip(pools, maps.values(), strict=True)):
-        pooled = F.max_pool2d(values, *pool)
-        norm = torch.nn.BatchNorm2d(pooled.shape[1], affine=False)
-        shape = (10, *pooled.shape[1:])
-        shapes.append(shape)
-        weight, bias = sela(f"probe{i}.weight", shape), sela(f"probe{i}.bias", (10,))
-        trained.append(F.conv2d(norm(pooled), weight, bias).flatten(1))
-        judged.append(F.conv2d(norm.eval()(pooled), weight, bias).flatten(1))
-    g.exact("lp_predictor_shapes", np.array(shapes))
-    g.agree("lp_train_mode_logits", torch.stack(trained))
-    g.agree("lp_eval_mode_logits_after_one_train_pass", torch.stack(judged))
+        g.agree(f"torchvision_{name}_head0", logits(network(name, sela), [12], "fc"))
 
 
 @torch.no_grad()
@@ -303,14 +288,20 @@ def test_pics_encoders_give_the_authors_outputs():
     assert int(g.given("salt")) == 0
     seed, side = (int(v) for v in g.given("image_seed_size"))
     x = images(seed, 2, side)
-    feature = network("resnet50", sela)(x)
-    g.agree("resnet50_mlp", head(head(feature, "fc1", 2048).relu(), "fc2", 128))
-    g.agree("resnet50_fc", head(feature, "fc", 128))
-    g.agree("resnet50_linear1000", head(feature, "fc", 1000)[:, :128])
-    feature = network("resnet18", sela)(x)
-    g.agree("resnet18_mlp", head(head(feature, "fc1", 2048).relu(), "fc2", 128))
+
+    def projection(net, **sizes):
+        """fc1 and fc2, or fc, as zoo.load(part="full") builds them and as PIC's files name them."""
+        widths = [net.dim, *sizes.values()]
+        tensors = {f"{n}.{k}": sela(f"{n}.{k}", s) for i, n in enumerate(sizes) for k, s in last(widths[i + 1], widths[i])}
+        return heads_of(net, "projection", tensors, x)
+
+    net = network("resnet50", sela)
+    g.agree("resnet50_mlp", projection(net, fc1=2048, fc2=128))
+    g.agree("resnet50_fc", projection(net, fc=128))
+    g.agree("resnet50_linear1000", projection(net, fc=1000)[:, :128])
+    g.agree("resnet18_mlp", projection(network("resnet18", sela), fc1=2048, fc2=128))
     deep = {"name": "resnet18", "deep_stem": True, "average_shortcut": True}
-    g.agree("resnet18_d_fc", head(network(deep, sela)(x), "fc", 128))
+    g.agree("resnet18_d_fc", projection(network(deep, sela), fc=128))
     fresh = build({"name": "resnet50", "zero_last_gamma": True})
     zeros = [key for key, value in fresh.state_dict().items() if key.endswith("weight") and not value.any()]
     g.exact("zero_init_keys_count", len(zeros))

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from golden import load, load_json
+import zoo
+from golden import load
+from reproduce.methods.deepclusterv2 import DeepClusterV2
+from reproduce.methods.swav import SwAV
 from zoo.backbones import build
 from zoo.errors import UserError
 
@@ -46,12 +49,8 @@ def fill(module: nn.Module, salt: str, prefix: str = "") -> nn.Module:
     return module
 
 
-def swav_head(width: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 128))
-
-
 @torch.no_grad()
-def test_resnet50_gives_the_authors_features_embeddings_and_scores():
+def test_resnet50_gives_the_authors_features_embeddings_and_scores(tmp_path):
     g = load("swav/resnet_forward.npz")
     salt, stream = g.meta["salt"], np.random.RandomState(g.meta["input_seed"])
 
@@ -62,36 +61,41 @@ def test_resnet50_gives_the_authors_features_embeddings_and_scores():
     crops = [draw(2, 3, 64, 64) for _ in range(2)] + [draw(2, 3, 40, 40) for _ in range(3)]
     odd, wide_input = draw(1, 3, 51, 37), draw(1, 3, 48, 48)
     net = fill(build("resnet50"), salt).eval()
-    head = fill(swav_head(2048, 2048), salt, "projection_head.").eval()
-    prototypes = fill(nn.Linear(128, 3000, bias=False), salt, "prototypes.")
-    heads = [fill(nn.Linear(128, 16, bias=False), salt, f"prototypes.prototypes{i}.") for i in range(3)]
-
-    def embed(features):
-        return nn.functional.normalize(head(features), dim=1)
-
-    features = net(x)
-    g.agree("rn50_feat", features)
-    g.agree("rn50_emb", embed(features))
-    g.agree("rn50_scores_first64", prototypes(embed(features))[:, :64])
+    method = SwAV(net).eval()
+    for name in ("projection_head", "prototypes"):
+        fill(getattr(method, name), salt, f"{name}.")
+    embeddings, scores = method.scores([x])
+    g.agree("rn50_feat", method.features(x))
+    g.agree("rn50_emb", embeddings[0])
+    g.agree("rn50_scores_first64", scores[0, :, :64])
     deep = net.forward_layers(x, ["res5"])["res5"]
     g.exact("rn50_fmap_shape", deep.shape)
     g.agree("rn50_fmap_chan0_8", deep[:, :8])
-    several = embed(torch.cat([net(torch.cat(crops[:2])), net(torch.cat(crops[2:]))]))
+    several, scores = (found.flatten(0, 1) for found in method.scores(crops))
     g.agree("rn50_multicrop_emb", several)
-    g.agree("rn50_multicrop_scores_first32", prototypes(several)[:, :32])
+    g.agree("rn50_multicrop_scores_first32", scores[:, :32])
     g.agree("rn50_odd_feat", net(odd))
-    g.agree("rn50_3heads_scores_first16", torch.stack([h(embed(features)) for h in heads]))
+    clusters = DeepClusterV2(net, prototypes=(16, 16, 16)).eval()
+    for name in ("projection_head", "prototypes"):
+        fill(getattr(clusters, name), salt, f"{name}.")
+    z = clusters.features(x)
+    g.agree("rn50_3heads_scores_first16", torch.stack([head(z) for head in clusters.prototypes.values()]))
+    torch.save({"epoch": 400, "state_dict": method.export()}, tmp_path / "swav.pth.tar")
+    found = zoo.load(tmp_path / "swav.pth.tar", part="full")(x)            # the same network by way of a file
+    g.agree("rn50_feat", found["features"])
+    g.agree("rn50_emb", nn.functional.normalize(found["projection"], dim=1))
+    g.agree("rn50_scores_first64", found["prototypes"][:, :64])
     g.agree("rn50_trainmode_feat", net.train()(x))
-    wide = fill(build("resnet50w2"), salt).eval()
-    features = wide(wide_input)
-    g.agree("w2_feat", features)
-    wide_head = fill(swav_head(4096, 8192), salt, "projection_head.").eval()
-    g.agree("w2_emb", nn.functional.normalize(wide_head(features), dim=1))
+    wide = SwAV(fill(build("resnet50w2"), salt), hidden=8192).eval()
+    fill(wide.projection_head, salt, "projection_head.")
+    g.agree("w2_feat", wide.features(wide_input))
+    g.agree("w2_emb", wide.scores([wide_input])[0][0])
 
 
 @pytest.mark.parametrize("name, variant", WIDTHS.items())
 def test_every_width_has_the_released_keys_shapes_and_parameter_count(name, variant):
-    expected = load_json("swav/state_dict_shapes.json")[variant]
+    g = load("swav/state_dict_shapes.json")
+    expected = g.checked(variant, "keys and numbers of parameters are compared below, heads apart")
     with torch.device("meta"):
         net = build(name)
     ours = {k: list(v.shape) for k, v in net.state_dict().items()}

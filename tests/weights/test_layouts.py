@@ -11,14 +11,18 @@ import torch
 from torch import nn
 
 import zoo
-from golden import load_json
+from golden import load
 from zoo import fetch, loading
 from zoo.backbones import build
 from zoo.errors import UserError
 from zoo.weights import rename, select
 
-SWAV, DEEPER = load_json("swav/state_dict_shapes.json"), load_json("deepercluster/state_dict_shapes.json")
-SELA, PIC = load_json("sela/state_dict_keys.json"), load_json("pic/state_dict_keys.json")
+SWAV, DEEPER = load("swav/state_dict_shapes.json"), load("deepercluster/state_dict_shapes.json")
+SELA, PIC = load("sela/state_dict_keys.json"), load("pic/state_dict_keys.json")
+
+
+def shapes_of(family, name):
+    return family.checked(name, "matched tensor by tensor against the registry's layouts")
 
 
 class Shape:
@@ -33,12 +37,12 @@ def tensors(shapes, prefix=""):
 
 
 def swav(name, **more):
-    keys = dict(SWAV[name]["keys"]) | more
+    keys = dict(shapes_of(SWAV, name)["keys"]) | more
     return tensors(keys, "module."), tensors(keys)
 
 
 def w5(second):
-    keys = SWAV["resnet50w5_backbone_only"]["keys"] | {
+    keys = shapes_of(SWAV, "resnet50w5_backbone_only")["keys"] | {
         "projection_head.0.weight": [10240, 10240],
         "projection_head.0.bias": [10240],
         f"projection_head.{second}.weight": [128, 10240],
@@ -49,7 +53,7 @@ def w5(second):
 
 
 def deeper(name, wrapped=True):
-    state = tensors(DEEPER[name])
+    state = tensors(shapes_of(DEEPER, name))
     more = ("epoch", "start_iter", "optimizer", "pred_layer_state_dict", "optimizer_pred_layer")
     return {**dict.fromkeys(more, 1), "state_dict": state} if wrapped else state
 
@@ -66,7 +70,7 @@ def old(state):
 def pic(name, **more):
     return {
         "opt": argparse.Namespace(aug="SimCLR"),
-        "model": tensors(PIC[name]),
+        "model": tensors(shapes_of(PIC, name)),
         "epoch": 1955,
         "optimizer": {},
         **more,
@@ -76,7 +80,7 @@ def pic(name, **more):
 def official_moco(head):
     """facebookresearch/moco's keys, from PIC's list: encoder -> encoder_q, and its own names for the head."""
     state = {}
-    for key, shape in PIC["MoCo v2 (epochs 100/200)"].items():
+    for key, shape in shapes_of(PIC, "MoCo v2 (epochs 100/200)").items():
         key = key.replace("module.encoder.", "module.encoder_q.")
         for ours, theirs in head.items():
             key = key.replace(f".{ours}.", f".{theirs}.")
@@ -95,7 +99,7 @@ PP = "resnet{}_pp.pth['state_dict'] (torchvision resnet{} = head 0)"
 
 
 def sela(name):
-    return tensors(SELA[name])
+    return tensors(shapes_of(SELA, name))
 
 
 def data_parallel(state):
@@ -103,7 +107,7 @@ def data_parallel(state):
 
 
 def only(prefix):
-    return next(name for name in SELA if name.startswith(prefix))
+    return next(name for name in SELA.names if name.startswith(prefix))
 
 
 # id of the registry -> forms of its file; backbone tensors and head tensors that must be found
@@ -130,17 +134,17 @@ CASES = {
     "deepcluster in deepercluster's code": ("deepcluster_vgg16_yfcc", lambda: deeper(DDP.format("sobel")), 95, 0),
     "rotnet vgg, rgb": ("rotnet_vgg16_yfcc", lambda: deeper(DDP.format("rgb")), 95, 0),
     "rotnet vgg, sobel": ("rotnet_vgg16_imagenet", lambda: deeper(DDP.format("sobel")), 95, 0),
-    "deepcluster vgg": ("deepcluster_vgg16_imagenet", lambda: {"epoch": 1, "arch": "vgg16", "state_dict": tensors(DEEPER[DP.format("vgg16")])}, 95, 2),
+    "deepcluster vgg": ("deepcluster_vgg16_imagenet", lambda: {"epoch": 1, "arch": "vgg16", "state_dict": tensors(shapes_of(DEEPER, DP.format("vgg16")))}, 95, 2),
     "deepcluster alexnet": (
         "deepcluster_alexnet_imagenet",
-        lambda: {"epoch": 1, "arch": "alexnet", "state_dict": tensors(DEEPER[DP.format("alexnet")]), "optimizer": {}},
+        lambda: {"epoch": 1, "arch": "alexnet", "state_dict": tensors(shapes_of(DEEPER, DP.format("alexnet"))), "optimizer": {}},
         39,
         2,
     ),
-    "deepcluster alexnet, old": ("deepcluster_alexnet_imagenet", lambda: {"state_dict": old(tensors(DEEPER[DP.format("alexnet")]))}, 39, 2),
-    "rotnet alexnet": ("rotnet_alexnet_imagenet", lambda: {"epoch": 50, "network": tensors(DEEPER["rotnet_repo_alexnet (key 'network')"])}, 47, 2),
-    "rotnet nin": ("rotnet_nin_cifar10", lambda: {"epoch": 200, "network": tensors(DEEPER["rotnet_repo_nin4_cifar10 (key 'network')"])}, 72, 2),
-    "rotnet nin, old": ("rotnet_nin_cifar10", lambda: {"network": old(tensors(DEEPER["rotnet_repo_nin4_cifar10 (key 'network')"]))}, 72, 2),
+    "deepcluster alexnet, old": ("deepcluster_alexnet_imagenet", lambda: {"state_dict": old(tensors(shapes_of(DEEPER, DP.format("alexnet"))))}, 39, 2),
+    "rotnet alexnet": ("rotnet_alexnet_imagenet", lambda: {"epoch": 50, "network": tensors(shapes_of(DEEPER, "rotnet_repo_alexnet (key 'network')"))}, 47, 2),
+    "rotnet nin": ("rotnet_nin_cifar10", lambda: {"epoch": 200, "network": tensors(shapes_of(DEEPER, "rotnet_repo_nin4_cifar10 (key 'network')"))}, 72, 2),
+    "rotnet nin, old": ("rotnet_nin_cifar10", lambda: {"network": old(tensors(shapes_of(DEEPER, "rotnet_repo_nin4_cifar10 (key 'network')")))}, 72, 2),
     "sela alexnet": ("sela_alexnet_10x3k_rot", lambda: sela(ALEX), 39, 20),
     "sela alexnet with a rotation head": (
         "sela_alexnet_10x3k_rot",
@@ -164,7 +168,7 @@ CASES = {
     "instdisc": ("instdisc_pic_200ep", lambda: pic("InstDisc (epochs 200/400)"), 318, 5),
     "moco v2 by pic": ("mocov2_pic_200ep", lambda: pic("MoCo v2 (epochs 100/200)"), 318, 6),
     "simclr by pic": ("simclr_pic_200ep", lambda: pic("SimCLR (script, not released)"), 318, 4),
-    "moco v1": ("mocov1_200ep", lambda: {**official_moco({}), "state_dict": {k.replace("module.encoder.", "module.encoder_q."): Shape(s) for k, s in PIC["MoCo v1 (script, not released)"].items()}}, 318, 4),
+    "moco v1": ("mocov1_200ep", lambda: {**official_moco({}), "state_dict": {k.replace("module.encoder.", "module.encoder_q."): Shape(s) for k, s in shapes_of(PIC, "MoCo v1 (script, not released)").items()}}, 318, 4),
     "moco v2": ("mocov2_800ep", lambda: official_moco(FULL_V2), 318, 6),
     "unmix moco v2": ("unmix_mocov2_200ep", lambda: official_moco(FULL_V2), 318, 6),
 }  # fmt: skip
@@ -186,15 +190,20 @@ CASES["unmix on cifar"] = ("unmix_mocov1_cifar10_1000ep", cifar_moco, 120, 4)
 CASES["moco on cifar"] = ("mocov1_unmix_cifar100_1000ep", cifar_moco, 120, 4)
 
 BACKBONES = {
+    "deepcluster_alexnet": {"name": "alexnet", "filters": "big", "stem": "deepcluster_sobel"},
+    "deepcluster_vgg16": {"name": "vgg16", "stem": "deepcluster_sobel"}, "deepercluster_rgb": {"name": "vgg16", "stem": "deepercluster_rgb"},
     "resnet18": "resnet18", "resnetv2": "resnet50v2", "resnetv1": "resnet50", "resnet50": "resnet50",
     "alexnet small": {"name": "alexnet", "filters": "small"}, "alexnet": "alexnet",
     "PIC": "resnet50", "InstDisc": "resnet50", "MoCo": "resnet50", "SimCLR": "resnet50", "linear": "resnet50",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*SELA, *PIC])
+BARE = ["deepercluster_rgb (Net, no prefix)", "deepcluster_vgg16 (module, out=10000)", "deepcluster_alexnet (module, out=10000)"]
+
+
+@pytest.mark.parametrize("name", [*SELA.names, *PIC.names, *BARE])
 def test_every_list_of_the_authors_fits_a_layout_of_the_registry(name):
-    shapes = {**SELA, **PIC}[name]
+    shapes = shapes_of(next(family for family in (SELA, PIC, DEEPER) if name in family.names), name)
     spec = next(spec for word, spec in BACKBONES.items() if word in name)
     for tree in (tensors(shapes), {"state_dict": tensors(shapes)}, {"model": tensors(shapes)}):
         if select(tree, loading._every_layout(), loading.expected_shapes(spec), name).report.ok:
@@ -255,9 +264,10 @@ def test_the_clean_up_of_keys_is_the_original_loaders_and_more():
         *zoo.entry("deepercluster_vgg16_yfcc").layouts[0].rules,
         *zoo.entry("deepcluster_alexnet_imagenet").layouts[0].rules,
     ]
-    for key, theirs in load_json("deepercluster/rename_key.json").items():
-        expected = theirs["deepercluster_loader"].removeprefix("body.")  # a bare body. is ours to strip
-        assert rename(key, rules) == expected
+    g = load("deepercluster/rename_key.json")
+    for key in g.names:
+        theirs = g.checked(key, "a bare body. is ours to strip")["deepercluster_loader"]
+        assert rename(key, rules) == theirs.removeprefix("body.")
 
 
 def test_a_sobel_file_is_not_taken_for_an_rgb_one():
