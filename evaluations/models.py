@@ -137,9 +137,9 @@ def resolve(
 
 
 def _released(entry: Any, download: bool) -> Model:
-    from zoo import cache, fetch
+    from zoo import fetch
 
-    kept = cache.folder() / fetch.item(entry.id).file
+    kept = fetch.item(entry.id).place
     weights = Path(fetch.path(entry.id)) if download or kept.is_file() else kept
     return Model(entry.id, entry.id, weights, entry.recipe or entry)
 

@@ -21,6 +21,7 @@ PERMITS = {
     "Apache-2.0": "use, change and redistribution, commercial too; keep the notices and state changes",
     "not stated": "nothing was granted: there is no licence file, so ask the authors before you pass it on or sell it",
 }
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # the same names and tensors in timm
 WHOSE = {"authors": "authors", "quoted": "quoted", "retrain": "retrained by", "reeval": "re-evaluated by"}
 
 
@@ -117,6 +118,9 @@ def _loading(entry: Entry) -> list[str]:
         return lines + _labels(entry)
     lines = [f'zoo.load("{entry.id}")   features (B, {entry.network.dim if entry.network else "D"})']
     lines += [f'zoo.load("{entry.id}", head="{name}")   the released {h.classes}-class classifier' for name, h in entry.heads.items()]
+    if entry.backbone.name in TORCHVISION and not entry.backbone.options:
+        lines.append(f'python -m zoo export {entry.id} --to timm, then')
+        lines.append(f'timm.create_model("{entry.backbone.name}", num_classes=0, checkpoint_path="{entry.id}-timm.pth")')
     groups = _heads(entry.weights.layouts)
     lines += [f'zoo.load("{entry.id}", part="full")   with its {groups}'] if groups else []
     return [*lines, *_labels(entry), f"file: {', or '.join(where(source) for source in entry.weights.sources)}"]
@@ -135,7 +139,7 @@ def _heads(layouts: Iterable[Layout]) -> str:
 
 def where(source: Source) -> str:
     """A source in words."""
-    place = source.url or f"https://drive.google.com/file/d/{source.gdrive}/view"
+    place = source.url or source.file or f"https://drive.google.com/file/d/{source.gdrive}/view"
     return place + (f" (member {source.member})" if source.member else "")
 
 

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from . import backbones, loading
+from .card import TORCHVISION
 from .errors import UserError, writing
 from .heads import Classifier
 from .reading import sha256
 
 ENDINGS = {"torchvision": ".pth", "timm": ".pth", "detectron2": ".pkl", "safetensors": ".safetensors", "onnx": ".onnx"}
-SHARED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # the same names everywhere
 
 
 def export(name: str | Path, form: str, out: str | Path | None = None, head: str | None = None) -> Path:
@@ -74,7 +74,7 @@ def metadata(source: loading.Origin, backbone: Any, head: str | None = None) -> 
         first = entry.weights.sources[0]
         note["method"] = entry.title
         note["license"] = entry.weights.license
-        note["source"] = first.url or f"Google Drive {first.gdrive}"
+        note["source"] = first.url or (Path(first.file).name if first.file else f"Google Drive {first.gdrive}")
         if entry.paper and entry.paper.arxiv:
             note["paper"] = f"arXiv {entry.paper.arxiv}"
         if head is not None:
@@ -108,7 +108,7 @@ def _resnet(source: loading.Origin, target: str) -> None:
     name, options = backbones.parts(source.backbone)
     defaults = backbones.options(name)
     changed = {key: value for key, value in options.items() if defaults.get(key) != value and key != "zero_last_gamma"}
-    if name not in SHARED or changed:
+    if name not in TORCHVISION or changed:
         what = name + (f" with {', '.join(f'{k}={v}' for k, v in changed.items())}" if changed else "")
         raise UserError(
             f"{source.name}: {target} has no network of this form ({what}); safetensors and onnx take every network"

@@ -45,10 +45,23 @@ class Item:
     @property
     def file(self) -> str:
         """Its name in the cache: never the same for two items, whatever their addresses end in."""
-        source = self.sources[0]
+        source = next((s for s in self.sources if s.file is None), self.sources[0])
         path = source.member or (unquote(urlsplit(source.url).path) if source.url else "")
         end = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(path).name) or "file.pth"
         return f"{self.name.replace('/', '-')}--{end}"
+
+
+    @property
+    def local(self) -> Path | None:
+        """The first source that is a file of this machine, if there is one and it exists, or is the only kind of source."""
+        files = [HERE.parent / Path(s.file).expanduser() for s in self.sources if s.file is not None]
+        there = next((file for file in files if file.is_file()), None)
+        return there or (files[0] if len(files) == len(self.sources) else None)
+
+    @property
+    def place(self) -> Path:
+        """Where the file is, or will be once it is downloaded."""
+        return self.local or cache.folder() / self.file
 
 
 @lru_cache(maxsize=1)
@@ -112,6 +125,8 @@ def path(name: str, head: str | None = None, progress: bool = True) -> Path:
 
 def obtain(wanted: Item, progress: bool = True) -> Path:
     """The checked file of an item.  Two processes that ask at once download it once."""
+    if wanted.local is not None:
+        return _used_where_it_lies(wanted, wanted.local)
     target = cache.folder() / wanted.file
     with cache.locked(target, f"{wanted.name}: another process is downloading it; waiting"):
         if target.is_file():
@@ -144,6 +159,15 @@ def obtain(wanted: Item, progress: bool = True) -> Path:
     )
 
 
+def _used_where_it_lies(wanted: Item, file: Path) -> Path:
+    if not file.is_file():
+        raise UserError(f"{wanted.name}: its entry names the file {file}, which is not there; put it there, or change weights.sources")
+    found = digests(file)[0] if wanted.sha256 else None
+    if found != wanted.sha256:
+        raise UserError(f"{wanted.name}: {file} is not the expected file: sha256 {str(found)[:16]}…, its entry says {str(wanted.sha256)[:16]}…")
+    return file
+
+
 @dataclass(frozen=True)
 class Way:
     """One place to try: a source as the registry gives it, or a copy of it in the mirror folder."""
@@ -152,7 +176,7 @@ class Way:
     copy: Path | None = None
 
     def __str__(self) -> str:
-        return str(self.copy or f"{self.source.url or self.source.gdrive} {self.source.member or ''}")
+        return str(self.copy or f"{self.source.url or self.source.gdrive or self.source.file} {self.source.member or ''}")
 
     def bring(self, wanted: Item, part: Path, progress: bool) -> None:
         """Write the file to ``part``, with a bar on stderr."""
@@ -174,11 +198,12 @@ class Way:
 
 def _ways(wanted: Item) -> Iterator[Way]:
     mirror = os.environ.get("SELFZOO_MIRROR")
-    for source in wanted.sources if mirror else ():
+    away = [source for source in wanted.sources if source.file is None]
+    for source in away if mirror else ():
         found = download.in_mirror(Path(str(mirror)).expanduser(), source, wanted.file)
         if found is not None:
             yield Way(source, found)
-    for source in () if wanted.lost else wanted.sources:
+    for source in () if wanted.lost else away:
         yield Way(source)
 
 

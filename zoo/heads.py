@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,40 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.backbone.classifier_input(self.backbone(x)))
+
+
+class Maps(nn.Module):
+    """A ResNet's maps at several scales, for detection and segmentation: (B, 3, H, W) -> a list of (B, C, H / r, W / r).
+
+    layers, channels, reductions   name, C and r of each map, in the order of the list
+    """
+
+    def __init__(self, backbone: Backbone, indices: Sequence[int] | None = None):
+        super().__init__()
+        if not all(name.startswith("res") for name in backbone.layers):
+            raise UserError(
+                f"features_only=True: the maps of a {type(backbone).__name__} have no pyramid of scales; "
+                "model.forward_layers(images, names) gives them by name"
+            )
+        count = len(backbone.layers)
+        chosen = range(count) if indices is None else indices
+        if not chosen or not all(isinstance(i, int) and -count <= i < count for i in chosen):
+            raise UserError(f"out_indices={indices!r}: numbers from 0 to {count - 1}, for {', '.join(backbone.layers)}")
+        self.backbone = backbone
+        self.layers = tuple(backbone.layers[i] for i in chosen)
+        self.channels = tuple(backbone.dims[name] for name in self.layers)
+        self.reductions = self._reductions()
+
+    @torch.no_grad()
+    def _reductions(self, side: int = 128) -> tuple[int, ...]:
+        training = self.backbone.training
+        maps = self.backbone.eval().forward_layers(torch.zeros(1, self.backbone.in_channels, side, side, device="cpu"), self.layers)
+        self.backbone.train(training)
+        return tuple(side // maps[name].shape[-1] for name in self.layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = self.backbone.forward_layers(x, self.layers)
+        return [found[name] for name in self.layers]
 
 
 class Several(nn.ModuleList):

@@ -51,7 +51,7 @@ def link(one: Item) -> str:
     answer = "none"
     for source in one.sources:
         if source.url is None:
-            answer = "Drive"
+            answer = "Drive" if source.gdrive else "a file"
             continue
         try:
             reply = requests.head(source.url, allow_redirects=True, timeout=download.TIMEOUT[0])
@@ -72,7 +72,7 @@ def link(one: Item) -> str:
 
 def row(one: Item, answer: str, record: bool) -> tuple[str, ...]:
     """One line: link, bytes on disk, hash and who vouches for it, contract, features of a fixed image."""
-    file = cache.folder() / one.file
+    file = one.place
     if not file.is_file():
         known, who = expected(one)
         return (one.name, answer, "not here", f"known to {_who(who)}" if known else "never seen", "-", "-")

@@ -48,7 +48,13 @@ def describe(entry: Entry, name: str) -> str:
         "pretrained   load the released weights; every tensor is accounted for, or an error says which is not",
         "progress     show the download's progress",
         "num_classes  0: features; else a new, untrained classifier of so many classes on top",
+        "             model.fc = torch.nn.Linear(model.fc.in_features, classes) does the same, as in torchvision",
     ]
+    if entry.backbone.name.startswith(("resnet", "tiny_resnet")) and entry.backbone.name != "resnet50v2":
+        lines += [
+            "features_only, out_indices                 maps at several scales as a list, and which of them",
+            "norm_layer, replace_stride_with_dilation   as torchvision's ResNets take them",
+        ]
     if entry.heads:
         lines.append(f"head         {', '.join(entry.heads)}: the released classifier")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from . import backbones, fitting, foreign, heads, labels, registry
 from .backbones import expected_shapes, shapes
 from .errors import UserError, suggest
 from .labels import Labels
-from .weights import Choice, Report, read, select
+from .weights import COUNTER, Choice, Report, read, select
 
 SUFFIXES = (".pth", ".pt", ".tar", ".t7", ".pkl", ".safetensors")
 
@@ -60,6 +61,9 @@ def load(
     path: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **network: Any,
 ) -> nn.Module:
     """A network in eval mode on the CPU: normalised images (B, C, H, W) -> features (B, D).
 
@@ -73,6 +77,9 @@ def load(
     progress     a bar on stderr while something is downloaded
     backbone, prefix, path, mean, std   what the owner of a file says of it where it is not recognised, or wrongly: the
                  network, what its tensors' names begin with, their dotted place in the file, the input's normalisation
+    features_only, out_indices   a ResNet's maps at several scales, as a list; which of them, 0 (stem) to 4 (last stage)
+    network      options of a ResNet that leave its tensors as they are: norm_layer (torchvision's FrozenBatchNorm2d, ...)
+                 and replace_stride_with_dilation, both as torchvision takes them
     The report of matched and ignored tensors goes to stderr.  Raises UserError unless every backbone tensor is found
     and every tensor of the file is accounted for by name.
     """
@@ -80,27 +87,55 @@ def load(
         raise UserError(f'part={part!r}: "backbone" or "full"')
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise UserError(f"num_classes={num_classes!r}: a whole number, 0 for none")
-    if sum((num_classes > 0, part == "full", head is not None)) > 1:
-        raise UserError('num_classes, part="full" and head are alternatives: give one of them')
+    if sum((num_classes > 0, part == "full", head is not None, features_only)) > 1:
+        raise UserError('num_classes, part="full", head and features_only are alternatives: give one of them')
+    if out_indices is not None and not features_only:
+        raise UserError("out_indices chooses among the maps of features_only=True")
+    for option in network:
+        if option not in NETWORK:
+            raise UserError(f"no argument {option!r}{suggest(option, [*inspect.signature(load).parameters, *NETWORK])}")
     source = origin(name, progress, foreign.Form(backbone, prefix, path, mean, std))
     released = _released_head(source, head) if head is not None else None
     if not pretrained:
         if part == "full" or released is not None:
             raise UserError(f'{source.name}: part="full" and head= come with the weights; pretrained=False has neither')
-        net = backbones.build(source.backbone)
+        net = backbones.build(_with(backbones.variants(source.backbone)[0] if network else source.backbone, network))
     else:
         spec, choice = fit(source, source.tree())
         source.require(choice.report)
         with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the file
-            net = backbones.build(spec)
-        fill(net, choice, source.name)
+            net = backbones.build(_with(spec, network))
+        fill(net, _without_counters(choice, net) if network else choice, source.name)
         if part == "full":
             return heads.Full(net, choice.report.heads, choice.tensors).eval()
     if num_classes:
         return heads.Classifier(net, num_classes).eval()
     if released is not None:
         return _with_head(net, source, str(head), released).eval()
-    return net.eval()
+    return heads.Maps(net, out_indices).eval() if features_only else net.eval()
+
+
+NETWORK = ("norm_layer", "replace_stride_with_dilation")
+
+
+def _with(spec: Any, network: Mapping[str, Any]) -> Any:
+    """The network with options on top that change none of its tensors; those left at None are not given at all."""
+    given = {key: value for key, value in network.items() if value is not None}
+    if not given:
+        return spec
+    name, options = backbones.parts(spec)
+    return {"name": name, "options": {**options, **given}}
+
+
+def _without_counters(choice: Choice, net: nn.Module) -> Choice:
+    """The match without batch norm's counters where another layer stands for it that has none."""
+    own = net.state_dict()
+    gone = [key for key in (*choice.report.mapping, *choice.report.filled) if key not in own]
+    lost = [key for key in gone if not key.endswith(COUNTER)] or [key for key in own if key not in choice.report.mapping and key not in choice.report.filled]
+    if lost:
+        raise UserError(f"norm_layer: the released weights and this layer do not go together ({lost[0]}); it must have batch norm's tensors, as FrozenBatchNorm2d has")
+    report = replace(choice.report, mapping={k: v for k, v in choice.report.mapping.items() if k in own}, filled=tuple(k for k in choice.report.filled if k in own))
+    return replace(choice, report=report)
 
 
 def load_weights(

@@ -152,9 +152,9 @@ def _across(found: Findings, registry: Registry, entries: list[Entry]) -> None:
 def _files(registry: Registry, entry: Entry, seen: dict[tuple[Any, ...], str]) -> Iterator[str]:
     for what in (entry.weights, *entry.heads.values()):
         for source in what.sources if what else ():
-            key = (source.url, source.gdrive, source.member)
+            key = (source.url, source.gdrive, source.file, source.member)
             if key in seen:
-                yield f"{_at(registry, entry, 'weights')}: {entry.id} and {seen[key]} have the same file {source.url or source.gdrive}"
+                yield f"{_at(registry, entry, 'weights')}: {entry.id} and {seen[key]} have the same file {source.url or source.gdrive or source.file}"
             seen[key] = entry.id
 
 

@@ -12,17 +12,23 @@ from .network import Layout
 
 
 class Source(Strict):
-    """Where a file can be had: an address or a Google Drive id, and the member to take when it is an archive."""
+    """Where a file can be had: an address, a Google Drive id, or a file of this machine; the member when it is an archive.
+
+    A ``file`` is used where it lies: an absolute path, ``~/…``, or a path from the root of the checkout.
+    """
 
     url: str | None = None
     gdrive: str | None = None
+    file: str | None = None
     member: str | None = None
     md5_prefix: Annotated[str, Field(pattern=r"^[0-9a-f]{4,32}$")] | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
-        if (self.url is None) == (self.gdrive is None):
-            raise ValueError("give exactly one of url and gdrive")
+        if sum(place is not None for place in (self.url, self.gdrive, self.file)) != 1:
+            raise ValueError("give exactly one of url, gdrive and file")
+        if self.file is not None and (self.member or self.md5_prefix):
+            raise ValueError("member and md5_prefix belong to what is downloaded; a file is used as it lies")
         if self.url is not None and not re.match(r"https?://[^/\s]+/\S+$", self.url):
             raise ValueError(f"{self.url!r} is not an http(s) address of a file")
         return self
