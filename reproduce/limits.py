@@ -11,6 +11,7 @@ same words. A limit that says `otherwise` refuses nothing: the run is possible, 
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,6 +80,23 @@ class Limit:
         return replace(self, path=path, bound=bound, instead=instead, when=inside)
 
 
+def found(settings: Settings, path: str) -> Any:
+    """The setting at a dotted path. Raises LookupError where there is none."""
+    node: Any = settings
+    for name in path.split("."):
+        node = node[int(name)] if isinstance(node, list) else (node or {})[name]
+    return node
+
+
+def changed(settings: Settings, path: str, value: Any) -> dict[str, Any]:
+    """The settings with one of them set."""
+    tree = copy.deepcopy(dict(settings))
+    above, _, name = path.rpartition(".")
+    node: Any = found(tree, above) if above else tree
+    node[int(name) if isinstance(node, list) else name] = value
+    return tree
+
+
 @dataclass(frozen=True)
 class Run:
     """Facts about a run: its settings (a recipe's dump), and what follows from them, the data and the processes."""
@@ -109,10 +127,7 @@ class Run:
 
     def get(self, path: str) -> Any:
         """The setting at a dotted path. Raises LookupError where this run has none."""
-        node: Any = self.settings
-        for name in path.split("."):
-            node = node[int(name)] if isinstance(node, list) else (node or {})[name]
-        return node
+        return found(self.settings, path)
 
 
 # For every method. What is too short a run is one for any setting that is counted in epochs or steps.

@@ -44,8 +44,6 @@ def plan(work: Job) -> str:
     cannot be known without it is left open."""
     recipe, options = work.recipe, work.options
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if recipe.init is not None and not Path(recipe.init).exists():
-        zoo.entry(recipe.init)                               # an id of the registry, else an error that says so
     source, where = find(recipe, options)
     meeting = meet(recipe, source, world)
     require_init(recipe)
@@ -71,13 +69,16 @@ def plan(work: Job) -> str:
 
 
 def require_init(recipe: Any) -> None:
-    """Raise UserError where the run would, for weights to start from that do not exist, or lie here and do not fit."""
+    """Raise UserError where the run would: for weights to start from that do not exist, or that lie here and do not fit.
+    What has yet to be downloaded is not looked at."""
     if recipe.init is None:
         return
-    if Path(recipe.init).expanduser().exists():
+    try:
+        released = zoo.entry(recipe.init).weights is not None
+    except UserError:
+        released = False
+    if not released:
         zoo.load_weights(backbones.build(recipe.backbone), recipe.init)
-    else:
-        zoo.entry(recipe.init)
 
 
 def amounts(recipe: Any, stream: Any, counted: bool) -> tuple[str, str]:
@@ -101,6 +102,9 @@ def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
     except data.DataMissing as error:
         if options.data is not None or is_path(recipe.dataset):
             raise
+        home = os.environ.get("SELFZOO_DATA")
+        if home and not Path(home).expanduser().is_dir():
+            raise UserError(f"SELFZOO_DATA={home} is no folder; name one that has {recipe.dataset}/ in it, or say data=PATH") from error
         spec = data.describe(recipe.dataset)
         rule = spec.splits[recipe.split.partition("@")[0]]
         count = rule.count or rule.about

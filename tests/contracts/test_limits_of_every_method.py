@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import zoo
-from reproduce import launch, methods, plan
+from reproduce import health, launch, methods, plan
 from reproduce.limits import RELATIONS, Run
-from zoo import backbones, data
+from zoo import backbones, data, overrides
 from zoo.errors import UserError
 
 UNMIXED = [f"unmix of {base}" for base in ("swav", "mocov1", "mocov2", "simclr")]
@@ -78,3 +78,18 @@ def test_a_relation_names_a_value_that_passes():
         for value, bound in ((9, 4), (3, 4), (4, 4), (0, 4), (7, 3)):
             fit = nearest(value, bound)
             assert fit is None or holds(fit, bound), (word, value, bound)
+
+
+@pytest.mark.parametrize("name", tools.trained())
+def test_every_remedy_that_an_alarm_would_print_fits_the_run(name):
+    """Each is a setting, changes something, is refused by nothing, and raises no doubt that the run has not."""
+    model, settings = settings_of(name)
+    recipe, source = zoo.resolve(model, settings), data.open_source("digits", "train")
+    meeting = launch.meet(recipe, source, 1)
+    method = meeting.method
+    method.run = meeting.run
+    for alarm in ("collapse", "features", "rank", "usage", "queue"):
+        for word in filter(None, health.advice(method, alarm).removeprefix("; try ").split(", or ")):
+            changed = zoo.resolve(model, {**settings, **overrides.parse([word])})
+            assert changed.hash() != recipe.hash(), word
+            assert set(launch.meet(changed, source, 1).warnings) <= set(meeting.warnings), word

@@ -1,4 +1,5 @@
 """Alarms: each trouble is named once, after patience, with the authors' remedies; a healthy run stays quiet."""
+import json
 import math
 from types import SimpleNamespace
 
@@ -6,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce.health import BLOCK, PATIENCE, Watch, advice, effective_rank, spread
+from reproduce import launch
+from reproduce.health import BLOCK, FEW, PATIENCE, Watch, advice, effective_rank, spread
+from reproduce.limits import Run
 from reproduce.methods.moco import MoCo
 from reproduce.methods.swav import SwAV
 from reproduce.methods.unmix import Unmix
@@ -136,3 +139,52 @@ def test_un_mix_names_the_remedies_of_its_base_by_their_own_place():
     method = Unmix(backbone, swav={"prototypes": 6, "dim": 4, "hidden": 0})
     assert "params.swav.epsilon=0.03" in advice(method, "collapse")
     assert advice(method, "queue") == "; try params.swav.queue.length=0, or params.swav.queue.start_epoch=30"
+
+
+def run_of(steps=400, batch=128, **settings) -> Run:
+    return Run({"batch": batch, **settings}, images=1258, features=64, views=2, processes=1, steps=steps, steps_per_epoch=9)
+
+
+def test_embeddings_in_a_few_directions_raise_an_alarm_in_a_short_run_too():
+    """400 steps: after 100 of them. What healthy runs on digits show (lowest: PIC 4.5 for 50 steps, InstDisc 8) stays quiet."""
+    method = swav()
+    method.run = run_of()
+    said = {}
+    for step in range(0, 400, 10):
+        for message in method.alarms(step, 3.0, {"effective_rank": 2.0, "feature_std": 0.97}):
+            said[step] = message
+    assert list(said) == [100] and "few directions" in said[100] and "effective rank of 2.0" in said[100] and "; try " in said[100]
+    for rank, last in ((8.3, 390), (4.5, 50)):
+        quiet = swav()
+        quiet.run = run_of()
+        assert not [m for s in range(0, 400, 10) for m in quiet.alarms(s, 3.0, {"effective_rank": rank if s <= last else 9.0})]
+    small = swav()
+    small.run = run_of(batch=8)                                 # eight rows span seven directions at most
+    assert not [m for s in range(0, 400, 10) for m in small.alarms(s, 3.0, {"effective_rank": 2.0})]
+
+
+def test_a_run_that_collapses_onto_few_directions_says_so_and_a_healthy_one_does_not(tmp_path):
+    """SimSiam at thirty times its rate: three of 128 directions, while the loss falls and the spread looks sound."""
+    for rate, collapsed in ((0.1, True), (0.003, False)):
+        folder = launch.pretrain("simsiam_digits", {"optimizer.lr": rate, "batch": 64, "schedule.images": 7680, "out": str(tmp_path),
+                                                    "tensorboard": False, "schedule.warmup_epochs": 1}, quiet=True)
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        ranks = [line["effective_rank"] for line in lines if line.get("step", 0) >= 50 and "effective_rank" in line]
+        alarms = [line["message"] for line in lines if line.get("event") == "alarm"]
+        assert (max(ranks) < FEW) == (min(ranks) < 2 * FEW) == collapsed, ranks
+        assert [("few directions" in m and "try optimizer.lr=0.01" in m) for m in alarms] == [True] * collapsed, alarms
+
+
+def test_remedies_are_those_of_this_run_not_of_imagenet():
+    method = swav()
+    method.settings = {"batch": 128, "optimizer": {"lr": 0.003}, "views": {"crops": [{"scale": [0.6, 1.0]}]},
+                       "params": {"prototypes": 50, "freeze_prototypes_steps": 10, "epsilon": 0.05, "assignment": "soft", "head_batchnorm": True,
+                                  "queue": {"length": 256, "start_epoch": 5}}}
+    method.run = run_of(**{k: v for k, v in method.settings.items() if k != "batch"})
+    words = advice(method, "collapse").removeprefix("; try ").split(", or ")
+    assert "params.freeze_prototypes_steps=100" in words, "a quarter of 400 steps, where ImageNet's advice is 5000"
+    assert "params.prototypes=25" in words, "fewer than the 50 that there are, where ImageNet's advice is 100"
+    assert not any(word.startswith("views.") for word in words), "its crops are larger than those advised"
+    assert "params.queue.start_epoch=11" in advice(method, "queue"), "a quarter of 44 epochs, where ImageNet's advice is 30"
+    method.run = run_of(steps=250_000, **{k: v for k, v in method.settings.items() if k != "batch"})
+    assert "params.freeze_prototypes_steps=5000" in advice(method, "collapse")

@@ -43,6 +43,13 @@ def small(tmp_path, **more) -> list[str]:
     (["swav_digits", "batch=4000"], ["batch=4000", "1258 images", "batch=1258"]),
     (["swav_digits", "views.crops.0.count=1"], ["at least 2 views", "views.crops.0.count=2"]),
     (["swav_800ep", "data=/no/such/folder"], ["/no/such/folder", "does not exist"]),
+    (["swav_800ep", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
+    (["swav_digits", "dataset=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
+    (["swav_digits", "dataset=images", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
+    (["swav_digits", "split=fit@/no/such/list.txt", "--plan"], ["/no/such/list.txt", "no such file"]),
+    (["swav_digits", "init=/no/such/weights.pth", "--plan"], ["/no/such/weights.pth", "no such file"]),
+    (["swav_digits", "init=random_digits", "--plan"], ["random_digits"]),
+    (["pseudolabel_digits", "params.labels=/no/such/labels.npz", "--plan"], ["/no/such/labels.npz"]),
     (["swav_digits", "dataset=imagnet"], ["imagnet", "did you mean 'imagenet'"]),
 ])
 def test_a_mistake_is_one_line_that_names_value_and_remedy(capsys, tmp_path, words, told):
@@ -50,6 +57,15 @@ def test_a_mistake_is_one_line_that_names_value_and_remedy(capsys, tmp_path, wor
     assert status == 2 and not out and err.startswith("error: ") and err.count("\n") == 1
     assert all(part in err for part in told), err
     assert not list(tmp_path.rglob("*.*"))                          # nothing half-written
+
+
+def test_a_place_for_data_that_does_not_exist_is_an_error_for_a_plan_too(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SELFZOO_DATA", str(tmp_path / "nowhere"))
+    status, out, err = command(capsys, "swav_800ep", "--plan")
+    assert status == 2 and not out and f"SELFZOO_DATA={tmp_path / 'nowhere'} is no folder" in err and err.count("\n") == 1
+    monkeypatch.setenv("SELFZOO_DATA", str(tmp_path))                       # a folder that has not got the set: it is said
+    status, out, _ = command(capsys, "swav_800ep", "--plan")
+    assert status == 0 and "NOT FOUND" in out
 
 
 def test_python_m_reproduce_exits_with_2(monkeypatch, capsys):
