@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.health import embeddings
+from reproduce.limits import Limit
 from reproduce.method import Method, Needs, embed, full
 
 
@@ -29,6 +30,7 @@ class SimSiam(Method):
     """
 
     needs = Needs(views=2)
+    limits = (Limit("batch", ">=", "processes", times=2, because="batch norm of the heads needs two images a process"),)
     remedies: ClassVar = {"features": ("optimizer.lr=0.01", "params.hidden=32")}
 
     def __init__(self, backbone: nn.Module, *, dim: int = 2048, hidden: int = 512) -> None:

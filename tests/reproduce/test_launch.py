@@ -47,7 +47,7 @@ def small(tmp_path, **more) -> list[str]:
     (["swav_digits", "dataset=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
     (["swav_digits", "dataset=images", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
     (["swav_digits", "split=fit@/no/such/list.txt", "--plan"], ["/no/such/list.txt", "no such file"]),
-    (["swav_digits", "init=/no/such/weights.pth", "--plan"], ["/no/such/weights.pth", "no such file"]),
+    (["swav_digits", "init=/no/such/weights.pth", "--plan"], ["/no/such/weights.pth", "no such"]),
     (["swav_digits", "init=random_digits", "--plan"], ["random_digits"]),
     (["pseudolabel_digits", "params.labels=/no/such/labels.npz", "--plan"], ["/no/such/labels.npz"]),
     (["swav_digits", "dataset=imagnet"], ["imagnet", "did you mean 'imagenet'"]),

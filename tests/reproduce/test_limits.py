@@ -48,6 +48,7 @@ REFUSED = [
     ("pic_digits params.class_sgd.lr=0 optimizer.name=sgd", "optimizer.nesterov=true", "must be false", "optimizer.nesterov=false"),
     ("pic_digits", "optimizer.lr=0", "must be more than 0: the rate of the class rows moves with it", ""),
     ("simclr_digits", "batch=1", "must be at least 2", "batch=2"),
+    ("simsiam_digits", "batch=1", "must be at least 2 times the number of processes, 1: batch norm", "batch=2"),
     ("pseudolabel_digits", "params.labels=kmeans:1259", "must be at most the 1,258 images of the data set", "params.labels=kmeans:1258"),
     ("rotnet_digits", "backbone.options.in_channels=3", "input.channels=1: tiny_resnet takes 3", "backbone.options.in_channels=1"),
     ("rotnet_digits input.mean=[0.5,0.5,0.5] input.std=[1,1,1]", "input.channels=3", "tiny_resnet takes 1", "backbone.options.in_channels=3"),
