@@ -119,7 +119,7 @@ def test_rates_are_chosen_on_val_and_the_test_split_stays_closed_until_then(worl
     monkeypatch.setattr(
         rcnn, "detect", lambda n, a, items, *rest: opened.append(items.source.split) or real(n, a, items, *rest)
     )
-    found = evaluate("detect_scenes", world, tmp_path, grid__lr=[0.02, 0.05], select__on="val", select__metric="ar100")
+    found = evaluate("detect_scenes", world, tmp_path, grid__lr=[0.02, 0.05], select__on="val", select__metric="ap")
     assert opened == ["val", "val", "test"]
     assert found.selection.on == "val, trained on train" and found.selection.chosen["lr"] in (0.02, 0.05)
     assert [row["lr"] for row in found.selection.grid] == [0.02, 0.05]
