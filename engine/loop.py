@@ -150,13 +150,18 @@ class _Run:
                 self._prepare(epoch, ctx)
             for batch in self.stream.epoch(epoch, start):
                 asked = self._one_step(batch, ctx)
-                if asked or self.step == last or self._checkpoint_is_due():
-                    self.save()
                 if asked:
-                    self.progress.note(f"stopped at step {self.step}: the same command goes on from here")
-                    raise SystemExit(128 + (self.signals.received or 15))
+                    self._leave()
+                if self.step == last or self._checkpoint_is_due():
+                    self.save()
                 if self.step == last:
                     return
+
+    def _leave(self) -> NoReturn:
+        if self.step > self.checkpointed:
+            self.save()
+        self.progress.note(f"stopped at step {self.step}: the same command goes on from here")
+        raise SystemExit(128 + (self.signals.received or 15))
 
     def _one_step(self, batch: Any, ctx: Any) -> bool:
         """One update of the weights; True if a process was asked to stop."""
@@ -199,7 +204,14 @@ class _Run:
         return torch.stack([loss.float() for loss in losses]).mean(), means
 
     def _prepare(self, epoch: int, ctx: Any) -> None:
-        """Work between epochs. When it is killed, it starts again from the checkpoint before it."""
+        """Work between epochs. When it is killed, it starts again from the checkpoint before it.
+
+        A signal that came after the last step's agreement is answered here: this work may take hours, and its handler leaves
+        without a checkpoint.
+        """
+        asked = torch.tensor(float(self.signals.received is not None), device=self.world.device)
+        if dist.all_reduce_(asked) > 0:
+            self._leave()
         if self._is_long_since(self.saved, _LONG):
             self.save()
         rng.seed_torch(self.world.device, self.recipe["seed"], "epoch", epoch)  # new heads

@@ -1,25 +1,35 @@
-"""Ctrl-C and a scheduler's notice: finish the step, save, leave; a second one leaves at once."""
+"""Ctrl-C and a scheduler's notice: finish the step, save, leave; a second one leaves at once.
+
+A launcher that is signalled together with its processes passes the signal on, so that they get it twice: what comes within a
+second of the first is the same notice.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SAME = 1.0  # seconds
+
 
 class Signals:
-    """Remembers the first signal in `received`. The second, or any while `at_once` is set, exits."""
+    """Remembers the first signal in `received`. A second notice, or any while `at_once` is set, exits."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.since = 0.0
         self.at_once = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None or self.at_once:
+        now = time.monotonic()
+        if self.at_once or (self.received is not None and now - self.since > SAME):
             raise SystemExit(128 + number)
-        self.received = number
+        if self.received is None:
+            self.received, self.since = number, now
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint, dist, layout, rng
+from engine.signals import Signals, noticed
 from results.record import Selection
 
 from .features import SAY_EVERY, Compute
@@ -69,7 +70,25 @@ def fit(
     say: Callable[[str], None] = lambda line: None,
     every: int = 1000,
 ) -> None:
-    """Run the job to its end; ``file`` holds a checkpoint each ``every`` steps, and kept epochs lie beside it."""
+    """Run the job to its end; ``file`` holds a checkpoint each ``every`` steps, and kept epochs lie beside it.
+
+    SIGINT or SIGTERM: the step is finished, the checkpoint written, and SystemExit raised.
+    """
+    with noticed() as signals:
+        _fit(job, source, targets, views, compute, file, say, every, signals)
+
+
+def _fit(
+    job: Job,
+    source: Any,
+    targets: Tensor,
+    views: Callable[[int], Views],
+    compute: Compute,
+    file: Path | None,
+    say: Callable[[str], None],
+    every: int,
+    signals: Signals,
+) -> None:
     total = sum(len(batches) for batches in job.order)
     step = _resume(job, file) if file is not None else 0
     said, done = time.monotonic(), 0
@@ -85,12 +104,22 @@ def fit(
             step += 1
             if file is not None and step == done + len(batches) and epoch + 1 in job.keep:
                 keep(job.net, kept_file(file, epoch + 1))  # before a checkpoint, from which this epoch counts as done
-            if file is not None and step % every == 0 and step < total:
+            asked = step < total and _asked(signals, compute)
+            if file is not None and (asked or step % every == 0) and step < total:
                 _save(job, file, step)
+            if asked:
+                say(f"stopped at step {step:,}: the same command goes on from here")
+                raise SystemExit(128 + (signals.received or 15))
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 say(f"step {step:,}/{total:,}, loss {value:.3f}")
         done += len(batches)
+
+
+def _asked(signals: Signals, compute: Compute) -> bool:
+    """Whether any process was asked to stop."""
+    received = signals.received is not None
+    return received if dist.world_size() == 1 else bool(dist.all_reduce_(torch.tensor(float(received), device=compute.device)))
 
 
 def one_step(
@@ -173,6 +202,7 @@ def batches_of(order: np.ndarray, size: int, drop_last: bool = False) -> list[np
 def scores_of(net: nn.Module, source: Any, views: Views, compute: Compute, average: str = "logits") -> np.ndarray:
     """(N, C) float32 scores of every image in eval mode, mean over its views; the processes share the work."""
     net.eval()
+    dist.broadcast_batchnorm_(net)  # each process gathered its own
     mine = np.array_split(np.arange(len(source)), dist.world_size())[dist.rank()]
     size = max(1, compute.batch // (10 if views.view == "ten_crop" else 1))
     found = None

@@ -12,6 +12,7 @@ from torch import nn
 
 import zoo
 from engine.options import RunOptions
+from engine.place import place
 from reproduce.launch import Job, finished, meet
 from reproduce.method import Method
 from zoo import backbones, data
@@ -43,7 +44,7 @@ def plan(work: Job) -> str:
     """A dozen lines. A data folder that was named and is wrong is an error; one that is merely missing is said, and what
     cannot be known without it is left open."""
     recipe, options = work.recipe, work.options
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = place({"RANK": "0", **os.environ}).size            # WORLD_SIZE=64 before the command plans for 64
     source, where = find(recipe, options)
     meeting = meet(recipe, source, world)
     require_init(recipe)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from engine import dist, rng
+from engine import dist, rng, signals
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -317,7 +317,7 @@ class Stream:
         order = self.order(epoch)[start:]
         mine = np.array_split(np.arange(order.shape[1]), dist.world_size())[dist.rank()].tolist()
         keys = [(epoch, number, step[number].tolist()) for step in order for number in mine]
-        loader = iter(torch.utils.data.DataLoader(self.items, sampler=keys, batch_size=None, num_workers=self.workers))  # type: ignore[arg-type]
+        loader = iter(loaded(self.items, keys, self.workers))
         for _ in range(len(order)):
             parts = [next(loader) for _ in mine]
             counts = torch.tensor(float(sum(counted(t) for part in parts for t in part.targets)))
@@ -334,7 +334,14 @@ def shown_groups(items: Items, group: int, workers: int = 0) -> Iterator[Group]:
     """This process's share of a split, in the test view."""
     mine = np.array_split(np.arange(len(items.source)), dist.world_size())[dist.rank()]
     keys = [(None, n, mine[a : a + group].tolist()) for n, a in enumerate(range(0, len(mine), group))]
-    yield from torch.utils.data.DataLoader(items, sampler=keys, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    yield from loaded(items, keys, workers)
+
+
+def loaded(items: Items, keys: list[Any], workers: int) -> torch.utils.data.DataLoader[Group]:
+    """``items[key]`` for each key, made by ``workers`` processes."""
+    return torch.utils.data.DataLoader(  # type: ignore[var-annotated]
+        items, sampler=keys, batch_size=None, num_workers=workers, worker_init_fn=signals.left_to_main  # type: ignore[arg-type]
+    )
 
 
 def with_objects(source: Any, difficult: bool = True) -> np.ndarray:

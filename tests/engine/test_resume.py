@@ -12,7 +12,7 @@ import engine_toys as toys
 import pytest
 import torch
 
-from engine import checkpoint
+from engine import checkpoint, signals
 from engine.errors import LockedError
 from engine.folder import lock
 
@@ -122,20 +122,39 @@ def test_an_interrupted_preparation_of_an_epoch_starts_again(tmp_path, undisturb
     assert toys.bits(tmp_path) == toys.bits(undisturbed)
 
 
+# At step 14, after the agreement of the epoch's last step: the next epoch is not prepared.
+@pytest.mark.parametrize("moment, step", [("before_step", 7), ("after_backward", 14)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_polite_signal_saves_and_leaves(tmp_path, undisturbed, number, capfd):
+def test_a_polite_signal_saves_and_leaves(tmp_path, undisturbed, number, moment, step, capfd):
     def train():
         method = toys.Toy()
-        before, method.before_step = (
-            method.before_step,
-            lambda step, ctx: (before(step, ctx), step == 7 and os.kill(os.getpid(), number)),
-        )
-        toys.run(tmp_path, method)
+        original = getattr(method, moment)
+
+        def signalled(at, *rest):
+            original(at, *rest)
+            for _ in range(2 * (at == step)):  # the launcher passes on what it gets as well
+                os.kill(os.getpid(), number)
+
+        setattr(method, moment, signalled)
+        toys.run(tmp_path, method, options=replace(toys.QUIET, checkpoint_interval=10**6))
 
     assert processes.status_of(processes.fork(train)) == 128 + number
-    assert "stopped at step 8: the same command goes on" in capfd.readouterr().err
-    assert toys.run(tmp_path)[0].resumed_from == 8
+    assert f"stopped at step {step + 1}: the same command goes on" in capfd.readouterr().err
+    assert toys.run(tmp_path)[0].resumed_from == step + 1
     assert toys.bits(tmp_path) == toys.bits(undisturbed)
+
+
+def test_a_second_notice_leaves_at_once(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    noted = signals.Signals()
+    noted.note(signal.SIGTERM, None)
+    noted.note(signal.SIGINT, None)
+    assert noted.received == signal.SIGTERM
+    now[0] += 1.5
+    with pytest.raises(SystemExit) as left:
+        noted.note(signal.SIGINT, None)
+    assert left.value.code == 130
 
 
 def test_stop_after_leaves_a_checkpoint_and_the_rest_for_later(tmp_path, undisturbed):

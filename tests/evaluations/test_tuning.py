@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from engine_processes import together
 from evaluation_fakes import finished_run, protocol
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+from engine import checkpoint
 from evaluations import finetune, metrics, run, tuning, voc
 from evaluations.features import Compute
 from evaluations.tuning import Job, Tuned
@@ -186,6 +190,42 @@ def test_dropout_is_resumed_exactly_whatever_the_generator_holds(tmp_path):
         tuning.fit(job, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
         ended.append(job)
     assert ended[0].losses == ended[1].losses and len(set(ended[0].losses)) > 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_from_which_the_same_bits_come(tmp_path, monkeypatch, number):
+    targets = torch.arange(8) % 3
+    whole = toy_job()
+    tuning.fit(whole, ToySource(), targets, toy_views, Compute())
+    real = tuning.one_step
+
+    def asked(job, step, *rest):
+        for _ in range(2 * (step == 2)):  # the launcher passes on what it gets as well
+            os.kill(os.getpid(), number)
+        return real(job, step, *rest)
+
+    monkeypatch.setattr(tuning, "one_step", asked)
+    with pytest.raises(SystemExit) as left:
+        tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt")
+    assert left.value.code == 128 + number and checkpoint.load(tmp_path / "b.pt")["step"] == 3
+    monkeypatch.setattr(tuning, "one_step", real)
+    again = toy_job()
+    tuning.fit(again, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt")
+    assert again.losses == whole.losses
+    assert all(torch.equal(value, again.net.state_dict()[key]) for key, value in whole.net.state_dict().items())
+
+
+def scored(rank):
+    torch.manual_seed(0)
+    net = Tuned(ToyBody(), 3)
+    net.body.features[1].running_mean += rank  # what this process alone has seen
+    return tuning.scores_of(net, ToySource(), toy_views(0), Compute()).copy()
+
+
+def test_every_process_scores_with_the_statistics_that_are_kept():
+    first, second = together(scored)
+    assert np.array_equal(first, second)
+    np.testing.assert_allclose(first, scored(0), rtol=1e-5, atol=1e-6)
 
 
 def test_the_best_trial_is_chosen_and_none_is_made_twice(tmp_path):

@@ -80,6 +80,9 @@ def test_processes_that_cannot_share_the_batch_are_told_before_anything_runs(cap
     monkeypatch.setenv("WORLD_SIZE", "3")
     status, _, err = command(capsys, "swav_digits", "--plan", f"out={tmp_path}")
     assert status == 2 and "3 processes" in err and "batch=129" in err
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    status, _, err = command(capsys, "swav_digits", "--plan", f"out={tmp_path}")
+    assert status == 2 and "WORLD_SIZE=many: not a whole number" in err and err.count("\n") == 1
 
 
 def test_the_plan_says_steps_images_memory_data_and_folder_and_writes_nothing(capsys, tmp_path):
