@@ -13,7 +13,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations test-browser test-lowest throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations test-browser test-lowest test-kernels throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ demo: $(READY) ## pre-train, evaluate and tabulate on real images (DATASET=digit
 test: $(READY) ## the whole test suite, golden numbers and table check included
 	$(PY) -m pytest $(SPREAD) tests
 	$(PY) -m results tables --check
+
+# ATen and oneDNN choose their kernels by these two names: other sums, other orders, other faults than on a CPU with AVX-512.
+test-kernels: $(READY) ## the tests that train, by the kernels of a CPU that has AVX2 only (minutes)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(SPREAD) tests/engine tests/reproduce tests/contracts/test_every_method.py
 
 lint: $(READY) ## ruff, and mypy on the public surface
 	$(VENV)/bin/ruff check .
