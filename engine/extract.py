@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, mapped
 from .progress import Counter
 
 IN_MEMORY = 2**30  # bytes per process up to which no file is made
@@ -41,7 +41,8 @@ def collect(
     key        says what the rows are (weights, view, epoch, share): another key in the file means to start over
     name, quiet   for the line that shows progress on stderr
     The tensor of a file is a private view: changing it changes neither the file nor another process's view. A later
-    collection under the same path does not disturb a tensor that is still in use.
+    collection under the same path does not disturb a tensor that is still in use. Raises UserError when the disk has no room
+    for the file.
     """
     target, done = (None, 0) if path is None else _earlier(path, key, rows)
     counter, noted = Counter(name, rows, start=done, quiet=quiet), time.monotonic()
@@ -72,9 +73,12 @@ def _earlier(path: Path, key: str, rows: int) -> tuple[np.ndarray | None, int]:
     try:
         note = checkpoint.read_json(_note(path))
         target = np.load(path, mmap_mode="r+")
+        if note.get("key") != key or len(target) != rows:
+            return None, 0
+        mapped.reserve(path)  # a copied file may have lost the blocks of the rows to come
     except (OSError, ValueError, checkpoint.CheckpointError):
         return None, 0
-    return (target, note["rows"]) if note.get("key") == key and len(target) == rows else (None, 0)
+    return target, note["rows"]
 
 
 def _allocate(path: Path | None, rows: int, dim: int, in_memory: int) -> np.ndarray:
@@ -83,7 +87,7 @@ def _allocate(path: Path | None, rows: int, dim: int, in_memory: int) -> np.ndar
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in (_note(path), path):
         old.unlink(missing_ok=True)  # a new file: whoever still reads the old one keeps it
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, dim))
+    return mapped.create(path, (rows, dim))
 
 
 def fingerprint(module: nn.Module, *more: Any) -> str:

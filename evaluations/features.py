@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import dist, layout
+from engine import dist, layout, mapped
 from engine.options import RunOptions
 from zoo.errors import UserError, suggest
 
@@ -89,15 +89,14 @@ class Store:
         """A float32 (N, D) map to fill; it appears under its key only when the block has ended without an error.
 
         Several processes fill different rows of the same file; the first of them makes it and gives it its name.
+        Raises UserError on all of them when the disk has no room for it.
         """
         target = self.path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         owner = torch.tensor([os.getpid()])
         temporary = target.parent / f".{key}.{int(dist.broadcast_(owner))}.tmp"
         try:
-            if dist.is_main():
-                np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape).flush()
-            dist.barrier()
+            dist.together(lambda: mapped.create(temporary, shape).flush() if dist.is_main() else None)
             rows = np.lib.format.open_memmap(temporary, mode="r+")
             yield rows
             rows.flush()

@@ -1,5 +1,8 @@
 """Features of a whole set: the same in memory and in a file, and a killed collection goes on."""
 
+import errno
+import os
+import resource
 import signal
 
 import engine_processes as processes
@@ -8,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine import extract
+from engine import extract, mapped
+from engine.errors import UserError
 
 ROWS, DIM = 1000, 7
 
@@ -91,3 +95,48 @@ def test_the_fingerprint_sees_every_bit_of_the_weights():
         net[1].running_mean[1] += 1e-7
     seen.add(extract.fingerprint(net))
     assert len(seen) == 4 and extract.fingerprint(net) in seen
+
+
+def refuse(path, match):
+    with pytest.raises(UserError, match=match) as told:
+        extract.collect(feature, ROWS, path=path, key="a", block=100, in_memory=0)
+    assert str(path) in str(told.value) and "28,000 bytes" in str(told.value) and "out=" in str(told.value)
+    assert not list(path.parent.iterdir())
+
+
+def test_a_disk_without_room_is_an_error_before_the_first_row_is_written(tmp_path, monkeypatch):
+    def full(handle, offset, length):
+        assert (offset, length) == (0, os.fstat(handle).st_size) and length >= 4 * ROWS * DIM
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    refuse(tmp_path / "f.npy", "No space left")
+
+
+def test_a_limit_of_file_sizes_is_the_same_error(tmp_path):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        refuse(tmp_path / "f.npy", "File too large")
+
+    assert processes.status_of(processes.fork(limited)) == 0
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, None])
+def test_without_reservation_the_free_space_is_compared(tmp_path, monkeypatch, code):
+    def unsupported(*_):
+        raise OSError(code, os.strerror(code))
+
+    if code is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    assert torch.equal(extract.collect(feature, ROWS, path=tmp_path / "f.npy", key="a", in_memory=0), EXPECTED)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    monkeypatch.setattr(mapped, "_free", lambda path: 10_000)
+    refuse(tmp_path / "f.npy", "10,000 are free")
+
+
+def test_every_block_of_a_new_file_is_on_the_disk(tmp_path):
+    mapped.create(tmp_path / "f.npy", (1000, 1000))
+    assert (tmp_path / "f.npy").stat().st_blocks * 512 >= 4_000_000
