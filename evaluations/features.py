@@ -210,7 +210,7 @@ class Features:
             "compute": self.compute.path,
             "transform": transform_of(self.model, self.protocol.transform),
             "view": request.view,
-            "data": source.fingerprint,
+            "data": source.identity,
             "split": request.split,
             "layer": request.layer,
             "pool": request.pool,

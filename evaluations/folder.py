@@ -3,7 +3,8 @@
     python -m evaluations cluster swav_800ep ~/photos clusters=20
 
 writes ``assignment.csv`` (image, cluster, distance to the centroid), ``centroids.npy`` and ``montage.jpg``: one row per
-cluster, largest first, its most typical images from left to right.
+cluster, largest first, its most typical images from left to right. They lie below ``out``/clusters, in a folder whose name ends
+in the hash of weights, images and settings.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from engine.maths.kmeans import assign
 from results.record import slug
 from zoo.errors import UserError
 
+from . import sources
 from .clustering import Head, fit, preparation
 from .features import FeatureRequest
 from .task import Settings, Task
@@ -36,6 +38,7 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     own = {k: given[k] for k in ("clusters", "iterations", "restarts", "preprocess") if k in given}
     rest = {k: v for k, v in given.items() if k not in own}
     settings = Settings.of({**rest, "data": folder, **{f"head.{k}": v for k, v in own.items()}})
+    sources.forget()
     task = Task.of("cluster_images", model, settings)
     features = task.features(lambda: None, lambda line: print(line), ())
     source = features.source("train")
@@ -50,7 +53,7 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     by_size = np.argsort(-np.bincount(labels, minlength=head.clusters), kind="stable")
     labels = np.argsort(by_size)[labels]  # cluster 0 is the largest
 
-    target = task.out / "clusters" / task.judged.name / slug(Path(folder).expanduser().resolve().name)
+    target = task.out / "clusters" / task.judged.name / f"{slug(Path(folder).expanduser().resolve().name)}-{task.key}"
     target.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -172,14 +172,17 @@ def _same(recipe: Any, registered: Any) -> bool:
 
 
 def _file(path: Path, form: dict[str, Any]) -> Model:
-    """A weight file: in a run folder it is that run, else the one network of the registry that accounts for all of it."""
+    """A weight file: in a run folder it is that run, else the one network of the registry that accounts for all of it.
+
+    Its name has eight digits of its hash: half of all weight files are called model_best.pth.
+    """
     from results.record import slug
     from zoo import foreign, loading
 
     if (path.parent / "recipe.yaml").is_file() and path.name == "weights.pth":
         return _run_folder(path.parent)
     origin = loading.recognise(path, foreign.Form(**form))
-    return Model(slug(path.stem), str(path), path, origin, form=form)
+    return Model(f"{slug(path.stem)}-{sha256(path)[:8]}", str(path), path, origin, form=form)
 
 
 @lru_cache(maxsize=2)

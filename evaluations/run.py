@@ -24,6 +24,7 @@ from engine import dist, provenance
 from engine.progress import duration, peak_memory
 from results import record as records
 
+from . import sources
 from .protocol import load
 from .task import Settings, Task
 
@@ -48,6 +49,7 @@ def evaluate(
         torch.set_num_threads(settings.options.threads)
     device = settings.compute.device  # joins the other processes first
     tell = _silent if quiet or not dist.is_main() else say
+    sources.forget()
     task = Task.of(protocol_id, model, settings)
     protocol, judged = task.protocol, task.judged
     root = records.COMMITTED if record else task.out / "measured"

@@ -77,7 +77,8 @@ class TorchvisionSource(data.Source):
 
     def _take(self, indices: np.ndarray) -> TorchvisionSource:
         part = copy.copy(self)
-        part.__dict__.pop("fingerprint", None)
+        for derived in ("fingerprint", "identity"):
+            part.__dict__.pop(derived, None)
         part._positions, part._labels, part._length = self._positions[indices], self.labels[indices], len(indices)
         return part
 
@@ -200,6 +201,11 @@ def held_out(source: Any) -> np.ndarray:
 def _checked(name: str, split: str, part: Callable[[str], Any]) -> Any:
     data.permit(name, split)
     return part(split)
+
+
+def forget() -> None:
+    """Own folders are looked at anew: for each measurement, since their images may have been edited after the last one."""
+    _folder.cache_clear()
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ from engine import dist
 from engine.options import RunOptions
 from results import record as records
 from zoo import data
+from zoo.data.source import OWN
 from zoo.errors import UserError
 from zoo.precision import has_bfloat16
 
@@ -112,17 +113,20 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """One hash over the fingerprints of every split of the protocol, taken before any of them is sealed."""
+        """One hash over the identities of every split of the protocol, taken before any of them is sealed."""
         splits = self.protocol.splits
         used = dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s)
-        place = (self.protocol.dataset, self.settings.options.data)
-        each = [_FINGERPRINTS.get((*place, split)) or self._fingerprint(split) for split in used]
+        each = [self._fingerprint(split) for split in used]
         return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()[:32]
 
     def _fingerprint(self, split: str) -> str:
-        found = str(self.open(split).fingerprint)
-        _FINGERPRINTS[self.protocol.dataset, self.settings.options.data, split] = found
-        return found
+        place = self.protocol.dataset, self.settings.options.data, split
+        if place in _FINGERPRINTS:
+            return _FINGERPRINTS[place]
+        source = self.open(split)
+        if source.dataset in data.names() and source.dataset not in OWN:  # not what may be edited at any time
+            _FINGERPRINTS[place] = source.identity
+        return str(source.identity)
 
     @cached_property
     def key(self) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 
 import zoo
 from zoo import data
+from zoo.data.source import OWN
 from zoo.data.specs import is_path
 from zoo.errors import UserError
 
-OWN = ("folder", "images", "voc", "coco")  # whatever lies in the folder that was named
 MOST = 1_000  # images of a split that are hashed to be looked for in another one, evenly spaced
 CANDIDATES = 5_000  # images of the same size that are hashed in the other one
 _COMMON: dict[tuple[str, str], bool] = {}
@@ -94,7 +94,7 @@ def _fingerprint(run: Path) -> str | None:
 
 def common(one: data.Source, two: data.Source) -> bool:
     """``overlap`` of two sources, looked for once: a suite asks for each of its protocols."""
-    key = one.fingerprint, two.fingerprint
+    key = one.identity, two.identity
     if key not in _COMMON:
         _COMMON[key] = overlap(one, two)
     return _COMMON[key]

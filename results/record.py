@@ -156,9 +156,20 @@ class Record:
         )
 
     @property
-    def identity(self) -> tuple[object, ...]:
-        """What a newer record replaces: the same model, seed, protocol, overrides and evaluation seed."""
+    def question(self) -> tuple[object, ...]:
+        """What was asked, whoever answers it: model, seed, protocol, overrides and evaluation seed."""
         return (self.model, self.pretrain_seed, self.protocol, _canonical(self.overrides), self.evaluation_seed)
+
+    @property
+    def unnamed_weights(self) -> str:
+        """The hash of weights that no command of this project makes again; empty where one does."""
+        return "" if self.pretrain_command else self.weights_sha256
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What a newer record replaces: an answer to the same question on the same data, by the same weights where no
+        pre-training command stands for them."""
+        return (*self.question, self.data_fingerprint, self.unnamed_weights)
 
     @property
     def filename(self) -> Path:

@@ -147,7 +147,7 @@ def _run(words: Sequence[str], environment: dict[str, str]) -> None:
 
 
 def _found(root: Path, recorded: Record, path: Path) -> Record:
-    fits = [r for r in map(read, files(root)) if (r.identity, r.version) == (recorded.identity, recorded.version)]
+    fits = [r for r in map(read, files(root)) if (r.question, r.version) == (recorded.question, recorded.version)]
     if not fits:
         made = ", ".join(f"{r.model} {r.protocol}@{r.version}" for r in map(read, files(root))) or "none"
         raise UserError(

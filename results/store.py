@@ -117,7 +117,7 @@ def load(root: Path | str) -> list[Stored]:
         first = asked.setdefault(stored.record.identity, stored.path)
         if first != stored.path:
             raise UserError(
-                f"{place(first)} and {place(stored.path)}: two records of the same model, seed, protocol and overrides; "
+                f"{place(first)} and {place(stored.path)}: two records of the same model, seed, data, protocol and overrides; "
                 "remove the older one"
             )
     return found
@@ -125,10 +125,11 @@ def load(root: Path | str) -> list[Stored]:
 
 def summarise(group: Sequence[Stored], metric: str) -> Summary:
     """Mean over evaluation seeds within each set of weights, then over pre-training seeds."""
-    by_seed: dict[int | None, list[Stored]] = defaultdict(list)
+    by_weights: dict[tuple[int, str], list[Stored]] = defaultdict(list)
     for stored in group:
-        by_seed[stored.record.pretrain_seed].append(stored)
-    ordered = [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: -1 if seed is None else seed)]
+        seed = stored.record.pretrain_seed
+        by_weights[-1 if seed is None else seed, stored.record.unnamed_weights].append(stored)
+    ordered = [by_weights[one] for one in sorted(by_weights)]
     inner = [[value for stored in runs for value in _evaluations(_metric(stored, metric))] for runs in ordered]
     values = tuple(statistics.fmean(_metric(stored, metric).value for stored in runs) for runs in ordered)
     first, metrics = group[0].record, [_metric(stored, metric) for stored in group]

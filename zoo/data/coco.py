@@ -212,7 +212,7 @@ class CocoSource(DetectionSource):
 
     def _take(self, indices: np.ndarray) -> CocoSource:
         part = CocoSource.__new__(CocoSource)
-        part.__dict__.update({k: v for k, v in self.__dict__.items() if k != "fingerprint"})
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("fingerprint", "identity")})
         part.names, part.store = self.names.take(indices), self.store.take(indices)
         part.sizes, part.targets = self.sizes[indices], self.targets[indices]
         part.image_ids = np.asarray(self.image_ids)[indices]

@@ -23,6 +23,7 @@ from .images import decode
 from .namelist import Names
 
 UNLABELLED = -1
+OWN = ("folder", "images", "voc", "coco")  # data sets that are whatever lies in the folder that was named
 
 
 class Source:
@@ -100,6 +101,11 @@ class Source:
         digest.update(b"unlabelled" if self._labels is None else self._labels.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
+    @cached_property
+    def identity(self) -> str:
+        """What records and kept features of these images are named by: ``fingerprint``, and of own files their bytes."""
+        return self.fingerprint
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> Source:
         """The items at ``indices``, in that order, as a source of its own.  A mask or an index outside 0..N-1 is an error."""
         chosen = np.asarray(indices)
@@ -127,7 +133,8 @@ class Source:
         numbers  int64 (C,); -1 for a class that no image has.  ``targets`` of classes that are not known here become 255
         """
         part = copy.copy(self)
-        part.__dict__.pop("fingerprint", None)
+        for derived in ("fingerprint", "identity"):
+            part.__dict__.pop(derived, None)
         part.classes, part.named = tuple(classes), True
         if self._labels is not None and len(numbers):
             part._labels = np.where(self._labels < 0, UNLABELLED, numbers[self._labels])
@@ -248,6 +255,16 @@ class FileSource(Source):
 
     def name(self, i: int) -> str:
         return str(self.names[i])
+
+    @cached_property
+    def identity(self) -> str:
+        """32 hex digits: the fingerprint, and for images that anybody may edit (OWN) the bytes of every file, which are read
+        once (zoo/data/content.py).  Published sets are known by the names and sizes of their files, at no cost."""
+        if self.dataset not in OWN:
+            return self.fingerprint
+        from .content import digests
+
+        return hashlib.sha256(self.fingerprint.encode() + digests(self).tobytes()).hexdigest()[:32]
 
     def _digest(self, digest: Any) -> None:
         # Layouts share a fingerprint when they hold the same files in the same order: folder, zip and shards.
