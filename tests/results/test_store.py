@@ -37,6 +37,26 @@ def test_one_set_of_weights_has_the_spread_of_its_evaluation_seeds(tmp_path):
     assert (found.seeds, found.inner, found.value, found.sd) == (1, 3, 62.0, 2.0)
 
 
+def test_weights_that_no_command_makes_again_are_kept_apart(tmp_path):
+    for number, value in enumerate((80.0, 90.0)):
+        write(sample(pretrain_command=None, value=value, weights_sha256=f"{number}" * 64), tmp_path)
+    assert summary(Store([tmp_path])).values == (80.0, 90.0)
+    write(sample(pretrain_command=None, value=91.0, weights_sha256="1" * 64, version=2), tmp_path)
+    assert len(Store([tmp_path])) == 2, "the older version of the same weights is replaced"
+
+
+def test_weights_that_a_command_makes_again_are_replaced_whatever_their_bits(tmp_path):
+    for number, value in enumerate((80.0, 90.0)):
+        write(sample(value=value, weights_sha256=f"{number}" * 64), tmp_path)
+    assert summary(Store([tmp_path])).values == (90.0,)
+
+
+def test_records_of_other_data_are_not_replaced(tmp_path):
+    write(sample(data_fingerprint="one"), tmp_path)
+    write(sample(data_fingerprint="two"), tmp_path)
+    assert len(Store([tmp_path])) == 2
+
+
 def test_a_fold_spread_is_not_taken_for_a_seed_spread(tmp_path):
     metric = Metric(value=62.0, sd=5.0, per_fold=(57.0, 67.0))
     assert summary(store(tmp_path, sample(metrics={"top1": metric}))).sd is None
