@@ -54,6 +54,11 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [s for s in splits if s])
 
 
+def seeded(protocol: Protocol) -> bool:
+    """Whether ``seeds`` repeats the measurement."""
+    return False
+
+
 def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError when the bank has too few images for ``grid.k``, or for choosing it."""
     enough(protocol, checks.labels(protocol, protocol.splits.train, open(protocol.splits.train)))

@@ -127,6 +127,11 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [s for s in splits if s])
 
 
+def seeded(protocol: Protocol) -> bool:
+    """Whether ``seeds`` repeats the measurement."""
+    return protocol.head.get("solver") != "ridge"
+
+
 def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError for settings that do not go together, and for labels that cannot be folded."""
     check_head(protocol, model)

@@ -46,6 +46,11 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return []  # reads images
 
 
+def seeded(protocol: Protocol) -> bool:
+    """Whether ``seeds`` repeats the measurement."""
+    return False
+
+
 def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError unless every split has several labels per image, and some positive one."""
     check_head(protocol, model)

@@ -192,6 +192,12 @@ def kind_of(protocol: Protocol) -> Kind:
     return found
 
 
+def seeded(protocol: Protocol) -> bool:
+    """Whether ``seeds`` repeats the measurement: yes, unless the kind's own ``seeded(protocol)`` says otherwise."""
+    asked = getattr(import_module(f".{protocol.kind}", __package__), "seeded", None)
+    return asked is None or bool(asked(protocol))
+
+
 def head_of(protocol: Protocol, given: str | None = None) -> Any:
     """The typed ``Head`` of the protocol's evaluation file. Raises UserError for what that file does not take.
 

@@ -48,6 +48,11 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [protocol.splits.train, protocol.splits.test])
 
 
+def seeded(protocol: Protocol) -> bool:
+    """Whether ``seeds`` repeats the measurement."""
+    return False
+
+
 def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError when a class has too few images, and for settings of a linear probe that few labels do not take."""
     head = head_of(protocol)

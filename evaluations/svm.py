@@ -54,6 +54,11 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     return plan_requests(protocol, model, [protocol.splits.train, protocol.splits.test])
 
 
+def seeded(protocol: Protocol) -> bool:
+    """Whether ``seeds`` repeats the measurement."""
+    return False
+
+
 def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError when no class has a positive image, or the images cannot be folded."""
     for split in (protocol.splits.train, protocol.splits.test):

@@ -25,7 +25,7 @@ from zoo.precision import has_bfloat16
 
 from . import models, sources, transductive
 from .features import Compute, FeatureRequest, Features, Store
-from .protocol import Protocol, complete, load
+from .protocol import Protocol, complete, load, seeded
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False, "max_bad": None}
@@ -101,6 +101,8 @@ class Task:
         able = getattr(import_module(f"evaluations.{protocol.kind}"), "PRECISIONS", PRECISIONS[:2])
         if settings.precision not in able:
             raise UserError(f"precision={settings.precision}: {protocol.id} computes in {' or '.join(able)}")
+        if protocol.seeds > 1 and not seeded(protocol):
+            raise UserError(f"seeds={protocol.seeds}: {protocol.id} has no repetitions under other seeds; leave it out")
         arranged, opener = sources.arrange(
             protocol, settings.options.data, settings.download, fetch, settings.max_bad
         )

@@ -13,6 +13,7 @@ from evaluation_tools import DENSE, Toy, bars, cases, headline, measure, overrid
 
 from evaluations import protocol, run
 from evaluations.metrics import average_precision
+from evaluations.task import Settings, Task
 from results import record as records
 from zoo.backbones.tiny import Pixels
 from zoo.errors import UserError
@@ -282,3 +283,19 @@ def test_two_processes_measure_what_one_measures(case, both, tmp_path):
         if chosen is not None:
             assert selected[0] == chosen[0] and selected[1] == pytest.approx(chosen[1], abs=1e-3)
     assert any(0 < v < 100 for v in values.values())
+
+
+@each_case
+def test_seeds_repeat_the_measurement_or_are_refused(case, tmp_path):
+    """Of an evaluation without repetitions ``seeds=`` would change the record's name and nothing else."""
+    wanted = protocol.complete(protocol.load(case.protocol, {"seeds": 2}))
+    if protocol.load(case.protocol).seeds > 1:
+        assert protocol.seeded(wanted)
+    if not protocol.seeded(wanted):
+        with pytest.raises(UserError, match=f"^seeds=2: {case.protocol} "):
+            Task.of(case.protocol, "random_digits", Settings.of({"seeds": 2}))
+        one, two = (measure(case, separable(), tmp_path, seeds=n)[0].metrics for n in (1, 2))
+        assert one == two
+        return
+    result, _ = measure(case, separable(), tmp_path, seeds=2)
+    assert [len(m.per_seed) for n, m in result.metrics.items() if n in ("top1", "map", "nmi")] == [2]
