@@ -116,6 +116,15 @@ def test_a_batch_moves_as_a_whole():
     assert moved.views[0].is_contiguous(memory_format=torch.channels_last) and moved.views[1].shape == (2, 5)
 
 
+def test_provenance_names_the_kernels_that_torch_uses_and_who_chose_them(monkeypatch):
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    own = torch.backends.cpu.get_cpu_capability()
+    assert provenance.collect()["hardware"]["kernels"] == own and "=" not in own
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert provenance.collect()["hardware"]["kernels"] == f"{own}, ONEDNN_MAX_CPU_ISA=AVX2"
+
+
 def test_provenance_names_code_libraries_and_hardware_but_no_machine():
     found = provenance.collect()
     assert len(found["git"]["commit"]) == 40 and isinstance(found["git"]["dirty"], bool)
