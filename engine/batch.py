@@ -16,15 +16,26 @@ class Batch:
     views   one (B, C, H, W) tensor per crop, large crops first; row b of every view shows image index[b]
     labels  (B,) int64 or None; methods that learn without labels never look
     epoch   the epoch that these views were drawn for
+    parts   the same batch in pieces of equal size, to be computed one after the other; None: at once
     """
 
     index: Tensor
     views: list[Tensor] = field(default_factory=list)
     labels: Tensor | None = None
     epoch: int = 0
+    parts: list[Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def divided(self, count: int) -> Batch:
+        """The same batch, with ``parts``: ``count`` of them, which must divide its length."""
+        rows = [slice(at, at + len(self) // count) for at in range(0, len(self), len(self) // count)]
+        pieces = [
+            replace(self, index=self.index[r], views=[v[r] for v in self.views], labels=None if self.labels is None else self.labels[r])
+            for r in rows
+        ]
+        return replace(self, parts=pieces)
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
         """The same batch on `device`; 4-d views in channels-last memory order if asked, else in contiguous order."""

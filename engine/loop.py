@@ -72,6 +72,7 @@ def fit(
     world: World,
     provenance: Mapping[str, Any],
     warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> FitResult:
     """Train `method` on `stream`; leave weights.pth, log.jsonl, recipe.yaml, provenance.json and done.json in `folder`.
 
@@ -81,6 +82,7 @@ def fit(
     recipe   plain values; read here: seed, batch, optimizer, schedule, precision, channels_last, sync_bn, sync_bn_group
     folder   the same for all processes, seen by all of them
     warnings what to say at the start about this run
+    notes    comments at the head of recipe.yaml: where the recipe comes from
     Raises NonFiniteLoss, LockedError or CheckpointError; SystemExit after SIGINT or SIGTERM, with a checkpoint written.
     """
     folder, recipe = Path(folder), dict(recipe)
@@ -88,7 +90,7 @@ def fit(
         if done:
             known = {name: done[name] for name in ("steps", "loss", "seconds", "alarms")}
             return FitResult(folder, finished=True, already=True, **known)
-        run = _Run(method, stream, recipe, folder, options, world, dict(provenance), signals)
+        run = _Run(method, stream, recipe, folder, options, world, dict(provenance), signals, notes)
         for warning in warnings:
             run.progress.note(f"warning: {warning}")
         try:
@@ -113,7 +115,9 @@ class _Run:
         world: World,
         provenance: dict[str, Any],
         signals: Signals,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = notes
         self.method, self.stream, self.recipe, self.folder = method, stream, recipe, folder
         self.options, self.world, self.signals = options, world, signals
         if options.threads:
@@ -135,7 +139,8 @@ class _Run:
         self.saving = 0.0  # seconds that the last save took
         name, total = folder.parent.name, stream.total_steps
         self.progress = Progress(
-            name, total, images=recipe["batch"], device=world.device, start=self.step, quiet=not world.is_main
+            name, total, images=recipe["batch"], device=world.device, start=self.step, quiet=not world.is_main,
+            chance=getattr(method, "collapsed_loss", None),
         )
         self.log = self._open_log(provenance) if world.is_main else None
 
@@ -345,7 +350,8 @@ class _Run:
         recorded = self.folder / "provenance.json"
         if self.resumed is None:
             checkpoint.write_json(recorded, provenance)
-            checkpoint.write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
+            comments = "".join(f"# {' '.join(line.split())}\n" for line in self.notes)
+            checkpoint.write_text(self.folder / "recipe.yaml", comments + yaml.safe_dump(self.recipe, sort_keys=False))
         log = RunLog(self.folder, step=self.step, tensorboard=self.options.tensorboard)
         if self.recipe["channels_last"] and self.memory is not torch.channels_last:
             why = (

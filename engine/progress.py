@@ -33,6 +33,7 @@ class Progress:
     name, total    what runs and its number of steps; `start` of them were done before
     images         images of one step, over all processes
     quiet          print nothing (processes other than the first)
+    chance         the loss of a network that says the same of every image, where there is one: printed beside the loss
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Progress:
         every: float = 10.0,
         quiet: bool = False,
         stream: TextIO | None = None,
+        chance: float | None = None,
     ) -> None:
         self.stream = stream or sys.stderr
         self.name, self.total, self.images, self.device, self.quiet = name, total, images, device, quiet
+        self.beside = f" (chance {chance:.2f})" if chance is not None else ""
         self.live = self.stream.isatty()
         self.every = 0.2 if self.live else every
         self.seconds_per_step: float | None = None  # a moving average
@@ -75,7 +78,7 @@ class Progress:
         rate, left = self.images_per_second or 0.0, (self.total - step) * (self.seconds_per_step or 0.0)
         memory = peak_memory(self.device) / 2**20
         return (
-            f"{self.name}  step {step}/{self.total}  epoch {epoch}  loss {loss:.4f}  {rate:,.0f} images/s"
+            f"{self.name}  step {step}/{self.total}  epoch {epoch}  loss {loss:.4f}{self.beside}  {rate:,.0f} images/s"
             f"  left {duration(left)}  {memory:,.0f} MB"
         )
 

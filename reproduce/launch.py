@@ -17,14 +17,15 @@ import torch
 import zoo
 from engine import dist, loop, optim, provenance, rng
 from engine.options import RunOptions
-from reproduce import limits, methods
+from reproduce import limits, methods, own_images
+from reproduce.from_folder import scaled
 from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data, precision
 from zoo.data import places
 from zoo.errors import UserError
-from zoo.registry import no_recipe
+from zoo.registry import no_recipe, registry
 
 OWN_IMAGES = ("folder", "images")      # data sets of datasets.yaml that are whatever lies in a folder
 
@@ -38,6 +39,7 @@ class Job:
     options: RunOptions
     default: bool          # the recipe is the registry's own, the seed and the precision that this machine lacks apart
     said: str = ""         # how the recipe differs from what was asked for, and why
+    derived: tuple[str, ...] = ()      # of a recipe that was derived from images: each setting and its reason
 
     @property
     def folder(self) -> Path:
@@ -45,24 +47,53 @@ class Job:
 
 
 def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
-    """Split overrides into run options and recipe settings, and resolve both. Unknown names: a UserError with a suggestion."""
+    """Split overrides into run options and recipe settings, and resolve both. Unknown names: a UserError with a suggestion.
+
+    id   a model of the registry, or a method's name: then the recipe is derived from the images that data= names.
+    """
     options, settings = RunOptions.split(overrides or {})
-    entry = zoo.entry(id)
-    if entry.recipe is None:
-        raise UserError(no_recipe(entry))
-    recipe = zoo.resolve(id, settings)
+    derived: tuple[str, ...] = ()
+    own: str | None = None             # hash of the registry's recipe
+    if own_images.is_method(id):
+        made = own_images.derive(id, settings, options)
+        recipe, derived = made.recipe, tuple(made.lines)
+    else:
+        entry = zoo.entry(id)
+        if entry.recipe is None:
+            raise UserError(no_recipe(entry))
+        id, own, recipe = entry.id, entry.recipe.hash(), zoo.resolve(id, settings)
     try:
         json.dumps(recipe.dump(), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         wrong = next((k for k, v in settings.items() if str(error.object[error.start]) in str(v)), "a setting")
         raise UserError(f"{wrong}: a recipe is kept as text, and {settings.get(wrong)!r} is no UTF-8; rename the file, or name own "
                         "images with dataset=images data=PATH") from None
-    work = Job(entry.id, recipe, options, recipe.hash() == entry.recipe.hash())
+    work = Job(id, recipe, options, recipe.hash() == own, derived=derived)
     here = recipe if "precision" in settings or finished(work.folder) else precision.as_run_here(recipe, options.device)
     if here is recipe:
         return work
     return replace(work, recipe=here, said=f"precision={here.precision}: this machine has no instructions for the recipe's "
                                            f"{recipe.precision}; precision={recipe.precision} asks for it all the same, slowly")
+
+
+def extension(run: str, overrides: Mapping[str, Any]) -> Job:
+    """A new run that begins with the network of a finished one: its recipe with `init` set to its weights, and what is overridden.
+
+    A warm start, not a longer run: heads, optimizer and schedule start afresh, and a method's memory is empty.
+    Raises UserError: no finished run, no budget named.
+    """
+    folder = Path(run)
+    if not finished(folder):
+        raise UserError(f"{run}: no finished run (done.json and weights.pth); give its folder, runs/ID/HASH-sSEED")
+    options, settings = RunOptions.split({"out": str(folder.resolve().parent.parent), **overrides})
+    if not {"schedule.images", "schedule.epochs"} & set(settings):
+        raise UserError(f"extend {run}: say for how long: schedule.images=N or schedule.epochs=N")
+    before = zoo.load_recipe(folder / "recipe.yaml")
+    weights = folder / "weights.pth"
+    recipe = registry().change(before, {"init": str(weights), **settings})
+    said = (f"a warm start from {weights}: the network begins with these weights; heads, memory, optimizer and schedule start afresh, so "
+            "that this is not the run which would have been longer from its beginning")
+    return Job(folder.resolve().parent.name, recipe, options, default=False, said=said)
 
 
 def pretrain(id: str, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False) -> Path:
@@ -83,13 +114,16 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
     recipe = work.recipe
     if work.said and world.is_main and not quiet:
         print(f"{work.id}: {work.said}", file=sys.stderr)
+    if work.derived and world.is_main and not quiet:
+        print("\n".join([f"{work.id}: a recipe derived from {len(work.derived)} facts and rules; each is a setting of the command line:",
+                         *(f"  {line}" for line in work.derived)]), file=sys.stderr)
     source, meeting, method, stream = dist.together(lambda: _opened(work, world))
     origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,
               "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "classes": len(source.classes),
                        "fingerprint": source.fingerprint}}
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
         return loop.fit(method, stream, recipe=recipe.dump(), folder=work.folder, options=work.options, world=world,
-                        provenance=origin, warnings=meeting.warnings)
+                        provenance=origin, warnings=meeting.warnings, notes=work.derived)
 
 
 @dataclass(frozen=True)
@@ -116,6 +150,11 @@ def meet(recipe: Any, source: Any, world: int) -> Meeting:
         method = methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
     if isinstance(source, data.Source):
         method.meet(source)
+    if (recipe.accumulate or 1) > 1 and not method.needs.divisible:
+        raise UserError(f"accumulate={recipe.accumulate}: the loss of {recipe.method} compares the images of a batch, so that the mean over "
+                        f"parts is another loss; set accumulate=null and a smaller batch, with the rates in proportion: batch="
+                        f"{max(1, recipe.batch // recipe.accumulate)} optimizer.lr="
+                        f"{scaled(recipe.optimizer.lr, recipe.optimizer.name, max(1, recipe.batch // recipe.accumulate), recipe.batch):g}")
     stream = streamed(recipe, source, method, world=world)
     counted = getattr(source, "counted", True)
     known = counted or recipe.schedule.images is not None
@@ -164,7 +203,7 @@ def streamed(recipe: Any, source: Any, method: Method, **where: int) -> Stream:
         raise UserError(f"{recipe.method} compares at least {method.needs.views} views of an image, the recipe has "
                         f"{len(augment.crops)}; set views.crops.0.count={method.needs.views}")
     stream = Stream(source, augment, batch=recipe.batch, seed=recipe.seed, epochs=recipe.schedule.epochs,
-                    images=recipe.schedule.images, method=method, **where)
+                    images=recipe.schedule.images, method=method, accumulate=recipe.accumulate or 1, **where)
     stream.optimizer = plain["optimizer"]
     stream.rates = optim.schedule(plain["schedule"], stream.steps_per_epoch, stream.total_steps, lr=recipe.optimizer.lr)
     return stream

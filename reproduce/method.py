@@ -30,6 +30,7 @@ class Needs:
     labels             the batch carries labels (only reference rows and semi-supervised methods)
     instances          the constructor takes `instances=`, the number of training images
     classes            the constructor takes `classes=`, the number of labelled classes
+    divisible          the loss is a mean over images, each by itself, so that a batch may be computed in parts (accumulate)
     unused_parameters  some trainable parameters may take no part in a step
     """
 
@@ -37,6 +38,7 @@ class Needs:
     labels: bool = False
     instances: bool = False
     classes: bool = False
+    divisible: bool = False
     unused_parameters: bool = False
 
 

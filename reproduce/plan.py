@@ -13,6 +13,7 @@ from torch import nn
 import zoo
 from engine.options import RunOptions
 from engine.place import place
+from reproduce import own_images
 from reproduce.launch import Job, finished, meet
 from reproduce.method import Method
 from zoo import backbones, data
@@ -54,17 +55,23 @@ def plan(work: Job) -> str:
         "unfinished: would go on" if (work.folder / "checkpoint.pt").exists() else "new"
     rows = [
         ("model", f"{work.id}  (method {recipe.method}, backbone {recipe.backbone.name}, seed {recipe.seed}"
-                  + ("" if work.default else ", settings changed") + ")"),
+                  + (", recipe derived from the images" if work.derived else "" if work.default else ", settings changed") + ")"),
         ("data", where),
         ("images", images),
         ("views", f"{recipe.views} of every image"),
-        ("batch", f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"),
+        ("batch", f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"
+                  + (f", in {recipe.accumulate} parts" if (recipe.accumulate or 1) > 1 else "")),
         ("steps", steps),
-        ("precision", work.said.removeprefix("precision=") or recipe.precision),
+        *([("time", own_images.hours(recipe, source, options, stream.total_steps * recipe.batch))] if work.derived else []),
+        ("precision", work.said.removeprefix("precision=") if work.said.startswith("precision=") else recipe.precision),
+        *([("start", work.said)] if work.said and not work.said.startswith("precision=") else []),
+        *([("loss", f"{method.collapsed_loss:.2f} for a network that says the same of every image (chance); it has to fall below")]
+          if method.collapsed_loss is not None and stream.total_steps else []),
         ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
         ("memory", memory(recipe, method, stream.augment, world)),
         ("output", f"{work.folder}/  ({state})"),
         *(("warning", line) for line in meeting.warnings),
+        *(("derived", line) for line in work.derived),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in rows)
 
@@ -120,7 +127,7 @@ def memory(recipe: Any, method: Method, augment: Any, world: int) -> str:
     activations = 0
     for side, crops in Counter(crop.size for crop in augment.crops).items():
         activations += crops * outputs(method.backbone, recipe.input.channels, side)
-    batch = activations * (recipe.batch // world) * _BYTES[recipe.precision]
+    batch = activations * (recipe.batch // world // (recipe.accumulate or 1)) * _BYTES[recipe.precision]
     return f"about {size(fixed + batch)} a process ({size(fixed)} weights and optimiser, {size(batch)} activations)"
 
 

@@ -90,12 +90,14 @@ class Stream:
     batch    images in the global batch; the number of processes must divide it
     epochs, images   the budget: exactly one of the two (images counts images, not views)
     method   asked for its sampler and whether it wants labels; None for neither
+    accumulate   parts that this process's share of a batch is computed in
     """
 
     workspace: Path | None = None        # where many features may lie; the engine's loop says a folder of the run
 
     def __init__(self, source: Any, augment: Augment, *, batch: int, seed: int = 0, epochs: int | None = None,
-                 images: int | None = None, rank: int = 0, world: int = 1, workers: int = 0, method: Any = None) -> None:
+                 images: int | None = None, rank: int = 0, world: int = 1, workers: int = 0, method: Any = None,
+                 accumulate: int = 1) -> None:
         if batch % world:
             raise UserError(f"batch={batch} cannot be shared equally by {world} processes; "
                             f"choose batch={max(1, round(batch / world)) * world} or another number of processes")
@@ -103,6 +105,10 @@ class Stream:
             raise UserError("schedule needs exactly one of epochs and images, "
                             f"it has epochs={epochs} and images={images}")
         self.source, self.augment, self.batch, self.seed = source, augment, batch, seed
+        if batch // world % accumulate:
+            raise UserError(f"accumulate={accumulate} does not divide the {batch // world} images that a process has of a batch; choose "
+                            "a divisor of it")
+        self.accumulate = accumulate
         self.rank, self.world, self.workers, self.method = rank, world, workers, method
         drawn = method.epoch_size(len(source)) if method is not None else len(source)
         self.steps_per_epoch = drawn // batch
@@ -135,7 +141,8 @@ class Stream:
         parts, again = (whole.reshape(shape)[start:, self.rank] for whole in (order, visits(order)))
         for index, visit, rendered in zip(parts, again, self._render(parts, again, epoch), strict=True):
             finished = [views.finish(view, self.augment, self.seed, epoch, index, v, visit) for v, view in enumerate(rendered)]
-            yield Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
+            batch = Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
+            yield batch if self.accumulate == 1 else batch.divided(self.accumulate)
 
     def _labels(self, index: np.ndarray) -> Tensor | None:
         if self.method is None or not self.method.needs.labels:

@@ -30,7 +30,7 @@ from engine.maths.rows import Rows
 from reproduce.clustering import by_image, compact, cross_entropy, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, embed
+from reproduce.method import Deviation, Method, Needs, embed
 from zoo.errors import UserError
 
 GRAPH = MappingProxyType({"neighbours": 5, "sigma": 0.2, "alpha": 0.001, "precision": None})
@@ -76,6 +76,7 @@ class DeepCluster(Method):
     head_momentum          of the head's optimiser; the trunk has the recipe's
     """
 
+    needs = Needs(divisible=True)
     deviations = DEVIATIONS
     limits = (
         Limit("params.clusters", "<=", "images", when=lambda s: s["params"]["clustering"] == "kmeans"),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.health import embeddings
-from reproduce.method import Deviation, Method, full
+from reproduce.method import Deviation, Method, Needs, full
 
 DEVIATIONS = (
     Deviation("rotnet-nominal-lr", "a learning rate of 0.1", "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
@@ -44,6 +44,7 @@ class RotNet(Method):
     angles   4 (quarter turns) or 2 (upright or upside down)
     """
 
+    needs = Needs(divisible=True)
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "views.crops.0.scale=[0.7, 1.0]", "views.rotate=0")}
 

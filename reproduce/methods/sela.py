@@ -25,7 +25,7 @@ from engine.maths.sela import SelfLabels, sela_labels
 from reproduce.clustering import by_image, describe
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, embed
+from reproduce.method import Deviation, Method, Needs, embed
 
 KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration
 
@@ -88,6 +88,7 @@ class SeLa(Method):
     label_view           random: labels are computed from a random view, as training sees it; plain: from the plain image
     """
 
+    needs = Needs(divisible=True)
     deviations = DEVIATIONS
     limits = (
         Limit("params.clusters", "<=", "images"),

@@ -15,7 +15,7 @@ from reproduce.method import Method, Needs, embed, full
 class Supervised(Method):
     """Backbone and one linear layer over the classes; every view of an image has its label."""
 
-    needs = Needs(labels=True, classes=True)
+    needs = Needs(labels=True, classes=True, divisible=True)
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01",)}
 
     def __init__(self, backbone: nn.Module, *, classes: int) -> None:
