@@ -135,9 +135,10 @@ def _views(base: Mapping[str, Any], facts: Facts) -> list[Choice]:
         found.append(Choice("views.grayscale", 0.0, "images are gray already"))
         if jitter:
             found.append(Choice("views.jitter", {**jitter, "saturation": 0.0, "hue": 0.0}, "gray images have no hue and no saturation"))
-    elif facts.small and jitter and not jitter["saturation"]:
-        found += [Choice("views.jitter", {**jitter, "saturation": 0.4, "hue": 0.1}, "colours change too (MoCo v2's strengths)"),
-                  Choice("views.grayscale", 0.2, "a fifth of the views in gray, so that colour alone is not enough (MoCo v2)")]
+    elif facts.small and jitter:
+        if not jitter["saturation"]:
+            found.append(Choice("views.jitter", {**jitter, "saturation": 0.4, "hue": 0.1}, "colours change too (MoCo v2's strengths)"))
+        found.append(Choice("views.grayscale", views["grayscale"] or 0.2, "views in gray too, so that colour alone is not enough (MoCo v2)"))
     return found
 
 
