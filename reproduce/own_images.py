@@ -190,8 +190,9 @@ def hours(recipe: Any, source: Any, options: RunOptions, images: int) -> str:
     batch = next(batches)
     loading = (time.perf_counter() - began) / few
     network = backbones.build(recipe.backbone)
-    network.to(device, memory_format=layout.memory_format(network, recipe.channels_last)).train()
-    batch = batch.to(device, channels_last=layout.memory_format(network, recipe.channels_last) is torch.channels_last)
+    memory: Any = layout.memory_format(network, recipe.channels_last)
+    network.to(device).to(memory_format=memory).train()
+    batch = batch.to(device, channels_last=memory is torch.channels_last)
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
     computing = 0.0
     if any(p.requires_grad for p in network.parameters()):

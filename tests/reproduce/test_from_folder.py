@@ -220,7 +220,7 @@ def test_a_plan_says_hours_chance_and_reasons_and_trains_nothing(walked, capsys,
 
 def test_extend_is_an_announced_warm_start(walked, capsys, tmp_path):
     folder, run = walked
-    status, out, err = command(capsys, "extend", run, "schedule.images=64", f"data={folder}", f"out={tmp_path}", "tensorboard=false")
+    status, _, err = command(capsys, "extend", run, "schedule.images=64", f"data={folder}", f"out={tmp_path}", "tensorboard=false")
     assert status == 0 and f"a warm start from {run / 'weights.pth'}" in err and "not the run which would have been longer" in err
     longer = next(tmp_path.glob("swav/*"))
     recipe = zoo.load_recipe(longer / "recipe.yaml")
