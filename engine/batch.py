@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 
+def on(t: Tensor, device: torch.device | str) -> Tensor:
+    """`t` on `device`; from main memory to a GPU through pinned memory, so that the host goes on while it is copied."""
+    if t.device.type == "cpu" and torch.device(device).type == "cuda":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
+
+
 @dataclass
 class Batch:
     """This process's part of a global batch.
 
-    index   (B,) int64 positions in the data set
+    index   (B,) int64 positions in the data set, always in main memory, where tables that are asked by position are
     views   one (B, C, H, W) tensor per crop, large crops first; row b of every view shows image index[b]
     labels  (B,) int64 or None; methods that learn without labels never look
     epoch   the epoch that these views were drawn for
@@ -38,13 +45,11 @@ class Batch:
         return replace(self, parts=pieces)
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
-        """The same batch on `device`; 4-d views in channels-last memory order if asked, else in contiguous order."""
+        """The same batch, views and labels on `device`; 4-d views in channels-last memory order if asked, else in contiguous order."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
 
         def move(t: Tensor) -> Tensor:
-            return t.to(device, non_blocking=True, memory_format=layout if t.ndim == 4 else torch.preserve_format)
+            return on(t, device).to(memory_format=layout if t.ndim == 4 else torch.preserve_format)
 
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(
-            self, index=self.index.to(device, non_blocking=True), views=[move(v) for v in self.views], labels=labels
-        )
+        labels = None if self.labels is None else on(self.labels, device)
+        return replace(self, views=[move(v) for v in self.views], labels=labels)

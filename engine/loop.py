@@ -13,7 +13,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +153,7 @@ class _Run:
             ctx = self.stream.context(self.method, epoch)
             if self.prepared < epoch:
                 self._prepare(epoch, ctx)
-            for batch in self.stream.epoch(epoch, start):
+            for batch in self._timed(self.stream.epoch(epoch, start)):
                 asked = self._one_step(batch, ctx)
                 if asked:
                     self._leave()
@@ -161,6 +161,18 @@ class _Run:
                     self.save()
                 if self.step == last:
                     return
+
+    def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The same batches; progress hears how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.progress.waited(time.perf_counter() - began)
+            yield batch
 
     def _leave(self) -> NoReturn:
         if self.step > self.checkpointed:

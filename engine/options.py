@@ -17,7 +17,7 @@ class RunOptions:
     data: str | None = None  # folder of the data set; beats SELFZOO_DATA and the usual places
     out: str = "runs"  # folder of run folders
     device: str = "auto"  # auto, cpu, cuda, cuda:0
-    workers: int = 0  # processes that decode images, per training process
+    workers: int | None = None  # processes that decode images, per training process; null: the cores that are left
     threads: int = 0  # CPU threads of torch; 0: as torch decides
     resume: bool = True  # go on from the checkpoint; false: start again and delete what is there
     log_interval: int = 10  # steps between lines of log.jsonl
@@ -36,7 +36,7 @@ class RunOptions:
                 raise UserError(f"{field.name}={value}: must be {names}")
         for name in ("workers", "threads", "stop_after", "log_interval", "checkpoint_interval"):
             least = 1 if name == "log_interval" else 0
-            if getattr(self, name) < least:
+            if (getattr(self, name) or 0) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
 
     @classmethod

@@ -57,6 +57,7 @@ class Progress:
         self.seconds_per_step: float | None = None  # a moving average
         self._step, self._printed, self._last = start, time.perf_counter(), 0.0
         self._width = 0
+        self._waited, self.waiting = 0.0, 0.0  # seconds since the last update; a moving average of the share
 
     @property
     def images_per_second(self) -> float | None:
@@ -67,9 +68,10 @@ class Progress:
         now = time.perf_counter()
         if self._last:  # not the first step of a process, nor one after a pause
             latest = (now - self._last) / max(step - self._step, 1)
+            self.waiting += 0.05 * (min(1.0, self._waited / max(now - self._last, 1e-9)) - self.waiting)
             old = self.seconds_per_step or latest
             self.seconds_per_step = old + 0.05 * (latest - old)
-        self._step, self._last = step, now
+        self._step, self._last, self._waited = step, now, 0.0
         if not self.quiet and self.seconds_per_step and now - self._printed >= self.every:
             self._printed = now
             self._print(self.line(step, epoch, loss))
@@ -79,8 +81,12 @@ class Progress:
         memory = peak_memory(self.device) / 2**20
         return (
             f"{self.name}  step {step}/{self.total}  epoch {epoch}  loss {loss:.4f}{self.beside}  {rate:,.0f} images/s"
-            f"  left {duration(left)}  {memory:,.0f} MB"
+            f"  waiting for data {self.waiting:.0%}  left {duration(left)}  {memory:,.0f} MB"
         )
+
+    def waited(self, seconds: float) -> None:
+        """Seconds of the coming step that went by until its data were there."""
+        self._waited += seconds
 
     def pause(self) -> None:
         """What happens until the next update is not a step alone."""

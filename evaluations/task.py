@@ -79,7 +79,7 @@ class Settings:
         device = world.device
         if self.precision == "bfloat16" and world.is_main and not has_bfloat16(str(device)):
             print("precision=bfloat16: this machine has no instructions for it; float32 is faster", file=sys.stderr)
-        return Compute(device, self.precision, self.batch, self.options.workers, self.options)
+        return Compute(device, self.precision, self.batch, self.options.workers or 0, self.options)
 
 
 @dataclass

@@ -182,7 +182,8 @@ def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream]
     meeting = meet(recipe, source, world.size)
     method = build(recipe, source)
     method.run = meeting.run
-    return source, meeting, method, streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers)
+    return source, meeting, method, streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers,
+                                            device=world.device)
 
 
 def build(recipe: Any, source: Any) -> Method:
@@ -195,8 +196,8 @@ def build(recipe: Any, source: Any) -> Method:
         return methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
 
 
-def streamed(recipe: Any, source: Any, method: Method, **where: int) -> Stream:
-    """The recipe's batches; `where`: rank, world, workers."""
+def streamed(recipe: Any, source: Any, method: Method, **where: Any) -> Stream:
+    """The recipe's batches; `where`: rank, world, workers, device."""
     plain = recipe.dump()
     augment = Augment.of(plain["views"], plain["input"])
     if len(augment.crops) < method.needs.views:

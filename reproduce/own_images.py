@@ -204,7 +204,8 @@ def hours(recipe: Any, source: Any, options: RunOptions, images: int) -> str:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             computing = (time.perf_counter() - began) / few
-    each = max(loading / options.workers, computing) if options.workers else loading + computing
+    workers = stream.workers_of(options.workers)
+    each = max(loading / workers, computing) if workers else loading + computing
     shorter = max(recipe.batch, int(SHORT / each) // recipe.batch * recipe.batch) if each else images
     less = f"; {duration(SHORT)} with schedule.images={shorter}" if shorter < images else ""
     return (f"about {duration(each * images)} on this machine's {device.type}{less} (an estimate: {few} images timed, "

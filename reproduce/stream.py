@@ -3,11 +3,15 @@
 The global batch of step b is order[b*B:(b+1)*B], where the order of an epoch is a permutation drawn from (seed, epoch), or
 what the method's sampler says; the images left over at the end of an epoch are dropped. Process r of R takes rows
 [r*B/R, (r+1)*B/R). A sampler may draw an image several times in an epoch: its visits are counted along the order of all
-processes, and each gets views of its own. Small sets that live in memory are rendered a batch at a time; everything else one
-image at a time in a DataLoader, whose workers send uint8 pixels.
+processes, and each gets views of its own.
+
+Small sets that live in memory are cropped a batch at a time, on the training device; files are decoded and cropped one image at a
+time in a DataLoader, whose workers hand over uint8 pixels. They reach a GPU from pinned memory, on a stream of copies that runs
+beside the step before; colour, noise and normalisation are computed there.
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +24,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from engine import dist, extract, rng, signals
-from engine.batch import Batch
+from engine.batch import Batch, on
 from reproduce import views
 from reproduce.views import Augment
 from zoo.errors import UserError
 
 EXTRACT_CHUNK = 512
+
+
+def spare_cores(processes: int, device: torch.device) -> int:
+    """Cores that this machine has left for each training process: beside the one that feeds a GPU, or torch's threads on a CPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    alone = "SLURM_PROCID" in os.environ                       # srun shows each task its own cores
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or (1 if alone else processes))
+    return max(0, cores // max(here, 1) - (torch.get_num_threads() if device.type == "cpu" else 1))
 
 
 def visits(order: np.ndarray) -> np.ndarray:
@@ -91,13 +103,15 @@ class Stream:
     epochs, images   the budget: exactly one of the two (images counts images, not views)
     method   asked for its sampler and whether it wants labels; None for neither
     accumulate   parts that this process's share of a batch is computed in
+    device   where batches are finished and delivered
+    workers  processes that decode and crop; None: `spare_cores`, none for arrays in memory
     """
 
     workspace: Path | None = None        # where many features may lie; the engine's loop says a folder of the run
 
     def __init__(self, source: Any, augment: Augment, *, batch: int, seed: int = 0, epochs: int | None = None,
-                 images: int | None = None, rank: int = 0, world: int = 1, workers: int = 0, method: Any = None,
-                 accumulate: int = 1) -> None:
+                 images: int | None = None, rank: int = 0, world: int = 1, workers: int | None = 0, method: Any = None,
+                 accumulate: int = 1, device: torch.device | str = "cpu") -> None:
         if batch % world:
             raise UserError(f"batch={batch} cannot be shared equally by {world} processes; "
                             f"choose batch={max(1, round(batch / world)) * world} or another number of processes")
@@ -109,7 +123,10 @@ class Stream:
             raise UserError(f"accumulate={accumulate} does not divide the {batch // world} images that a process has of a batch; choose "
                             "a divisor of it")
         self.accumulate = accumulate
-        self.rank, self.world, self.workers, self.method = rank, world, workers, method
+        self.device = torch.device(device)
+        self.rank, self.world, self.method = rank, world, method
+        self._array = source.array
+        self.workers = self.workers_of(workers)
         drawn = method.epoch_size(len(source)) if method is not None else len(source)
         self.steps_per_epoch = drawn // batch
         if epochs is not None:
@@ -120,8 +137,12 @@ class Stream:
             raise UserError(f"batch={batch} is larger than the {drawn} images of an epoch; choose batch={drawn} or smaller")
         self.optimizer: Mapping[str, Any] = {}       # for methods that keep parameters out of the engine's optimiser
         self.rates: np.ndarray = np.zeros(0)
-        self._array = source.array
         self._loader: DataLoader | None = None
+        self._copies: Any = None
+
+    def workers_of(self, asked: int | None) -> int:
+        """The number of workers that an option asks for; None: what the machine can give, none for arrays in memory."""
+        return asked if asked is not None else spare_cores(self.world, self.device) if self._array is None else 0
 
     # -- training ----------------------------------------------------------------------------------------------------
     def order(self, epoch: int) -> np.ndarray:
@@ -139,8 +160,9 @@ class Stream:
         order, shape = self.order(epoch), (-1, self.world, self.batch // self.world)
         # counted over the whole epoch, before a process takes its part and a resumed run the rest
         parts, again = (whole.reshape(shape)[start:, self.rank] for whole in (order, visits(order)))
-        for index, visit, rendered in zip(parts, again, self._render(parts, again, epoch), strict=True):
-            finished = [views.finish(view, self.augment, self.seed, epoch, index, v, visit) for v, view in enumerate(rendered)]
+        for index, visit, drawn in zip(parts, again, self._render(parts, again, epoch), strict=True):
+            finished = [views.finish(views.colour(view, params, self.augment), self.augment, self.seed, epoch, index, v, visit)
+                        for v, (view, params) in enumerate(drawn)]
             batch = Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
             yield batch if self.accumulate == 1 else batch.divided(self.accumulate)
 
@@ -152,26 +174,40 @@ class Stream:
             raise UserError("this method learns from labels, and the data set has images without one")
         return torch.from_numpy(labels[index].astype(np.int64))
 
-    def _render(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
-        """The views of each part, before noise and normalisation."""
+    def _render(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
+        """The cropped views of each part, on the device, and what was drawn for them."""
         if self._array is None:
-            yield from self._load(parts, again, epoch)
+            for drawn in self._load(parts, again, epoch):
+                yield list(zip(self._moved([view for view, _ in drawn]), [params for _, params in drawn], strict=True))
             return
         for index, visit in zip(parts, again, strict=True):
-            images = torch.from_numpy(self._array[index])
+            images, = self._moved([torch.from_numpy(self._array[index])])
             height, width = images.shape[1:3]
-            yield [views.render_batch(images, self._params(epoch, index, v, height, width, visit), crop, self.augment)
-                   for v, crop in enumerate(self.augment.crops)]
+            params = [self._params(epoch, index, v, height, width, visit) for v in range(len(self.augment.crops))]
+            yield [(views.crop_batch(images, p, crop, self.augment), p) for p, crop in zip(params, self.augment.crops, strict=True)]
+
+    def _moved(self, pixels: list[Tensor]) -> list[Tensor]:
+        """On the device. A GPU copies on a stream of its own: the loop is a step ahead of it, which it still computes."""
+        if self.device.type != "cuda":
+            return [on(t, self.device) for t in pixels]
+        self._copies = self._copies or torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._copies):
+            moved = [on(t, self.device) for t in pixels]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._copies)
+        for t in moved:
+            t.record_stream(current)
+        return moved
 
     def _params(self, epoch: int, index: np.ndarray, view: int, height: Any, width: Any, visit: Any = 0) -> views.Params:
         return views.sample(self.augment, self.seed, epoch, index, view, height, width, visit)
 
-    def _load(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[Tensor]]:
+    def _load(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
         if self._loader is None:
             self._plan = _Plan()
             self._loader = DataLoader(_Views(self.source, self.augment, self.seed), batch_sampler=self._plan,
                                       num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=signals.left_to_main,
-                                      persistent_workers=self.workers > 0)
+                                      persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda")
         self._plan.steps = [[(epoch, int(i), int(v)) for i, v in zip(*step, strict=True)] for step in zip(parts, again, strict=True)]
         yield from self._loader
 
@@ -206,25 +242,26 @@ class Stream:
             views.plain(self.augment, self.augment.crops[0].size)
         number = view or 0
         if self._array is not None:
-            images = torch.from_numpy(self._array[part])
+            images = on(torch.from_numpy(self._array[part]), self.device)
             height, width = (np.full(len(part), side) for side in images.shape[1:3])
             params = self._params(epoch, part, number, height, width) if view is not None else \
                 views.whole(height, width, augment.pad)
-            rendered = views.render_batch(images, params, crop, augment)
+            pixels = views.crop_batch(images, params, crop, augment)
         else:
             with ThreadPoolExecutor(max(1, self.workers)) as threads:          # decoding and resizing leave the interpreter free
-                rendered = torch.stack(list(threads.map(lambda i: self._one(augment, crop, int(i), view, epoch), part)))
-        return views.finish(rendered, augment, self.seed, epoch, part, number)
+                found = list(threads.map(lambda i: self._one(augment, crop, int(i), view, epoch), part))
+            pixels, params = on(torch.stack([image for image, _ in found]), self.device), views.joined([drawn for _, drawn in found])
+        return views.finish(views.colour(pixels, params, augment), augment, self.seed, epoch, part, number)
 
-    def _one(self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int) -> Tensor:
+    def _one(self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int) -> tuple[Tensor, views.Params]:
         image = self.source.image(i)
         params = views.whole([image.height], [image.width], augment.pad) if view is None else \
             self._params(epoch, np.array([i]), view, image.height, image.width)
-        return views.render_image(image, params, crop, augment)
+        return views.crop_image(image, params, crop, augment), params
 
 
 class _Views(Dataset):
-    """All views of a list of (epoch, i, visit), stacked: uint8 (B, C, S, S) per view."""
+    """All views of a list of (epoch, i, visit): for each view uint8 (B, C, S, S), and what was drawn for it."""
 
     def __init__(self, source: Any, augment: Augment, seed: int) -> None:
         self.source, self.augment, self.seed = source, augment, seed
@@ -232,16 +269,16 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[Tensor]:
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, views.Params]]:
         images = [self.source.image(i) for _, i, _ in items]
         index, visit = (np.array(column, dtype=np.int64) for column in list(zip(*items, strict=True))[1:])
         heights, widths = np.array([im.height for im in images]), np.array([im.width for im in images])
-        stacked = []
+        drawn = []
         for v, crop in enumerate(self.augment.crops):
             params = views.sample(self.augment, self.seed, items[0][0], index, v, heights, widths, visit)
-            stacked.append(torch.stack([views.render_image(im, params, crop, self.augment, row)
-                                        for row, im in enumerate(images)]))
-        return stacked
+            pixels = torch.stack([views.crop_image(im, params, crop, self.augment, row) for row, im in enumerate(images)])
+            drawn.append((pixels, params))
+        return drawn
 
 
 class _Plan:
@@ -257,5 +294,5 @@ class _Plan:
         return len(self.steps)
 
 
-def _as_it_is(stacked: list[Tensor]) -> list[Tensor]:
-    return stacked
+def _as_it_is(drawn: list[tuple[Tensor, views.Params]]) -> list[tuple[Tensor, views.Params]]:
+    return drawn

@@ -5,13 +5,15 @@ them, so workers, processes and resuming cannot change what a method sees. The v
 a method that draws it again gets a fresh view.
 
     params = sample(augment, seed, epoch, index, view, height, width, visit)       numpy, vectorised
-    render_batch(images, params, ...)      small arrays in memory: uint8 (B, H, W[, C]) tensors, all at once
-    render_image(image, params, ...)       big files: one PIL image in a DataLoader's worker
+    crop_batch(images, params, ...)        small arrays in memory: uint8 (B, H, W[, C]) tensors, all at once
+    crop_image(image, params, ...)         big files: one PIL image in a DataLoader's worker, which hands over uint8
+    colour(x, params, ...), finish(...)    what is left, for both: a batch at once, on the training device
 
-Both work in this order, torchvision's and the papers': pad, rotate, crop, resize (triangle filter, antialiased), flip,
-colour jitter (four operations in a random order per image), grayscale, blur, solarise; then `finish` adds noise and
-normalises. A resize is linear in rows and in columns, so a batch of crops is two batched matrix products, which gives
-PIL's antialiased result rather than grid_sample's aliased one; a Gaussian blur is two more.
+The order is torchvision's and the papers': pad, rotate, crop, resize (triangle filter, antialiased), flip; colour jitter (four
+operations in a random order per image), grayscale, blur, solarise; then `finish` adds noise and normalises. A resize is linear
+in rows and in columns, so a batch of crops is two batched matrix products, which gives PIL's antialiased result rather than
+grid_sample's aliased one; a Gaussian blur is two more. Which rows an operation changes is decided from the parameters, which are
+in main memory: nothing is read back from the device.
 
 Boxes are real numbers, not whole pixels as in torchvision: at 500 pixels that is invisible, at 8 it is the difference
 between nine crops and a continuum. A crop of one fixed scale and ratio (pad and crop) keeps to whole pixels.
@@ -27,10 +29,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine import rng
+from engine.batch import on
 
 ATTEMPTS = 10                                                  # torchvision's, for a box that fits
 ORDERS = np.array(list(itertools.permutations(range(4))))      # of brightness, contrast, saturation, hue
@@ -156,32 +159,52 @@ def finish(view: Tensor, augment: Augment, seed: int, epoch: int, index: np.ndar
     x = view.float().div_(255) if view.dtype == torch.uint8 else view
     if augment.noise:
         drawn = rng.normals(seed, "noise", epoch, np.asarray(index, dtype=np.int64), number, x[0].numel(), visit)
-        x = x + augment.noise * torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).view_as(x).to(x.device)
-    mean, std = (torch.tensor(t, device=x.device).view(1, -1, 1, 1) for t in (augment.mean, augment.std))
+        x = x + augment.noise * on(torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).view_as(x), x.device)
+    mean, std = (on(torch.tensor(t), x.device).view(1, -1, 1, 1) for t in (augment.mean, augment.std))
     return (x - mean) / std
 
 
 # -- the batched renderer: every image at once, as matrix products -------------------------------------------------------
 def render_batch(images: Tensor, params: Params, crop: Crop, augment: Augment) -> Tensor:
     """(B, channels, size, size) float32 in 0..1. images uint8 (B, H, W) or (B, H, W, 3), all of one size."""
+    return colour(crop_batch(images, params, crop, augment), params, augment)
+
+
+def crop_batch(images: Tensor, params: Params, crop: Crop, augment: Augment) -> Tensor:
+    """(B, channels, size, size) float32 in 0..1: the geometry of render_batch, on the device of `images`."""
     x = _planes(images, augment.channels)
-    p = {k: torch.as_tensor(np.ascontiguousarray(v), device=x.device) for k, v in vars(params).items()}
+    p = {k: on(torch.as_tensor(np.ascontiguousarray(getattr(params, k))), x.device)
+         for k in ("left", "top", "width", "height", "flip", "angle")}
     if augment.rotate:
         x = _rotate(F.pad(x, [augment.pad] * 4), p)
     pad = 0 if augment.rotate else augment.pad                # zeros contribute nothing: leave their weights out instead
     rows = _resize_weights(p["top"], p["height"], x.shape[-2], crop.size, pad)
     columns = _resize_weights(p["left"], p["width"], x.shape[-1], crop.size, pad, p["flip"])
-    x = (rows[:, None] @ x @ columns[:, None].transpose(-1, -2)).clamp_(0, 1)
+    return (rows[:, None] @ x @ columns[:, None].transpose(-1, -2)).clamp_(0, 1)
+
+
+def colour(view: Tensor, params: Params, augment: Augment) -> Tensor:
+    """Jitter, grayscale, blur and solarisation of cropped views (B, C, S, S): float32 in 0..1. view: uint8 0..255 or float 0..1.
+
+    uint8 comes back as it is where the recipe changes no colour.
+    """
+    if not (augment.jitter or augment.grayscale or augment.blur or augment.solarize):
+        return view
+    x = view.float().div_(255) if view.dtype == torch.uint8 else view
     if augment.jitter:
-        x = _jitter(x, p)
+        x = _jitter(x, params)
     if augment.grayscale and x.shape[1] == 3:
-        x = torch.where(p["gray"][:, None, None, None], _luma(x), x)
+        x = torch.where(_mask(params.gray, x), _luma(x), x)
     if augment.blur:
-        x = _blur(x, p["sigma"])
+        x = _blur(x, params.sigma)
     if augment.solarize:
         inverted = torch.where(x >= augment.solarize["threshold"], 1 - x, x)
-        x = torch.where(p["solarize"][:, None, None, None], inverted, x)
+        x = torch.where(_mask(params.solarize, x), inverted, x)
     return x
+
+
+def _mask(chosen: np.ndarray, x: Tensor) -> Tensor:
+    return on(torch.from_numpy(np.ascontiguousarray(chosen)), x.device)[:, None, None, None]
 
 
 def _planes(images: Tensor, channels: int) -> Tensor:
@@ -228,18 +251,18 @@ def _rotate(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _jitter(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+def _jitter(x: Tensor, p: Params) -> Tensor:
     """Four colour operations in each image's own order, clamped to 0..1 after each as torchvision does."""
     x = x.clone()
-    moved = p["factors"] != p["factors"].new_tensor([1.0, 1.0, 1.0, 0.0])
+    moved = p.factors != np.array([1.0, 1.0, 1.0, 0.0])
     moved[:, 2:] &= x.shape[1] == 3                              # a gray image has no colour to change
     for position in range(4):
         for number, operation in enumerate(_COLOUR):
-            if not moved[:, number].any():
-                continue
-            rows = (p["jitter"] & (p["order"][:, position] == number)).nonzero(as_tuple=True)[0]
-            if len(rows):
-                x[rows] = operation(x[rows], p["factors"][rows, number].float().view(-1, 1, 1, 1)).clamp_(0, 1)
+            chosen = np.flatnonzero(p.jitter & (p.order[:, position] == number)) if moved[:, number].any() else ()
+            if len(chosen):
+                rows = on(torch.from_numpy(chosen), x.device)
+                factors = on(torch.from_numpy(p.factors[chosen, number]).float(), x.device)
+                x[rows] = operation(x[rows], factors.view(-1, 1, 1, 1)).clamp_(0, 1)
     return x
 
 
@@ -272,13 +295,14 @@ def _hue(x: Tensor, f: Tensor) -> Tensor:
 _COLOUR = (_brightness, _contrast, _saturation, _hue)
 
 
-def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian of each image's own sigma, edges repeated; sigma 0 leaves the image."""
-    rows = (sigma > 0).nonzero(as_tuple=True)[0]
-    if not len(rows):
+def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
+    """Gaussian of each image's own sigma (B,), edges repeated; sigma 0 leaves the image."""
+    chosen = np.flatnonzero(sigma > 0)
+    if not len(chosen):
         return x
-    size, s = x.shape[-1], sigma[rows].float()[:, None]
-    reach = max(1, math.ceil(4 * float(s.max())))
+    size, known = x.shape[-1], torch.from_numpy(sigma[chosen]).float()
+    reach = max(1, math.ceil(4 * float(known.max())))
+    rows, s = on(torch.from_numpy(chosen), x.device), on(known, x.device)[:, None]
     bell = torch.exp(-(torch.arange(reach + 1, device=x.device) / s) ** 2 / 2)
     bell = F.pad(bell / (2 * bell.sum(1, keepdim=True) - bell[:, :1]), (0, 1))           # one zero for all that is further
     pixel, source = torch.arange(size, device=x.device), torch.arange(-reach, size + reach, device=x.device)
@@ -291,9 +315,9 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     return x
 
 
-# -- the per-image renderer: PIL, for files of any size ------------------------------------------------------------------
-def render_image(image: Image.Image, params: Params, crop: Crop, augment: Augment, row: int = 0) -> Tensor:
-    """(channels, size, size) uint8 of one PIL image, with row `row` of the parameters."""
+# -- one image at a time: PIL, for files of any size -----------------------------------------------------------------------
+def crop_image(image: Image.Image, params: Params, crop: Crop, augment: Augment, row: int = 0) -> Tensor:
+    """(channels, size, size) uint8: the geometry of one PIL image, with row `row` of the parameters."""
     p = params
     image = image.convert("L" if augment.channels == 1 else "RGB")
     if augment.pad:
@@ -304,37 +328,13 @@ def render_image(image: Image.Image, params: Params, crop: Crop, augment: Augmen
     image = image.resize((crop.size, crop.size), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
     if p.flip[row]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if p.jitter[row]:
-        for number in p.order[row]:
-            image = _COLOUR_PIL[number](image, float(p.factors[row, number]))
-    if p.gray[row] and image.mode == "RGB":
-        image = image.convert("L").convert("RGB")
-    if p.sigma[row] > 0:
-        image = image.filter(ImageFilter.GaussianBlur(float(p.sigma[row])))
-    if p.solarize[row] and augment.solarize:
-        image = ImageOps.solarize(image, threshold=math.ceil(augment.solarize["threshold"] * 255))
     array = np.asarray(image)
     return torch.from_numpy(np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
 
 
-def _hue_pil(image: Image.Image, shift: float) -> Image.Image:
-    if image.mode != "RGB":
-        return image
-    h, s, v = image.convert("HSV").split()
-    turned = (np.asarray(h).astype(np.int16) + round(shift * 255)) % 256
-    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), s, v)).convert("RGB")
-
-
-def _contrast_pil(image: Image.Image, f: float) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(f)
-
-
-_COLOUR_PIL = (
-    lambda image, f: ImageEnhance.Brightness(image).enhance(f),
-    _contrast_pil,
-    lambda image, f: ImageEnhance.Color(image).enhance(f),
-    _hue_pil,
-)
+def joined(rows: Sequence[Params]) -> Params:
+    """The parameters of several images, one after the other."""
+    return Params(**{name: np.concatenate([vars(row)[name] for row in rows]) for name in vars(rows[0])})
 
 
 def plain(augment: Augment, size: int) -> tuple[Augment, Crop]:

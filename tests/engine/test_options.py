@@ -72,7 +72,7 @@ def test_progress_says_loss_rate_time_left_and_memory(monkeypatch):
         progress.update(step, 0, 2.5)
     lines = out.getvalue().splitlines()
     assert len(lines) == 3 and lines[-1].startswith(
-        "swav_digits  step 9/100  epoch 0  loss 2.5000  64 images/s  left 1:31"
+        "swav_digits  step 9/100  epoch 0  loss 2.5000  64 images/s  waiting for data 0%  left 1:31"
     )
     assert lines[-1].endswith("MB")
     assert [duration(s) for s in (5, 65, 3725, 200000)] == ["0:05", "1:05", "1:02:05", "2d 07:33"]

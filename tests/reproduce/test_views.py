@@ -31,9 +31,10 @@ def both(augment: Augment, images: np.ndarray, view: int = 0, seed: int = 3) -> 
     crop = augment.crops[view]
     params = views.sample(augment, seed, 2, index, view, *images.shape[1:3])
     batched = views.render_batch(torch.from_numpy(images), params, crop, augment) * 255
-    single = torch.stack([views.render_image(Image.fromarray(im), params, crop, augment, i)
-                          for i, im in enumerate(images)])
-    return batched, single.float()
+    single = torch.stack([views.crop_image(Image.fromarray(im), params, crop, augment, i) for i, im in enumerate(images)])
+    assert single.dtype == torch.uint8
+    coloured = views.colour(single, params, augment)
+    return batched, coloured.float() if coloured.dtype == torch.uint8 else coloured * 255
 
 
 @pytest.mark.parametrize("size", [12, 24, 64])
@@ -44,12 +45,12 @@ def test_crop_resize_and_flip_agree_with_pil_whether_shrinking_or_enlarging(size
     assert (batched - single).abs().max() < 1.01                 # PIL rounds after each of its two passes
 
 
-def test_the_full_chain_of_both_renderers_agrees_up_to_rounding_and_the_box_blur():
+def test_the_full_chain_of_both_renderers_agrees_up_to_rounding():
     augment = Augment((Crop(32, (0.14, 1.0)),), jitter={"brightness": .8, "contrast": .8, "saturation": .8, "hue": .2, "probability": .8},
                       grayscale=0.2, blur={"probability": 0.5, "sigma": [0.1, 2.0]}, solarize={"probability": 0.0, "threshold": .5})
     batched, single = both(augment, photos(40))
-    assert (batched - single).abs().mean() < 2.0
-    assert (batched - single).abs().mean((1, 2, 3)).max() < 6.0
+    assert (batched - single).abs().mean() < 0.5                 # PIL rounds its crop; jitter makes more of it
+    assert (batched - single).abs().mean((1, 2, 3)).max() < 1.5
 
 
 @pytest.mark.parametrize("operation", range(4))
@@ -77,7 +78,7 @@ def test_jitter_applies_the_operations_in_each_images_own_order():
 
 def test_the_blur_is_torchvisions_gaussian():
     x = torch.rand(4, 3, 20, 20)
-    sigma = torch.tensor([0.0, 0.3, 1.0, 2.0])
+    sigma = np.array([0.0, 0.3, 1.0, 2.0])
     ours = views._blur(x, sigma)
     assert torch.equal(ours[0], x[0])
     for i in (1, 2, 3):
@@ -120,7 +121,7 @@ def test_solarize_inverts_bright_pixels_in_both_renderers():
     images = photos(4, 24, 24)
     batched, single = both(augment, images)
     expected = np.where(images >= 128, 255 - images, images).transpose(0, 3, 1, 2).astype(np.float32)
-    assert np.abs(batched.numpy() - expected).max() < 1e-3 and np.array_equal(single.numpy(), expected)
+    assert all(np.abs(found.numpy() - expected).max() < 1e-3 for found in (batched, single))
 
 
 def test_finish_adds_noise_and_normalises():
