@@ -196,7 +196,7 @@ def colour(view: Tensor, params: Params, augment: Augment) -> Tensor:
     if augment.grayscale and x.shape[1] == 3:
         x = torch.where(_mask(params.gray, x), _luma(x), x)
     if augment.blur:
-        x = _blur(x, params.sigma)
+        x = _blur(x, params.sigma, augment.blur["sigma"][1])
     if augment.solarize:
         inverted = torch.where(x >= augment.solarize["threshold"], 1 - x, x)
         x = torch.where(_mask(params.solarize, x), inverted, x)
@@ -295,15 +295,15 @@ def _hue(x: Tensor, f: Tensor) -> Tensor:
 _COLOUR = (_brightness, _contrast, _saturation, _hue)
 
 
-def _blur(x: Tensor, sigma: np.ndarray) -> Tensor:
-    """Gaussian of each image's own sigma (B,), edges repeated; sigma 0 leaves the image."""
+def _blur(x: Tensor, sigma: np.ndarray, largest: float) -> Tensor:
+    """Gaussian of each image's own sigma (B,), at most `largest`, cut at four of them, edges repeated; sigma 0 leaves the image."""
     chosen = np.flatnonzero(sigma > 0)
     if not len(chosen):
         return x
-    size, known = x.shape[-1], torch.from_numpy(sigma[chosen]).float()
-    reach = max(1, math.ceil(4 * float(known.max())))
-    rows, s = on(torch.from_numpy(chosen), x.device), on(known, x.device)[:, None]
-    bell = torch.exp(-(torch.arange(reach + 1, device=x.device) / s) ** 2 / 2)
+    size, reach = x.shape[-1], max(1, math.ceil(4 * largest))     # of the recipe: an image is blurred alike in any company
+    rows, s = on(torch.from_numpy(chosen), x.device), on(torch.from_numpy(sigma[chosen]).float(), x.device)[:, None]
+    away = torch.arange(reach + 1, device=x.device) / s
+    bell = torch.exp(-(away**2) / 2) * (away < 4 + 1 / s)
     bell = F.pad(bell / (2 * bell.sum(1, keepdim=True) - bell[:, :1]), (0, 1))           # one zero for all that is further
     pixel, source = torch.arange(size, device=x.device), torch.arange(-reach, size + reach, device=x.device)
     weights = bell[:, (pixel[:, None] - source).abs().clamp(max=reach + 1)]
