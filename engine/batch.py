@@ -11,8 +11,8 @@ from torch import Tensor
 def on(t: Tensor, device: torch.device | str) -> Tensor:
     """`t` on `device`; from main memory to a GPU through pinned memory, so that the host goes on while it is copied."""
     if t.device.type == "cpu" and torch.device(device).type == "cuda":
-        return t.pin_memory().to(device, non_blocking=True)
-    return t.to(device)
+        t = t.pin_memory()
+    return t.to(device, non_blocking=True) if t.device.type == "cpu" else t.to(device)
 
 
 @dataclass

@@ -4,6 +4,9 @@
 
     before_epoch(epoch, ctx) · before_step(step, ctx) · loss(batch, step) · backward · after_backward(step) · optimiser
 
+The loss of a step, and whether a process was asked to stop, are read while the next step runs, or before a line of the log, a
+checkpoint or an error tells them: what is told is the same, and the host does not wait for the device.
+
 A run can be killed at any moment and goes on with the same command: on a CPU it ends with the bits of an undisturbed one.
 """
 
@@ -28,6 +31,7 @@ from . import provenance as origin
 from .dist import World
 from .errors import CheckpointError, Degenerate, NonFiniteLoss
 from .folder import exclusive
+from .late import Late
 from .log import RunLog
 from .options import RunOptions
 from .place import same_for_all
@@ -130,7 +134,7 @@ class _Run:
         self.optimizer: torch.optim.Optimizer | None = None
         self.generation: int | None = None
         self.step, self.prepared, self.seconds = 0, -1, 0.0  # steps done, last epoch prepared, time of earlier sessions
-        self.loss = math.nan
+        self.loss, self.late, self.asked = math.nan, Late(), False
         self.path = folder / "checkpoint.pt"
         stream.workspace = folder / "features"
         self.resumed = self._resume()
@@ -154,11 +158,11 @@ class _Run:
             if self.prepared < epoch:
                 self._prepare(epoch, ctx)
             for batch in self._timed(self.stream.epoch(epoch, start)):
-                asked = self._one_step(batch, ctx)
-                if asked:
-                    self._leave()
+                self._one_step(batch, ctx)
                 if self.step == last or self._checkpoint_is_due():
                     self.save()
+                if self.asked:
+                    self._leave()
                 if self.step == last:
                     return
 
@@ -180,27 +184,26 @@ class _Run:
         self.progress.note(f"stopped at step {self.step}: the same command goes on from here")
         raise SystemExit(128 + (self.signals.received or 15))
 
-    def _one_step(self, batch: Any, ctx: Any) -> bool:
-        """One update of the weights; True if a process was asked to stop."""
+    def _one_step(self, batch: Any, ctx: Any) -> None:
+        """One update of the weights."""
         step, method = self.step, self.method
         rng.seed_torch(self.world.device, self.recipe["seed"], "step", step, self.world.rank)  # dropout
         method.before_step(step, ctx)
         optimizer = self._current_optimizer()
         optim.set_lr(optimizer, self.rates[step])
         loss, logs = self._backward(batch, step)
-        asked = self._agree_on(loss)  # after backward, so that an accelerator is busy meanwhile
         self.scaler.unscale_(optimizer)  # before LARC and LARS, which look at the size of gradients
         method.after_backward(step)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._learn(self.late.put(step, self._over_all(loss)))
         self.progress.update(self.step, batch.epoch, self.loss)
         if self.step % self.options.log_interval == 0 or self.step == self.stream.total_steps:
             self._report(batch.epoch, logs)
-        return asked
 
-    def _backward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def _backward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """Gradients of this process's loss, and the loss. A batch with ``parts`` is computed one part after the other, so
         that only one is held in memory: the loss is the mean over them, gradients meet the other processes' with the last.
         """
@@ -217,7 +220,7 @@ class _Run:
             logs.append(found)
         if len(parts) == 1:
             return losses[0], logs[0]
-        means = {name: sum(float(found[name]) for found in logs) / len(logs) for name in logs[0]}
+        means = {name: sum(found[name] for found in logs) / len(logs) for name in logs[0]}
         return torch.stack([loss.float() for loss in losses]).mean(), means
 
     def _prepare(self, epoch: int, ctx: Any) -> None:
@@ -226,6 +229,7 @@ class _Run:
         A signal that came after the last step's agreement is answered here: this work may take hours, and its handler leaves
         without a checkpoint.
         """
+        self._learn(self.late.read())
         asked = torch.tensor(float(self.signals.received is not None), device=self.world.device)
         if dist.all_reduce_(asked) > 0:
             self._leave()
@@ -239,23 +243,35 @@ class _Run:
             self.save()
         self.progress.pause()
 
-    def _agree_on(self, loss: Tensor) -> bool:
-        """Every process learns the mean loss over all of them, and whether one was asked to stop."""
-        asked = loss.new_tensor(float(self.signals.received is not None), dtype=torch.float32)
-        self.loss, stop = (dist.all_reduce_(torch.stack([loss.detach().float(), asked])) / self.world.size).tolist()
-        if not math.isfinite(self.loss):
-            self.refuse(f"the loss is {self.loss}")
-        self.finite_loss = self.loss
-        return stop > 0
+    def _over_all(self, loss: Tensor) -> Tensor:
+        """(2,) on the device: the mean loss over all processes, and above 0 if one of them was asked to stop."""
+        asked = torch.full_like(loss, float(self.signals.received is not None), dtype=torch.float32)
+        return dist.all_reduce_(torch.stack([loss.detach().float(), asked])) / self.world.size
 
-    def refuse(self, what: str) -> NoReturn:
-        """End a run that has diverged: what was seen, the step, the last loss, the rate, and settings to try instead."""
+    def _learn(self, known: tuple[int, list[float]] | None) -> None:
+        """Every process learns the loss of an earlier step, the same everywhere, and whether to stop."""
+        if known is None:
+            return
+        step, (self.loss, stop) = known
+        self.asked = self.asked or stop > 0
+        if not math.isfinite(self.loss):
+            self.refuse(f"the loss is {self.loss}", step)
+        self.finite_loss = self.loss
+
+    def refuse(self, what: str, step: int | None = None) -> NoReturn:
+        """End a run that has diverged: what was seen, the step, the last loss, the rate, and settings to try instead.
+
+        step: at which it was seen; by default the present one, if the loss of the step before was a number.
+        """
+        if step is None:
+            self._learn(self.late.read())
+            step = self.step
         last = f"the checkpoint of step {self.checkpointed} is intact" if self.checkpointed else "no checkpoint was written"
-        rate = self.rates[min(self.step, len(self.rates) - 1)] if len(self.rates) else 0.0
+        rate = self.rates[min(step, len(self.rates) - 1)] if len(self.rates) else 0.0
         before = f"loss before it {self.finite_loss:.4g}, " if math.isfinite(self.finite_loss) else ""
-        at = f"{what} at step {self.step} ({before}learning rate {rate:.4g})"
+        at = f"{what} at step {step} ({before}learning rate {rate:.4g})"
         if self.log is not None:
-            self.log.event("non_finite_loss", self.step, message=at)
+            self.log.event("non_finite_loss", step, message=at)
         with same_for_all():
             raise NonFiniteLoss(f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}")
 
@@ -301,6 +317,7 @@ class _Run:
 
     def save(self) -> None:
         began = time.perf_counter()
+        self._learn(self.late.read())
         optimizer, extra = self._current_optimizer(), self.method.extra_state()  # both may communicate
         self._require_finite(self.method.state_dict())
         if self.world.is_main:
@@ -380,7 +397,8 @@ class _Run:
             self.progress.note(f"{self.progress.name}: resumed at step {self.step} of {self.stream.total_steps}")
         return log
 
-    def _report(self, epoch: int, logs: Mapping[str, float]) -> None:
+    def _report(self, epoch: int, logs: Mapping[str, float | Tensor]) -> None:
+        self._learn(self.late.read())
         health = self.method.health()  # may communicate
         mine = torch.tensor([float(value) for value in logs.values()], dtype=torch.float64)
         means = (dist.all_reduce_(mine) / self.world.size).tolist()
@@ -433,5 +451,5 @@ class _Objective(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float]]:
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         return self.method.loss(batch, step)

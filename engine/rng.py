@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _VISIT = 0xD1B54A32D192ED03  # odd, hence visits of one row never meet; visit 0 leaves the bits as they are without visits
@@ -87,6 +88,31 @@ def uniforms(
     visit   (B,) or one number: how often each entry was drawn before in this epoch.
     """
     return (_bits(seed, purpose, epoch, index, view, n, visit) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uniforms_on(seed: int, purpose: str, epoch: int, index: Tensor, view: int, n: int) -> Tensor:
+    """(B, n) float64: the bits of `uniforms`, computed on the device of `index` (B,) int64, for draws too many to copy there."""
+    base = _signed(_key64(seed, purpose, epoch, view))
+    rows = _mix_on(_mix_on(index + _signed(_GOLDEN)) + base)
+    columns = torch.arange(1, n + 1, device=index.device) * _signed(_GOLDEN)
+    return _shifted(_mix_on(rows[:, None] + columns), 11).double() * 2.0**-53
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of a uint64: sums and products of both have the same bits."""
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _shifted(x: Tensor, places: int) -> Tensor:
+    """x >> places of the uint64 that an int64 stands for."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix_on(x: Tensor) -> Tensor:
+    """_mix of the uint64 that an int64 tensor stands for."""
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
 
 
 def normals(

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from reproduce.limits import Limit, Run
 from zoo.errors import UserError
 
+Numbers = dict[str, float | Tensor]
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -84,8 +86,9 @@ class Method(nn.Module):
         """Raise UserError for images that it cannot be trained on; called once they are open, for a plan too."""
 
     # -- what is trained ---------------------------------------------------------------------------------------------
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        """This process's mean loss (a scalar with a graph) and numbers worth logging. `batch`: engine.batch.Batch."""
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
+        """This process's mean loss (a scalar with a graph) and numbers worth logging, tensors of the device among them: only a line of
+        the log reads them. `batch`: engine.batch.Batch."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(batch, step)")
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from engine import dist, rng
+from engine.batch import on
 
+ON_DEVICE = 1 << 32      # bytes of a table that an accelerator holds, its momentum as much again
 BLOCK = 512       # steps whose products are merged into the older ones at once
 
 
@@ -67,6 +69,7 @@ class Rows:
         self.weight, self.velocity = _zeros(own, dim), _zeros(own, dim)
         self.current = torch.full((own,), -1, dtype=torch.int32)                       # step up to which a row is right; -1: unborn
         self.idle = Idle()
+        self.right = -1                                                                # step up to which all rows are right, if known
 
     @property
     def now(self) -> int:
@@ -76,15 +79,17 @@ class Rows:
         """Those of sorted global ids that live here."""
         return ids[ids % self.world == self.rank]
 
-    def move(self, device: torch.device | str) -> None:
-        """Keep the rows on `device`; they start in main memory, where a table that is used a little at a time belongs."""
-        self.weight, self.velocity = self.weight.to(device), self.velocity.to(device)
-
     def take(self, ids: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """(n, dim) current values of this process's rows `ids` (global, unique) on `device`, ready to collect a gradient."""
+        """(n, dim) current values of this process's rows `ids` (global, unique) on `device`, ready to collect a gradient.
+
+        The table starts in main memory and moves to an accelerator unless it is very large: rows taken from main memory go there and
+        their gradients come back in every step, for which the host waits.
+        """
+        if self.weight.nbytes <= ON_DEVICE:
+            self._move(device)
         where = self._local(ids)
         self._catch_up(where)
-        return self.weight[self._at(where)].to(device).requires_grad_()
+        return on(self.weight[self._at(where)], device).requires_grad_()
 
     def update(self, ids: Tensor, grad: Tensor, *, lr: float, momentum: float, decay: float) -> None:
         """A step of SGD on rows `ids` as taken; the step has then passed for all rows."""
@@ -96,23 +101,42 @@ class Rows:
         self.idle.advance(lr, momentum, decay)
         self.current[where] = self.now
 
+    def all(self, device: torch.device | str = "cpu") -> Tensor:
+        """(n_r, dim) all rows of this process, the table itself on `device` and no copy, ready to collect a gradient."""
+        self._move(device)
+        if self.right != self.now:
+            self._catch_up(torch.arange(len(self.weight)))
+        return self.weight.detach().requires_grad_()
+
+    @torch.no_grad()
+    def update_all(self, grad: Tensor, *, lr: float, momentum: float, decay: float) -> None:
+        """A step of SGD on all rows, in place, as an optimiser's on a parameter."""
+        self.velocity.mul_(momentum).add_(grad).add_(self.weight, alpha=decay)
+        self.weight.sub_(self.velocity, alpha=lr)
+        self.idle.advance(lr, momentum, decay)
+        self.current.fill_(self.now)
+        self.right = self.now
+
+    def _move(self, device: torch.device | str) -> None:
+        self.weight, self.velocity = on(self.weight, device), on(self.velocity, device)
+
     def _local(self, ids: Tensor) -> Tensor:
         return torch.div(ids - self.rank, self.world, rounding_mode="floor")
 
     def _at(self, where: Tensor) -> Tensor:
-        return where.to(self.weight.device)
+        return on(where, self.weight.device)
 
     def _catch_up(self, where: Tensor) -> None:
         """Bring local rows `where` to the present."""
         for unborn in where[self.current[where] < 0].split(1 << 16):
             ids = (unborn * self.world + self.rank).numpy()
             drawn = torch.from_numpy(self.scale * rng.normals(self.seed, "rows", 0, ids, 0, self.dim))
-            self.weight[self._at(unborn)] = drawn.float().to(self.weight.device)
+            self.weight[self._at(unborn)] = on(drawn.float(), self.weight.device)
             self.current[unborn] = 0
         late = where[self.current[where] < self.now]
         if self.correction and len(late):
             at = self._at(late)
-            a = torch.from_numpy(self.idle.since(self.current[late].numpy()))[..., None].to(at.device)      # (n, 2, 2, 1)
+            a = on(torch.from_numpy(self.idle.since(self.current[late].numpy())), at.device)[..., None]      # (n, 2, 2, 1)
             w, v = self.weight[at].double(), self.velocity[at].double()
             self.weight[at] = (a[:, 0, 0] * w + a[:, 0, 1] * v).float()
             self.velocity[at] = (a[:, 1, 0] * w + a[:, 1, 1] * v).float()
@@ -133,7 +157,7 @@ class Rows:
     def load(self, state: Mapping[str, Any]) -> None:
         mine = slice(self.rank, None, self.world)
         self.weight, self.velocity, self.current = (state[k][mine].clone() for k in ("weight", "velocity", "current"))
-        self.idle = Idle()
+        self.idle, self.right = Idle(), -1
         for lr, momentum, decay in state["steps"].tolist():
             self.idle.advance(lr, momentum, decay)
 
@@ -165,7 +189,8 @@ class _ShardedSoftmax(torch.autograd.Function):
         total = dist.all_reduce_(p.sum(1))
         here = target >= 0
         hit = logits.new_zeros(len(logits))
-        hit[here] = logits[here, target[here]]
+        if logits.shape[1]:
+            hit = torch.where(here, logits.gather(1, target.clamp(min=0)[:, None])[:, 0], hit)
         ctx.save_for_backward(p.div_(total[:, None]), target)
         return top + total.log() - dist.all_reduce_(hit)
 
@@ -173,7 +198,8 @@ class _ShardedSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         p, target = ctx.saved_tensors
         out, here = p * grad[:, None], target >= 0
-        out[here, target[here]] -= grad[here]
+        if out.shape[1]:
+            out.scatter_add_(1, target.clamp(min=0)[:, None], torch.where(here, -grad, 0.0)[:, None])
         return out, None
 
 

@@ -156,7 +156,7 @@ def _boxes(augment: Augment, crop: Crop, u: np.ndarray, height: int | np.ndarray
 def finish(view: Tensor, augment: Augment, seed: int, epoch: int, index: np.ndarray, number: int,
            visit: int | np.ndarray = 0) -> Tensor:
     """(B, C, S, S) float32, noisy and normalised, of a rendered view: uint8 0..255 or float 0..1. index, visit: see sample."""
-    x = view.float().div_(255) if view.dtype == torch.uint8 else view
+    x = _unit(view)
     if augment.noise:
         drawn = rng.normals(seed, "noise", epoch, np.asarray(index, dtype=np.int64), number, x[0].numel(), visit)
         x = x + augment.noise * on(torch.from_numpy(np.ascontiguousarray(drawn, dtype=np.float32)).view_as(x), x.device)
@@ -190,7 +190,7 @@ def colour(view: Tensor, params: Params, augment: Augment) -> Tensor:
     """
     if not (augment.jitter or augment.grayscale or augment.blur or augment.solarize):
         return view
-    x = view.float().div_(255) if view.dtype == torch.uint8 else view
+    x = _unit(view)
     if augment.jitter:
         x = _jitter(x, params)
     if augment.grayscale and x.shape[1] == 3:
@@ -201,6 +201,10 @@ def colour(view: Tensor, params: Params, augment: Augment) -> Tensor:
         inverted = torch.where(x >= augment.solarize["threshold"], 1 - x, x)
         x = torch.where(_mask(params.solarize, x), inverted, x)
     return x
+
+
+def _unit(view: Tensor) -> Tensor:
+    return view.float().div_(255) if view.dtype == torch.uint8 else view
 
 
 def _mask(chosen: np.ndarray, x: Tensor) -> Tensor:

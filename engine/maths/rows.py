@@ -92,6 +92,14 @@ def _tensor(block: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(block) if block.flags.writeable else np.array(block))
 
 
+ON_DEVICE = 1 << 27  # cells of a block on an accelerator, 512 MB of float32: no cache to fit, and each block is launches
+
+
+def block_rows(columns: int, in_cache: int, device: torch.device) -> int:
+    """Rows of a block of a matrix with so many columns: ``in_cache`` cells on a CPU, as many as memory may take elsewhere; at least 16."""
+    return max((in_cache if device.type == "cpu" else ON_DEVICE) // max(columns, 1), 16)
+
+
 def sample(rows: Rows, n: int, generator: torch.Generator, world: w.World = "dist") -> Tensor:
     """``n`` different rows of all ranks' rows, drawn at random; the same on every rank and for every number of ranks.
 

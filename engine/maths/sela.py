@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import Degenerate
 from . import world as w
-from .rows import Rows
+from .rows import Rows, block_rows
 
 BLOCK_CELLS = 1 << 18  # 1 MB of float32: the second reading of a block hits the cache
 RUN = 64  # rows summed in the matrix's own precision before float64 takes over
@@ -109,7 +109,7 @@ class _Problem:
         if not self.total or not clusters:
             raise ValueError(f"sela_labels: nothing to label: {self.total} rows, {clusters} clusters")
         self.log_share = math.log(self.total / clusters)
-        self.size = max(BLOCK_CELLS // clusters, 16)
+        self.size = block_rows(clusters, BLOCK_CELLS, rows.device)
         self.kept = torch.empty(len(rows), clusters, dtype=dtype, device=rows.device) if keep else None
         self.log_r_ref = torch.full((clusters,), torch.inf, dtype=torch.float64, device=rows.device)  # not built yet
         self.log_c_ref = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)

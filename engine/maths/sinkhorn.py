@@ -9,7 +9,7 @@ Differs   The authors' code normalises the whole B x K matrix six times. Here tw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import Degenerate
 from . import world as w
+from .rows import block_rows
 
 BLOCK_CELLS = 1 << 17  # cells of a block: half a megabyte of float32, so that its second reading hits the cache
 
@@ -32,7 +33,8 @@ def sinkhorn(
     iterations  >= 1; each normalises prototypes over the samples of all ranks, then each sample. The last step is a sample's.
     hard        one-hot rows at the largest soft assignment.
     world       see engine.maths.world. Ranks may hold different numbers of rows.
-    Raises ValueError for a wrong argument, Degenerate for scores that are not finite.
+    Raises ValueError for a wrong argument, Degenerate for scores that are not finite; on an accelerator, which nobody waits for,
+    the assignments are then NaN.
     """
     if epsilon <= 0:
         raise ValueError(f"sinkhorn: epsilon must be positive, not {epsilon}")
@@ -41,18 +43,14 @@ def sinkhorn(
     if scores.ndim != 2:
         raise ValueError(f"sinkhorn: scores must be (samples, prototypes), not {tuple(scores.shape)}")
     kernel = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-    per_block = max(BLOCK_CELLS // max(scores.shape[1], 1), 16)
+    per_block = block_rows(scores.shape[1], BLOCK_CELLS, scores.device)
     parts = kernel.split(per_block)
     with torch.autocast(scores.device.type, enabled=False):
         masses, columns = _centre_(parts, scores.detach().split(per_block), epsilon, world)
-        total = torch.zeros_like(columns)
-        for part, mass in zip(parts, masses, strict=True):
-            total += mass @ part.sub_(columns).mul_(1 / epsilon).exp_()
+        total = _sum(mass @ part.sub_(columns).mul_(1 / epsilon).exp_() for part, mass in zip(parts, masses, strict=True))
         for _ in range(iterations - 1):
             share = _even(w.sum_(total, world))  # prototypes: equal mass each
-            total = torch.zeros_like(share)
-            for part in parts:
-                total += _inverse(part @ share) @ part  # samples: mass 1 each
+            total = _sum(_inverse(part @ share) @ part for part in parts)  # samples: mass 1 each
         share = _even(w.sum_(total, world))
         for part in parts:
             part *= share
@@ -72,10 +70,19 @@ def _centre_(
         if len(part):
             found = torch.maximum(found, torch.cat([part.amax(0), rows[-1].max().reshape(1)]))
     w.max_(found.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), world)
-    if ~found.isfinite().all() & (found[-1] > -torch.inf):  # without a row anywhere, all of them are -inf
+    if found.device.type != "cpu":
+        found += (found - found).sum()  # NaN if one is not finite: the assignments and the loss too, which the host reads anyway
+    elif ~found.isfinite().all() & (found[-1] > -torch.inf):  # without a row anywhere, all of them are -inf
         raise Degenerate("sinkhorn: scores are not finite")
     # exp(-80) is the least mass: still a normal float32
     return [((row_max - found[-1]) / epsilon).clamp_(min=-80).exp_() for row_max in rows], found[:-1]
+
+
+def _sum(terms: Iterator[Tensor]) -> Tensor:
+    total = next(terms)
+    for term in terms:
+        total += term
+    return total
 
 
 def _even(total: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
+from engine.batch import on
 from engine.maths.kmeans import kmeans
 from engine.maths.knn import search
 from engine.maths.pca import pca
@@ -30,7 +31,7 @@ from engine.maths.rows import Rows
 from reproduce.clustering import by_image, compact, cross_entropy, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, embed
+from reproduce.method import Deviation, Method, Needs, Numbers, embed
 from zoo.errors import UserError
 
 GRAPH = MappingProxyType({"neighbours": 5, "sigma": 0.2, "alpha": 0.001, "precision": None})
@@ -141,14 +142,14 @@ class DeepCluster(Method):
         return uniform_over_labels(self.labels[0].numpy(), self.epoch_size(n), draw)
 
     # -- one step ----------------------------------------------------------------------------------------------------
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         assert self.labels is not None, "before_epoch makes the labels"
         features = embed(self.backbone, batch.views)
         self._seen = F.normalize(features[: len(batch.index)].detach().float(), dim=1)
         logits = self.head(F.relu(features)).float()
-        labels = self.labels[0, batch.index.cpu()].to(logits.device).repeat(len(batch.views))
+        labels = on(self.labels[0, batch.index], logits.device).repeat(len(batch.views))
         hits = (logits.detach().argmax(1) == labels).float().mean()
-        return cross_entropy(logits, labels), {"accuracy": float(hits)}
+        return cross_entropy(logits, labels), {"accuracy": hits}
 
     def param_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.backbone.parameters() if p.requires_grad]},

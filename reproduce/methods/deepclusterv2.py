@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import rng
+from engine.batch import on
 from engine.maths.kmeans import kmeans
 from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe, rows_of_images
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, embed, mlp
+from reproduce.method import Deviation, Method, Needs, Numbers, embed, mlp
 
 DEVIATIONS = (
     Deviation("dcv2-bank-state", "nothing said", "the bank lies in one file per process; another number of processes cannot take it up",
@@ -102,7 +103,7 @@ class DeepClusterV2(Method):
         return head % len(self.assign_crops)
 
     # -- one step ----------------------------------------------------------------------------------------------------
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         z = self.project(embed(self.backbone, batch.views)).unflatten(0, (len(batch.views), -1))
         return self.loss_of(z, batch.index), {}
 
@@ -113,7 +114,7 @@ class DeepClusterV2(Method):
             self.bank.add(index, z[self.assign_crops])
             self._seen = z[0].detach()
             scores = [layer(z) for layer in self.prototypes.values()]
-            return self.prediction(scores, self.labels[:, index.cpu()].to(z.device), index)
+            return self.prediction(scores, on(self.labels[:, index], z.device), index)
 
     def prediction(self, scores: Sequence[Tensor], labels: Tensor, index: Tensor) -> Tensor:
         return cluster_prediction(scores, labels, self.temperature)

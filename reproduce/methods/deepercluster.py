@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
+from engine.batch import on
 from engine.maths.hierarchy import hierarchy
 from engine.maths.pca import pca
 from engine.maths.rows import Rows
 from reproduce.clustering import UNSEEN, by_image, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method
+from reproduce.method import Deviation, Method, Numbers
 from zoo.errors import UserError
 
 DEVIATIONS = (
@@ -73,10 +74,10 @@ def epoch_images(n: int, super_clusters: int, divisor: int, multiple: int) -> in
 
 
 def turned(views: Tensor, super_classes: Tensor) -> Tensor:
-    """(B, C, S, S) squares, each turned counter-clockwise by a quarter as often as its super-class says."""
+    """(B, C, S, S) squares, each turned counter-clockwise by a quarter as often as its super-class says (B,), in main memory."""
     out = torch.empty_like(views)
     for quarter in range(4):
-        rows = super_classes % 4 == quarter
+        rows = on((super_classes % 4 == quarter).nonzero().flatten(), views.device)
         out[rows] = torch.rot90(views[rows], quarter, (-2, -1))
     return out
 
@@ -196,25 +197,27 @@ class DeeperCluster(Method):
     def before_step(self, step: int, ctx: Any) -> None:
         self.batch = ctx.batch
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         assert self.labels is not None, "before_epoch makes the labels"
         self.share_of(self.batch)
         first = dist.rank() * (self.batch // dist.world_size())
         of = super_class_of(first + torch.arange(len(batch.index)), self.batch, self.super_classes)
-        sub = (self.labels[1] - self.labels[0] * self.each)[batch.index.cpu()].to(batch.views[0].device)
+        sub = (self.labels[1] - self.labels[0] * self.each)[batch.index]
+        of_here, sub = (on(t, batch.views[0].device) for t in (of, sub))
         losses, logs = [], []
         for view in batch.views:
             h = F.relu(self.backbone(turned(view, of) if self.rotations else view))
             self._seen = F.normalize(h.detach().float(), dim=1)
-            losses.append(joint_loss(*(logits := self.heads(h, of)), of.to(h.device), sub))
-            logs.append(accuracies(*logits, of.to(h.device), sub))
+            losses.append(joint_loss(*(logits := self.heads(h, of)), of_here, sub))
+            logs.append(accuracies(*logits, of_here, sub))
         return torch.stack(losses).mean(), {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
 
     def heads(self, h: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, S) of super-classes, and (B, K / m) of clusters by the head of each image's super-class `of` (B,)."""
-        sub = [(of == s).nonzero().flatten().to(h.device) for s in of.unique().tolist()]
-        parts = [F.linear(h[rows], self.sub_weight[s], self.sub_bias[s]) for s, rows in zip(of.unique().tolist(), sub, strict=True)]
-        return self.super_head(h), torch.cat(parts)[torch.cat(sub).argsort()]
+        present = of.unique().tolist()                          # of is in main memory, and so is who goes to which head
+        sub = [(of == s).nonzero().flatten() for s in present]
+        parts = [F.linear(h[on(rows, h.device)], self.sub_weight[s], self.sub_bias[s]) for s, rows in zip(present, sub, strict=True)]
+        return self.super_head(h), torch.cat(parts)[on(torch.cat(sub).argsort(), h.device)]
 
     def after_backward(self, step: int) -> None:
         """A cluster head learns from the mean over its own images, which are one S-th of the batch."""
@@ -241,5 +244,4 @@ class DeeperCluster(Method):
 def accuracies(super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor) -> dict[str, float]:
     """Shares of images whose super-class, cluster, and both are right."""
     first, second = super_logits.detach().argmax(1) == super_classes, sub_logits.detach().argmax(1) == sub_classes
-    return {"accuracy": float((first & second).float().mean()), "accuracy_super": float(first.float().mean()),
-            "accuracy_sub": float(second.float().mean())}
+    return {"accuracy": (first & second).float().mean(), "accuracy_super": first.float().mean(), "accuracy_sub": second.float().mean()}

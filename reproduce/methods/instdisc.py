@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
+from engine.batch import on
 from reproduce.health import embeddings
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
+from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp, pic_head
 
 DEVIATIONS = (
     Deviation("instdisc-memory-axis", "rows are unit vectors", "the memory is normalised over its columns, so rows are not unit vectors "
@@ -67,30 +67,30 @@ class InstDisc(Method):
     def before_step(self, step: int, ctx: Any = None) -> None:
         self.seed = ctx.seed
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        features, losses = [], []
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
+        features, losses, own = [], [], on(batch.index, self.memory.device)
         for number, view in enumerate(batch.views):
             f = F.normalize(full(self.head(self.backbone(view))), dim=1)
-            drawn = self.draw(batch.index, step, number).to(f.device)
+            drawn = self.draw(own, step, number)
             with torch.autocast(f.device.type, enabled=False):
                 logits = instance_logits(f, self.memory, drawn, self.temperature)
                 losses.append(F.cross_entropy(logits, torch.zeros_like(drawn[:, 0])))
             features.append(f.detach())
         self._seen = features[0]
         for f in features:
-            self.remember(batch.index, f)
+            self.remember(own, f)
         return torch.stack(losses).mean(), {}
 
     def draw(self, index: Tensor, step: int, view: int) -> Tensor:
-        """(B, 1 + negatives): an image's own row, then rows drawn uniformly: a function of (seed, step, image) alone."""
-        own = index.cpu().numpy()
-        u = rng.uniforms(self.seed, "negatives", step, own, view, self.negatives)
-        return torch.from_numpy(np.concatenate([own[:, None], (u * len(self.memory)).astype(np.int64)], axis=1))
+        """(B, 1 + negatives): an image's own row, then rows drawn uniformly: a function of (seed, step, image) alone. On the device of
+        `index` (B,)."""
+        u = rng.uniforms_on(self.seed, "negatives", step, index, view, self.negatives)
+        return torch.cat([index[:, None], (u * len(self.memory)).long()], dim=1)
 
     @torch.no_grad()
     def remember(self, index: Tensor, f: Tensor) -> None:
         """Move the rows of the images seen, those of all processes, towards their features."""
-        index, f = dist.all_gather(index.to(f.device)), dist.all_gather(f)
+        index, f = dist.all_gather(index), dist.all_gather(f)
         self.memory[index] = F.normalize(self.momentum * self.memory[index] + (1 - self.momentum) * f, dim=1)
 
     def health(self) -> dict[str, float]:

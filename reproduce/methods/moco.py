@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine import dist, rng
+from engine.batch import on
 from reproduce.health import embeddings
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, full, mlp
+from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp
 from zoo.errors import UserError
 
 DEVIATIONS = (
@@ -134,7 +135,7 @@ class MoCo(Method):
         torch._foreach_mul_(keys, self.momentum)
         torch._foreach_add_(keys, queries, alpha=1 - self.momentum)
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         views = batch.views[:2]
         directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
         keys = [self.keys(views[b], step, b) for _, b in directions]
@@ -155,7 +156,7 @@ class MoCo(Method):
             return self._encode_keys(images)
         share = len(images)
         everyone = dist.all_gather(images)
-        order = torch.from_numpy(rng.permutation(self.seed, "shuffle", 2 * step + view, len(everyone))).to(images.device)
+        order = on(torch.from_numpy(rng.permutation(self.seed, "shuffle", 2 * step + view, len(everyone))), images.device)
         mine = slice(dist.rank() * share, (dist.rank() + 1) * share)
         shuffled = dist.all_gather(self._encode_keys(everyone[order[mine]]))
         back = torch.empty_like(shuffled)
@@ -177,12 +178,12 @@ class MoCo(Method):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest columns by the keys of all processes (N, D)."""
-        length, n, first = self.queue.shape[1], len(keys), int(self.queue_ptr)
+        length, n = self.queue.shape[1], len(keys)
         if n > length:
             raise UserError(f"params.queue={length} is shorter than the {n} keys of a step; set params.queue={n} or more")
-        self.queue[:, torch.arange(first, first + n, device=keys.device) % length] = keys.T
+        self.queue[:, (torch.arange(n, device=keys.device) + self.queue_ptr) % length] = keys.T
         self._stay = length / n
-        self.queue_ptr[0] = (first + n) % length
+        self.queue_ptr.add_(n).remainder_(length)              # on the device: the host never asks where the pointer is
 
     # -- looking at it -----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, float]:

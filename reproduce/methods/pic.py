@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist, rng
+from engine.batch import on
 from reproduce.health import embeddings
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, full, mlp, pic_head
+from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp, pic_head
 from reproduce.rows import Rows, sharded_cross_entropy
 from zoo.errors import UserError
 
@@ -125,29 +126,27 @@ class PIC(Method):
             own = recipe
         self.step_of_rows = {"lr": lr, "momentum": own.get("momentum") or 0.0, "decay": own.get("weight_decay") or 0.0}
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            seen = dist.all_gather(batch.index.to(batch.views[0].device))
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
+        seen = dist.all_gather(batch.index)
         features = [F.normalize(full(self.head(self.backbone(view))), dim=1) for view in batch.views]   # each crop by itself
         self._seen = features[0].detach()
         with torch.autocast(features[0].device.type, enabled=False):
             loss = self.classify(features, [view.shape[-1] for view in batch.views], seen)
-        if loss.requires_grad:
+        if loss.requires_grad and self.settings.get("precision", "float16") == "float16":
             loss.register_hook(self._note_scale)
         return loss, {}
 
     def classify(self, features: list[Tensor], sides: list[int], seen: Tensor) -> Tensor:
-        """The loss of the global batch, the same on every process. seen (N,): images of all processes, in rank order."""
+        """The loss of the global batch, the same on every process. seen (N,): images of all processes, in rank order, in main
+        memory."""
         every = [_shared(f) for f in features]
         large = [f for f, side in zip(every, sides, strict=True) if side == max(sides)]
         small = [f for f, side in zip(every, sides, strict=True) if side < max(sides)]
-        ids = self.rows.own(self.classes(seen.cpu()))
-        if not self.negatives:
-            self.rows.move(seen.device)                      # all of them are needed every step
-        rows = self.rows.take(ids, seen.device)
+        ids, device = self.rows.own(self.classes(seen)), features[0].device
+        rows = self.rows.take(ids, device) if self.negatives else self.rows.all(device)
         self._taken = (ids, rows)
         logits = pic_logits(torch.cat(large), torch.cat(small) if small else large[0][:0], rows, self.temperature)
-        target = self.column(seen.cpu(), ids).to(seen.device).repeat(len(features))
+        target = on(self.column(seen, ids), device).repeat(len(features))
         return sharded_cross_entropy(logits, target).mean()                # each crop has equal weight
 
     def classes(self, seen: Tensor) -> Tensor:
@@ -172,7 +171,10 @@ class PIC(Method):
         grad = rows.grad if self._scale == 1.0 else rows.grad / self._scale
         if self._scale != 1.0 and not dist.all_reduce_(grad.isfinite().all().float(), "min"):
             return                                           # mixed precision overflowed: the engine skips this step as well
-        self.rows.update(ids, grad, **self.step_of_rows)
+        if self.negatives:
+            self.rows.update(ids, grad, **self.step_of_rows)
+        else:
+            self.rows.update_all(grad, **self.step_of_rows)
 
     def _note_scale(self, grad: Tensor) -> None:
         self._scale = float(grad)                            # of the loss under mixed precision, else 1

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from reproduce.limits import Limit
-from reproduce.method import Method
+from reproduce.method import Method, Numbers
 from zoo.errors import UserError
 
 
@@ -18,5 +18,5 @@ class Pixels(Method):
 
     limits = tuple(Limit(f"schedule.{budget}", "is", 0, because="a reference row is not trained") for budget in ("epochs", "images"))
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         raise UserError("pixels is a reference row without parameters: schedule.epochs must be 0")

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import rng
+from engine.batch import on
 from engine.maths.kmeans import kmeans
 from reproduce import labels as files
 from reproduce.clustering import by_image, cross_entropy, describe
 from reproduce.health import embeddings
-from reproduce.method import Deviation, Method, Needs
+from reproduce.method import Deviation, Method, Needs, Numbers
 from reproduce.methods.rotnet import rotation_loss, rotations
 from zoo.errors import UserError
 
@@ -98,9 +99,9 @@ class PseudoLabel(Method):
         return images.flatten(1) if self._as_pixels else super().features(images)
 
     # -- one step ----------------------------------------------------------------------------------------------------
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         assert self.labels is not None, "before_epoch reads the labels"
-        targets = self.labels[:, batch.index.cpu()].to(batch.views[0].device)
+        targets = on(self.labels[:, batch.index], batch.views[0].device)
         losses, hits, turns = [], [], []
         for view in batch.views:
             features = self.classifier_input(self.backbone(view if self.rotation_head is None else rotations(view)))
@@ -113,8 +114,8 @@ class PseudoLabel(Method):
                 losses[-1] = losses[-1] + rotation_loss(turn)
                 turns.append((turn.detach().argmax(1) == torch.arange(4, device=turn.device).repeat_interleave(len(view))).float().mean())
             self._seen = F.normalize(upright.detach().float(), dim=1)
-        logs = {"accuracy": float(torch.stack(hits).mean())}
-        return torch.stack(losses).mean(), {**logs, **({"accuracy_rotation": float(torch.stack(turns).mean())} if turns else {})}
+        logs = {"accuracy": torch.stack(hits).mean()}
+        return torch.stack(losses).mean(), {**logs, **({"accuracy_rotation": torch.stack(turns).mean()} if turns else {})}
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from reproduce.limits import Limit
-from reproduce.method import Method
+from reproduce.method import Method, Numbers
 from zoo.errors import UserError
 
 
@@ -18,5 +18,5 @@ class Random(Method):
 
     limits = tuple(Limit(f"schedule.{budget}", "is", 0, because="a reference row is not trained") for budget in ("epochs", "images"))
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         raise UserError("random is the untrained reference row: schedule.epochs must be 0")

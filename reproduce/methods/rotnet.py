@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.health import embeddings
-from reproduce.method import Deviation, Method, Needs, full
+from reproduce.method import Deviation, Method, Needs, Numbers, full
 
 DEVIATIONS = (
     Deviation("rotnet-nominal-lr", "a learning rate of 0.1", "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
@@ -54,7 +54,7 @@ class RotNet(Method):
         self.angles, self.collapsed_loss = angles, math.log(angles)
         self._seen: Tensor | None = None
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         turned = [rotations(view, self.angles) for view in batch.views]
         features = [self.classifier_input(self.backbone(view)) for view in turned]
         self._seen = features[0][: len(batch.views[0])].detach()           # of upright images

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import rng
+from engine.batch import on
 from engine.maths.rows import Rows
 from engine.maths.sela import SelfLabels, sela_labels
 from reproduce.clustering import by_image, describe
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, embed
+from reproduce.method import Deviation, Method, Needs, Numbers, embed
 
 KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration
 
@@ -145,14 +146,14 @@ class SeLa(Method):
         return sela_labels(logits, keep=logits.shape[0] * logits.shape[1] <= KEPT_CELLS, **self.solver)
 
     # -- one step ----------------------------------------------------------------------------------------------------
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         assert self.labels is not None, "before_step makes the labels"
         features = self.classifier_input(embed(self.backbone, batch.views))
         self._seen = F.normalize(features[: len(batch.index)].detach().float(), dim=1)
-        labels = self.labels[:, batch.index.cpu()].to(features.device).repeat(1, len(batch.views))
+        labels = on(self.labels[:, batch.index], features.device).repeat(1, len(batch.views))
         logits = [head(features) for head in self.heads]
         hits = torch.stack([(z.detach().argmax(1) == y).float().mean() for z, y in zip(logits, labels, strict=True)])
-        return head_loss(logits, labels), {"accuracy": float(hits.mean())}
+        return head_loss(logits, labels), {"accuracy": hits.mean()}
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:

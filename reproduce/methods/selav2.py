@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.batch import on
 from engine.maths.rows import Rows
 from engine.maths.sela import sela_labels
 from reproduce.clustering import UNSEEN, Bank, by_image, describe, mean_over_known, rows_by_image
@@ -109,12 +110,12 @@ class SeLaV2(DeepClusterV2):
     def prediction(self, scores: Sequence[Tensor], labels: Tensor, index: Tensor) -> Tensor:
         if not self.soft:
             return super().prediction(scores, labels, index)
-        targets = [self.soft_labels(h, index).to(s.device) for h, s in enumerate(scores)]
+        targets = [on(self.soft_labels(h, index), s.device) for h, s in enumerate(scores)]
         return soft_prediction(scores, targets, labels[0] != UNSEEN, self.temperature)
 
     def soft_labels(self, head: int, index: Tensor) -> Tensor:
         """(B, K) rows of the head's transport plan, each summing to 1."""
-        z = self.plan["z"][self.view_of(head), index.cpu()]
+        z = self.plan["z"][self.view_of(head), index]
         return (z @ self.plan[f"w{head}"].T / self.epsilon + self.plan[f"r{head}"]).softmax(1).float()
 
     # -- memory ------------------------------------------------------------------------------------------------------

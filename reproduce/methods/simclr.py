@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine import dist
 from reproduce.health import embeddings
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, embed, full, mlp, pic_head
+from reproduce.method import Deviation, Method, Needs, Numbers, embed, full, mlp, pic_head
 
 DEVIATIONS = (
     Deviation("simclr-detached-gather", "one loss over the whole batch, gradients to both sides of every pair",
@@ -68,7 +68,7 @@ class SimCLR(Method):
         self.temperature, self.detached, self.apart = temperature, gather == "detached", encode == "apart"
         self._seen: Tensor | None = None
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         return self.pair_loss(*self.project(batch.views)), {}
 
     def project(self, views: list[Tensor]) -> Tensor:
@@ -87,7 +87,7 @@ class SimCLR(Method):
         every = self._gather(z.transpose(0, 1)).transpose(0, 1)             # (V, N, D): gathered once
         first = dist.rank() * z.shape[1]
         pairs = [(a, b) for b in range(len(z)) for a in range(b)]
-        return torch.stack([nt_xent(z[[a, b]], every[[a, b]], first, self.temperature) for a, b in pairs]).mean()
+        return torch.stack([nt_xent(torch.stack([z[a], z[b]]), torch.stack([every[a], every[b]]), first, self.temperature) for a, b in pairs]).mean()
 
     def _gather(self, rows: Tensor) -> Tensor:
         """(B, ...) -> (N, ...) over processes, in rank order."""

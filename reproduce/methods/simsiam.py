@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reproduce.health import embeddings
 from reproduce.limits import Limit
-from reproduce.method import Method, Needs, embed, full
+from reproduce.method import Method, Needs, Numbers, embed, full
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class SimSiam(Method):
             nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
         self._seen: Tensor | None = None
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         z = [full(self.projector(embed(self.backbone, [view]))) for view in batch.views[:2]]
         p = [full(self.predictor(one)) for one in z]
         self._seen = F.normalize(z[0].detach(), dim=1)

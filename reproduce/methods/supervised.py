@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.method import Method, Needs, embed, full
+from reproduce.method import Method, Needs, Numbers, embed, full
 
 
 class Supervised(Method):
@@ -22,7 +22,7 @@ class Supervised(Method):
         super().__init__(backbone)
         self.head = nn.Linear(backbone.dim, classes)
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         logits = full(self.head(self.classifier_input(embed(self.backbone, batch.views))))
         labels = batch.labels.repeat(len(batch.views))
         hits = (logits.detach().argmax(1) == labels).float().mean()

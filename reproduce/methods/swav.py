@@ -21,7 +21,7 @@ from engine import dist
 from engine.maths.sinkhorn import sinkhorn
 from reproduce.health import embeddings
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs, embed, full, mlp
+from reproduce.method import Deviation, Method, Needs, Numbers, embed, full, mlp
 from zoo.errors import UserError
 
 QUEUE = MappingProxyType({"length": 0, "start_epoch": 15})
@@ -98,7 +98,7 @@ class SwAV(Method):
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         z, scores = self.scores(batch.views)
         return self.swav_loss(z, scores, batch.epoch), {}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from engine import rng
 from reproduce.limits import Limit
-from reproduce.method import Deviation, Method, Needs
+from reproduce.method import Deviation, Method, Needs, Numbers
 from reproduce.methods.moco import MoCo, MoCoV1
 from reproduce.methods.simclr import SimCLR
 from reproduce.methods.swav import SwAV
@@ -120,7 +120,7 @@ class Unmix(Method):
         self.seed = ctx.seed
         self.base.before_step(step, ctx)
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         mixed, lam = self.mixtures(batch.views[:1] if self.loss_of != self.swav_loss else batch.views[::2], step)
         return self.loss_of(batch, mixed, lam, step), {"lam": lam}
 
@@ -159,8 +159,10 @@ class Unmix(Method):
         for j, mixture in enumerate(mixed):
             order += [(True, view) for view in views[2 * j:2 * j + 2]] + [(False, mixture)]
         z, scores = self.base.scores([view for _, view in order])
-        plain = torch.tensor([kind for kind, _ in order])
-        return self.swav_total(z[plain], scores[plain], z[~plain], scores[~plain], lam, batch.epoch)
+        def part(rows: Tensor, wanted: bool) -> Tensor:
+            return torch.stack([row for row, (plain, _) in zip(rows, order, strict=True) if plain is wanted])
+
+        return self.swav_total(part(z, True), part(scores, True), part(z, False), part(scores, False), lam, batch.epoch)
 
     def swav_total(self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, lam: float, epoch: int = 0) -> Tensor:
         """z, scores (V, B, .) of the crops; z_mix, scores_mix (ceil(V/2), B, .) of the mixtures of crops 0, 2, 4, …"""

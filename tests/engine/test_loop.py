@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import checkpoint, optim
+from engine import checkpoint, loop, optim
 from engine.errors import CheckpointError, NonFiniteLoss, UserError
 
 
@@ -63,13 +63,40 @@ class Explodes(toys.Toy):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path, value):
-    method = Explodes(value)
-    with pytest.raises(NonFiniteLoss, match=r"at step 7 .*checkpoint of step 6 is intact.*optimizer\.lr"):
-        toys.run(tmp_path, method)
-    assert all(torch.equal(p, q) for p, q in zip(method.parameters(), method.seen, strict=True))
-    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 6
-    assert log_of(tmp_path)[-1]["event"] == "non_finite_loss"
+@pytest.mark.parametrize("at", [7, 8, 19])  # read in the next step; before the checkpoint after it; at the very end
+def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_no_file_has_it(tmp_path, value, at):
+    intact = at // 3 * 3
+    with pytest.raises(NonFiniteLoss, match=rf"at step {at} .*checkpoint of step {intact} is intact.*optimizer\.lr"):
+        toys.run(tmp_path, Explodes(value, at))
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert state["step"] == intact and all(torch.isfinite(p).all() for p in state["model"].values())
+    assert not (tmp_path / "weights.pth").exists()
+    last = log_of(tmp_path)[-1]
+    assert last["event"] == "non_finite_loss" and last["step"] == at
+
+
+def test_the_loss_is_read_a_step_late_and_told_of_its_own_step(tmp_path, monkeypatch):
+    """Most steps read the loss of the step before; lines of the log and checkpoints read their own."""
+    reads: list[tuple[int, int]] = []  # (step of the loss, steps done when it is read)
+    learn = loop._Run._learn
+
+    def spied(run, known):
+        if known is not None:
+            reads.append((known[0], run.step))
+        learn(run, known)
+
+    monkeypatch.setattr(loop._Run, "_learn", spied)
+
+    class Counts(toys.Toy):
+        def loss(self, batch, step):
+            loss, logs = super().loss(batch, step)
+            return loss * 0 + step, logs
+
+    toys.run(tmp_path, Counts(reset_every=0), options=replace(toys.QUIET, log_interval=4, checkpoint_interval=6))
+    assert [step for step, _ in reads] == list(range(20))
+    late = {step for step, done in reads if done == step + 2}
+    assert late == {step for step in range(20) if (step + 1) % 4 and (step + 1) % 6 and (step + 1) % 5}  # 5 steps an epoch
+    assert [(line["step"], line["loss"]) for line in log_of(tmp_path) if "loss" in line] == [(s, s - 1) for s in (4, 8, 12, 16, 20)]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

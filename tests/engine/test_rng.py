@@ -97,3 +97,10 @@ def test_keys_fit_torch_and_counters_do_not_run_together():
         for c in [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (-1,)]
     }
     assert len(keys) == 42 and all(0 <= key < 2**63 for key in keys)
+
+
+def test_uniform_numbers_drawn_on_a_device_have_the_same_bits():
+    index = np.array([0, 1, 5, 2**40, 1_281_166])
+    for seed, step, view in ((0, 0, 0), (7, 123456, 1), (2**40, 3, 2)):
+        ours = rng.uniforms_on(seed, "negatives", step, torch.from_numpy(index), view, 501)
+        assert np.array_equal(ours.numpy(), rng.uniforms(seed, "negatives", step, index, view, 501))
