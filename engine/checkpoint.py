@@ -10,14 +10,16 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DamagedCheckpoint
 
 FORMAT = "selfzoo checkpoint 1"
 TEMPORARY = ".part"
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, keep: bool = False) -> None:
     """`write(file)` into `path`, so that a crash at any moment leaves the old content or the new, never a mixture.
+
+    keep: what was there stays, as `previous(path)`.
 
     The new content is on the disk before the name moves, and the move is on the disk before this returns.
     """
@@ -27,6 +29,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            _keep(path)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"cannot write {path} ({error}); what was there before is intact") from error
@@ -55,15 +59,54 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged ({error}); delete it") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """A plain state dict; equal tensors give equal bytes, whatever the path."""
-    write_atomic(path, lambda file: torch.save(dict(tensors), file))
+def write_tensors(path: Path, tensors: Mapping[str, Any], *, keep: bool = False) -> None:
+    """A plain state dict; equal tensors give equal bytes, whatever the path. keep: see write_atomic."""
+    write_atomic(path, lambda file: torch.save(dict(tensors), file), keep=keep)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint. `state` holds tensors, numbers, strings, lists and dicts only: TypeError for anything else."""
+    """Write a checkpoint; the one that was there stays beside it, as `previous(path)`.
+
+    `state` holds tensors, numbers, strings, lists and dicts only: TypeError for anything else.
+    """
     _require_plain(state, "checkpoint")
-    write_tensors(path, {"format": FORMAT, **state})
+    write_tensors(path, {"format": FORMAT, **state}, keep=True)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _keep(path: Path) -> None:
+    """The file at `path` under its second name too, without a moment in which it has none."""
+    second = path.with_name(previous(path).name + TEMPORARY)
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+        os.replace(second, previous(path))
+    except OSError:  # a file system without hard links: the move leaves only the second name until the new file is there
+        second.unlink(missing_ok=True)
+        os.replace(path, previous(path))
+
+
+def latest(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """The last checkpoint that can be read, None if there is none; and what to say if it is the one before the last.
+
+    Raises CheckpointError as `load` does when neither can be used.
+    """
+    before, damage = previous(path), ""
+    try:
+        state = load(path)
+    except DamagedCheckpoint as error:
+        if not before.exists():
+            raise
+        state, damage = None, str(error).partition(";")[0]
+    if state is not None or not before.exists():
+        return state, ""
+    state = load(before)
+    assert state is not None
+    return state, f"{damage or f'{path} is gone'}; going on from the checkpoint before it, of step {state.get('step')}"
 
 
 def _require_plain(value: Any, where: str) -> None:
@@ -92,7 +135,7 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     except Exception as error:  # noqa: BLE001  zip, pickle and tensor errors come in a dozen types
         reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(
+        raise DamagedCheckpoint(
             f"{path} cannot be read ({type(error).__name__}: {reason}): it is truncated, damaged or not a checkpoint; "
             "put a copy back, or start again with resume=false"
         ) from None

@@ -20,6 +20,10 @@ class CheckpointError(UserError):
     """A checkpoint that is damaged, foreign, or belongs to another recipe or number of processes."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that cannot be read to its end."""
+
+
 class NonFiniteLoss(UserError):
     """A run diverged: the loss, features or weights became NaN or infinite, or all features equal; nothing of it was saved."""
 

@@ -18,7 +18,7 @@ import yaml
 from . import checkpoint, dist
 from .errors import LockedError, UserError
 
-WRITTEN = ("done.json", "checkpoint.pt", "weights.pth", "log.jsonl", "provenance.json", "recipe.yaml")
+WRITTEN = ("done.json", "checkpoint.pt", "checkpoint.previous.pt", "weights.pth", "log.jsonl", "provenance.json", "recipe.yaml")
 _held: set[Path] = set()
 
 
@@ -92,7 +92,7 @@ def _take(stack: ExitStack, folder: Path, recipe: Mapping[str, Any], resume: boo
     if not resume:
         for name in WRITTEN:
             (folder / name).unlink(missing_ok=True)
-        for name in ("tensorboard", "features"):
+        for name in ("tensorboard", "features", "epochs"):
             shutil.rmtree(folder / name, ignore_errors=True)
     written = folder / "recipe.yaml"
     if written.exists():

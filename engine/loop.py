@@ -42,6 +42,7 @@ _PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 _LONG = 60.0  # seconds; work between epochs that takes longer gets a checkpoint before and after it
 # When not told otherwise: a checkpoint every _OFTEN steps, if saving takes this share of the time at most.
 _OFTEN, _SHARE = 20, 0.02
+_DROP = 0.5  # a rate that falls to half or less from one step to the next is a drop, of which authors keep the weights before
 
 
 @dataclass
@@ -159,6 +160,7 @@ class _Run:
                 self._prepare(epoch, ctx)
             for batch in self._timed(self.stream.epoch(epoch, start)):
                 self._one_step(batch, ctx)
+                self._snapshot()
                 if self.step == last or self._checkpoint_is_due():
                     self.save()
                 if self.asked:
@@ -335,6 +337,24 @@ class _Run:
         self.saving = self.saved - began
         self.progress.pause()
 
+    def _snapshot(self) -> None:
+        """At the end of an epoch that is kept: the weights as a finished run has them, in a folder of their own."""
+        every, (epoch, within) = self.options.checkpoint_keep, divmod(self.step, self.stream.steps_per_epoch)
+        if not every or within:
+            return
+        drops = self.step < len(self.rates) and self.rates[self.step] <= _DROP * self.rates[self.step - 1]
+        if epoch % every and not drops:
+            return
+        self._learn(self.late.read())
+        weights = self.method.export()  # may communicate
+        self._require_finite(weights)
+        if self.world.is_main:
+            folder = self.folder / "epochs" / str(epoch)
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(folder / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
+            checkpoint.write_tensors(folder / "weights.pth", weights)
+        self.progress.pause()
+
     def _require_finite(self, weights: Mapping[str, Tensor]) -> None:
         if not all(torch.isfinite(value).all() for value in weights.values()):
             self.refuse("a weight is not finite")
@@ -350,7 +370,7 @@ class _Run:
 
     def _resume(self) -> int | None:
         self.checkpointed = 0
-        state = checkpoint.load(self.path)
+        state, self.fallback = checkpoint.latest(self.path)
         found = -1 if state is None else state["step"]
         if found != dist.broadcast_object(found):
             raise CheckpointError(
@@ -394,6 +414,9 @@ class _Run:
                 self.method.alarms(line["step"], line["loss"], line)
             changed = origin.changes(checkpoint.read_json(recorded), provenance)
             log.event("resumed", self.step, reached_before=log.reached, processes=self.world.size, changed=changed)
+            if self.fallback:
+                log.event("fallback", self.step, message=self.fallback)
+                self.progress.note(f"warning: {self.fallback}")
             self.progress.note(f"{self.progress.name}: resumed at step {self.step} of {self.stream.total_steps}")
         return log
 
@@ -434,6 +457,7 @@ class _Run:
                 }
                 done["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
                 checkpoint.write_json(self.folder / "done.json", done)
+                checkpoint.previous(self.path).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / "features", ignore_errors=True)
             dist.barrier()
         return result

@@ -23,6 +23,8 @@ class RunOptions:
     log_interval: int = 10  # steps between lines of log.jsonl
     # steps between checkpoints; 0: 20, or more where saving would take over 2 % of the time
     checkpoint_interval: int = 0
+    # epochs between snapshots of the weights, epochs/N, each a model of its own (RUN@N); also just before a drop of the rate; 0: none
+    checkpoint_keep: int = 0
     stop_after: int = 0  # stop, with a checkpoint, when this many steps are done; 0: run to the end
     tensorboard: bool = True  # write TensorBoard events where tensorboard is installed
 
@@ -34,7 +36,7 @@ class RunOptions:
             if type(value) not in allowed:
                 names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
                 raise UserError(f"{field.name}={value}: must be {names}")
-        for name in ("workers", "threads", "stop_after", "log_interval", "checkpoint_interval"):
+        for name in ("workers", "threads", "stop_after", "log_interval", "checkpoint_interval", "checkpoint_keep"):
             least = 1 if name == "log_interval" else 0
             if (getattr(self, name) or 0) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")

@@ -109,6 +109,9 @@ def resolve(
     fetch   False: nothing is downloaded; released weights that are not here make a model that is not ``here``.
     """
     place = Path(name)
+    run, at, epoch = name.rpartition("@")
+    if at and epoch.isdigit() and not place.exists():
+        return _snapshot(run, epoch, pretrain_seed, out)
     if place.is_file() and not (place.name == "weights.pth" and (place.parent / "recipe.yaml").is_file()):
         return _file(place, dict(form or {}))
     if form:
@@ -124,16 +127,34 @@ def resolve(
         if pretrain_seed:
             raise UserError(f"{entry.id}: pretrain_seed={pretrain_seed} makes no sense for released weights")
         return _released(entry, fetch)
-    recipe = zoo.resolve(entry.id)
-    seed = recipe.seed if pretrain_seed is None else pretrain_seed
-    # the registry's own recipe, run here or elsewhere, or what this machine makes of it
-    folders = [Path(out) / entry.id / f"{kind.hash()}-s{seed}" for kind in (recipe, precision.as_run_here(recipe))]
-    folder = next((f for f in folders if (f / "weights.pth").is_file()), folders[-1])
+    folder, seed = _run_of(entry, pretrain_seed, out, "weights.pth")
     if not (folder / "weights.pth").is_file():
         more = "" if str(out) == "runs" else f" out={out}"
         begun = "its run is not finished" if folder.is_dir() else "nobody released its weights, and there is no run"
         raise UserError(f"{entry.id}: {begun} ({folder}); run: python -m reproduce {entry.id} seed={seed}{more}")
     return _run_folder(folder, seed, entry.id)
+
+
+def _run_of(entry: Any, pretrain_seed: int | None, out: str | Path, has: str) -> tuple[Path, int]:
+    """The run folder of a registry id that has a file of this name, else where it would be; and its seed.
+
+    It is of the registry's own recipe, run here or elsewhere, or of what this machine makes of it.
+    """
+    recipe = zoo.resolve(entry.id)
+    seed = recipe.seed if pretrain_seed is None else pretrain_seed
+    folders = [Path(out) / entry.id / f"{kind.hash()}-s{seed}" for kind in (recipe, precision.as_run_here(recipe))]
+    return next((f for f in folders if (f / has).is_file()), folders[-1]), seed
+
+
+def _snapshot(run: str, epoch: str, pretrain_seed: int | None, out: str | Path) -> Model:
+    """The weights that a run had after an epoch, kept by checkpoint_keep: a model of its own."""
+    kept = Path("epochs", epoch)
+    folder = Path(run) if Path(run).is_dir() else _run_of(zoo.entry(run), pretrain_seed, out, str(kept / "weights.pth"))[0]
+    if not (folder / kept / "weights.pth").is_file():
+        there = sorted(int(f.parent.name) for f in folder.glob("epochs/*/weights.pth") if f.parent.name.isdigit())
+        known = f"kept are {', '.join(map(str, there))}" if there else "none is kept: run it with checkpoint_keep=EPOCHS"
+        raise UserError(f"{run}@{epoch}: {folder} has no weights of epoch {epoch}; {known}")
+    return _run_folder(folder / kept, pretrain_seed)
 
 
 def _released(entry: Any, download: bool) -> Model:
@@ -154,15 +175,19 @@ def _run_folder(folder: Path, seed: int | None = None, name: str | None = None) 
     recipe = zoo.load_recipe(folder / "recipe.yaml")
     if seed is not None and seed != recipe.seed:
         raise UserError(f"{folder}: its seed is {recipe.seed}, not pretrain_seed={seed}")
-    model = folder.resolve().parent.name
+    kept = folder.resolve()
+    run = kept.parent.parent if kept.parent.name == "epochs" else kept
+    model = run.parent.name
     if name is None:
         own = model in zoo.models() and zoo.entry(model).recipe is not None and _same(recipe, zoo.resolve(model))
-        name = model if own else slug(f"{model}-{folder.name.rpartition('-s')[0]}")
+        name = model if own else slug(f"{model}-{run.name.rpartition('-s')[0]}")
     else:
         own = True
     command = f"python -m reproduce {model} seed={recipe.seed}" if own else None
     if command and recipe.precision != zoo.resolve(model).precision:
         command += f" precision={recipe.precision}"
+    if run is not kept:
+        name, command = f"{name}-epoch{kept.name}", command and f"{command} checkpoint_keep={kept.name}"
     return Model(name, str(folder), weights, recipe, recipe.seed, command)
 
 
