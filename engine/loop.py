@@ -346,14 +346,18 @@ class _Run:
         if epoch % every and not drops:
             return
         self._learn(self.late.read())
-        weights = self.method.export()  # may communicate
-        self._require_finite(weights)
+        weights = self._exported()
         if self.world.is_main:
             folder = self.folder / "epochs" / str(epoch)
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_text(folder / "recipe.yaml", yaml.safe_dump(self.recipe, sort_keys=False))
             checkpoint.write_tensors(folder / "weights.pth", weights)
         self.progress.pause()
+
+    def _exported(self) -> dict[str, Tensor]:
+        weights = self.method.export()  # may communicate
+        self._require_finite(weights)
+        return weights
 
     def _require_finite(self, weights: Mapping[str, Tensor]) -> None:
         if not all(torch.isfinite(value).all() for value in weights.values()):
@@ -443,8 +447,7 @@ class _Run:
         result.alarms = list(self.log.alarms) if self.log is not None else []
         result.finished = self.step >= self.stream.total_steps
         if result.finished:
-            weights = self.method.export()  # may communicate
-            self._require_finite(weights)
+            weights = self._exported()
             if self.log is not None:
                 path = self.folder / "weights.pth"
                 checkpoint.write_tensors(path, weights)
