@@ -36,6 +36,7 @@ class Kind:
     grid        names that ``grid`` may hold, and what their values may be;  needed: those that must be there
     selects     what settings may be chosen on;  metric: by which score
     forms       faithful, fast or both
+    labelled    False: it measures images without labels, and the labels of the data set are not opened
     layers      "one" or "several" at once, or "none": it reads images only and takes the network as a whole
     """
 
@@ -46,6 +47,7 @@ class Kind:
     metric: str = "top1"
     forms: tuple[str, ...] = ("fast",)
     layers: Literal["one", "several", "none"] = "one"
+    labelled: bool = True
 
 
 class Splits(Strict):

@@ -35,7 +35,7 @@ from zoo.data.places import PartMissing, find, user_cache
 from zoo.data.specs import is_path
 from zoo.errors import UserError, suggest
 
-from .protocol import Protocol
+from .protocol import Protocol, kind_of
 
 TORCHVISION = "torchvision:"
 HELD_OUT, REST = "train-held-out", "train-rest"
@@ -99,6 +99,8 @@ def arrange(
 def joined(protocol: Protocol, opened: Callable[[str], Any]) -> Callable[[str], Any]:
     """``opened`` with the classes of every split in the training split's numbers. What it opens raises UserError when its
     classes are not those of the training split, or when that has one class only."""
+    if not kind_of(protocol).labelled:
+        return lambda split: opened(split).unlabelled()
     train = protocol.splits.train
     known: list[Classes] = []
 

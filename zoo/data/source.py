@@ -120,6 +120,13 @@ class Source:
         part.dataset, part.split, part.home, part.named = self.dataset, self.split, self.home, self.named
         return part
 
+    def unlabelled(self) -> Source:
+        """The same images, under the same fingerprint and identity, as a source that has no labels."""
+        part = copy.copy(self)
+        part.__dict__.update(fingerprint=self.fingerprint, identity=self.identity)
+        part._labels, part.targets, part.classes, part.named = None, None, (), True
+        return part
+
     @property
     def shown(self) -> np.ndarray:
         """bool (C,): the classes that at least one image has."""
