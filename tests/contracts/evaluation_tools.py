@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,16 @@ class Case:
 
 DENSE = ("rcnn", "detr", "segmentation")  # they learn boxes and masks, not labels of images: tests/detection is their contract
 
+# They measure images without labels, so nothing here that labels decide concerns them: tests/evaluations/test_quality.py.
+WITHOUT_LABELS = tuple(k for k in protocol.kinds() if not import_module(f"evaluations.{k}").KIND.labelled)
+
 
 def cases() -> list[Case]:
     """Each registered kind of labelled images in each of its forms, by the protocol that is nearest to a laptop."""
     found: dict[str, tuple[int, str]] = {}
     for name in protocol.names():
         wanted = protocol.complete(protocol.load(name))
-        if wanted.head.get("assignments") == "own" or wanted.kind in DENSE:
+        if wanted.head.get("assignments") == "own" or wanted.kind in (*DENSE, *WITHOUT_LABELS):
             continue
         label = " ".join(filter(None, (wanted.kind, wanted.form, wanted.head.get("solver"))))
         place = HOME.index(wanted.dataset) if wanted.dataset in HOME else len(HOME)

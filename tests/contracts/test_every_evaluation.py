@@ -9,7 +9,7 @@ import contract_pair
 import numpy as np
 import pytest
 import torch
-from evaluation_tools import DENSE, Toy, bars, cases, headline, measure, overrides, pixels, separable
+from evaluation_tools import DENSE, WITHOUT_LABELS, Toy, bars, cases, headline, measure, overrides, pixels, separable
 
 from evaluations import protocol, run
 from evaluations.metrics import average_precision
@@ -43,7 +43,7 @@ def outcome(case, toy, tmp_path, **more):
 
 
 def test_every_registered_kind_is_here_in_each_of_its_forms():
-    assert {c.kind for c in CASES} | set(DENSE) == set(protocol.kinds())
+    assert {c.kind for c in CASES} | set(DENSE) | set(WITHOUT_LABELS) == set(protocol.kinds())
     for case in CASES:
         assert protocol.load(case.protocol).form in kind_of(case).forms
 
