@@ -13,7 +13,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate bench tables tables-check figures site download test-faults test-mutations test-browser test-lowest test-kernels throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate rank bench tables tables-check figures site download test-faults test-mutations test-browser test-lowest test-kernels throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ reproduce: $(READY) ## pre-train MODEL=id (ARGS="path=value … --plan")
 evaluate: $(READY) ## judge MODEL=id|run folder|file, on every protocol or PROTOCOL=id (ARGS="--plan")
 	@test -n "$(MODEL)" || { echo "error: make evaluate MODEL=<id, run folder or file> [PROTOCOL=<id>]" >&2; exit 2; }
 	$(PY) -m evaluations $(if $(PROTOCOL),run $(PROTOCOL),suite) $(MODEL) $(ARGS)
+
+rank: $(READY) ## which backbone for the images of DATA=folder: every model at hand, ranks with ties (ARGS="models=PATTERN")
+	@test -n "$(DATA)" || { echo "error: make rank DATA=<folder of images>" >&2; exit 2; }
+	$(PY) -m evaluations rank $(DATA) $(ARGS)
 
 bench: $(READY) ## what the laptop-scale tables hold: every method, every seed (DATASET=…; long; goes on when started again)
 	$(PY) -m benchmarks.demo $(DATASET) --methods all $(ARGS)

@@ -1,4 +1,4 @@
-"""python -m evaluations: judge a model by one protocol or by all; compare two; cluster a folder of images."""
+"""python -m evaluations: judge a model by one protocol or by all; compare two; cluster a folder of images, or rank models on it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("folder", help="a folder of images")
     own.add_argument("paths", nargs="*", metavar="path=value", help="clusters=, out=, device=, workers=, seed=")
     own.set_defaults(func=_cluster)
+
+    own = commands.add_parser("rank", help="every model at hand on a folder of images: which backbone for these images?")
+    own.add_argument("folder", help="a folder of images, with a folder for each class where there are classes")
+    own.add_argument("paths", nargs="*", metavar="path=value", help="models=PATTERN, files=[FILE], out=, device=, workers=")
+    own.set_defaults(func=_rank)
 
     words = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(sorted(words, key=_is_flag))  # argparse wants all of MODEL path=value … in one piece
@@ -110,6 +115,17 @@ def _pair(options: argparse.Namespace) -> int:
     from .pair import compare
 
     print(compare(options.a, options.b, options.protocol, overrides.parse(options.paths)))
+    return 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from .rank import rank
+
+    # A pattern is text, not YAML, in which * means something.
+    given = overrides.parse(word for word in options.paths if not word.startswith("models="))
+    patterns = [word.removeprefix("models=") for word in options.paths if word.startswith("models=")]
+    given |= {"models": patterns[-1]} if patterns else {}
+    print(rank(options.folder, given))
     return 0
 
 

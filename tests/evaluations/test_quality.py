@@ -125,7 +125,7 @@ def test_a_flat_folder_and_a_folder_of_one_class_from_the_command_line(tmp_path,
     run = str(network(tmp_path))
     ranks = set()
     for place in ("flat", "one"):
-        words = ["run", "quality_folder", run, f"data={tmp_path / place}", f"out={tmp_path}", "head.views=2", "head.viewed=8", "seeds=2"]
+        words = ["run", "quality_folder", run, "dataset=folder", f"data={tmp_path / place}", f"out={tmp_path}", "head.views=2", "head.viewed=8", "seeds=2"]
         assert guard(lambda words=words: main(words)) == 0
         record = json.loads(Path(capsys.readouterr().out.split()[-1]).read_text())
         ranks.add(record["metrics"]["rankme"]["value"])
