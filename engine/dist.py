@@ -290,10 +290,13 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
 
 
-def convert_sync_bn(module: nn.Module, group_size: int | None = None) -> nn.Module:
+def convert_sync_bn(
+    module: nn.Module, group_size: int | None = None, *, device: torch.device | None = None
+) -> nn.Module:
     """Every BatchNorm inside becomes a SyncBatchNorm holding the same parameters and buffers; the names stay.
 
     group_size  processes that share statistics (SwAV's scripts: 8); None or 0: all. It must divide the world.
+    device      on a GPU torch's own SyncBatchNorm is taken, which is faster there.
     Returns the module (a new one when `module` itself is a BatchNorm). One process: returned as it is.
     """
     size = world_size()
@@ -304,6 +307,8 @@ def convert_sync_bn(module: nn.Module, group_size: int | None = None) -> nn.Modu
         if size % group_size:
             raise UserError(f"sync_bn_group={group_size} does not divide the {size} processes")
         group = _group_of(group_size)
+    if device is not None and device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module, group)
     return _convert(module, group)
 
 

@@ -26,7 +26,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from . import checkpoint, dist, layout, optim, rng
+from . import backends, checkpoint, dist, layout, optim, rng
 from . import provenance as origin
 from .dist import World
 from .errors import CheckpointError, Degenerate, NonFiniteLoss
@@ -127,6 +127,7 @@ class _Run:
         self.options, self.world, self.signals = options, world, signals
         if options.threads:
             torch.set_num_threads(options.threads)
+        backends.settle(options, world.device)
         self._settle()
         self.rates = optim.schedule(
             recipe["schedule"], max(stream.steps_per_epoch, 1), stream.total_steps, lr=recipe["optimizer"]["lr"]
@@ -298,7 +299,7 @@ class _Run:
     def _settle(self) -> None:
         """The method, its new parts included, on its device, in its memory format, normalising as the recipe says."""
         if self.recipe["sync_bn"]:
-            dist.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"))
+            dist.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"), device=self.world.device)
         self.memory = layout.memory_format(self.method, self.recipe["channels_last"])
         self.method.to(self.world.device, memory_format=self.memory).train()
 

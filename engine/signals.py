@@ -1,4 +1,6 @@
-"""Ctrl-C and a scheduler's notice: finish the step, save, leave; a second one leaves at once.
+"""Ctrl-C and a scheduler's notice (SIGTERM, SIGUSR1, SIGUSR2): finish the step, save, leave; a second one leaves at once.
+
+The exit status is 128 and the number of the signal, as of a process that the signal ended: who sent it can tell them apart.
 
 A launcher that is signalled together with its processes passes the signal on, so that they get it twice: what comes within a
 second of the first is the same notice.
@@ -14,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SAME = 1.0  # seconds
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Signals:
@@ -34,10 +37,10 @@ class Signals:
 
 @contextmanager
 def noticed() -> Iterator[Signals]:
-    """SIGINT and SIGTERM go to the Signals object while this is open (in the main thread; elsewhere nothing happens)."""
+    """The signals of HEARD go to the Signals object while this is open (in the main thread; elsewhere nothing happens)."""
     signals, old = Signals(), {}
     if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, signals.note) for number in HEARD}
     try:
         yield signals
     finally:
@@ -50,5 +53,5 @@ def left_to_main(worker: int = 0) -> None:
 
     It finishes its step, for which it needs its workers, saves, and lets them go; a worker whose parent is gone ends by itself.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in HEARD:
         signal.signal(number, signal.SIG_IGN)

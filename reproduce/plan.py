@@ -16,6 +16,7 @@ from engine.place import place
 from reproduce import own_images
 from reproduce.launch import Job, finished, meet
 from reproduce.method import Method
+from reproduce.stream import loading_time
 from zoo import backbones, data
 from zoo.data.specs import is_path
 from zoo.errors import UserError
@@ -63,6 +64,7 @@ def plan(work: Job) -> str:
                   + (f", in {recipe.accumulate} parts" if (recipe.accumulate or 1) > 1 else "")),
         ("steps", steps),
         *([("time", own_images.hours(recipe, source, options, stream.total_steps * recipe.batch))] if work.derived else []),
+        *([("loading", loading(source, stream, options, world))] if isinstance(source, data.Source) and stream.total_steps else []),
         ("precision", work.said.removeprefix("precision=") if work.said.startswith("precision=") else recipe.precision),
         *([("start", work.said)] if work.said and not work.said.startswith("precision=") else []),
         *([("loss", f"{method.collapsed_loss:.2f} for a network that says the same of every image (chance); it has to fall below")]
@@ -100,6 +102,17 @@ def amounts(recipe: Any, stream: Any, counted: bool) -> tuple[str, str]:
     if recipe.schedule.images is not None:
         return f"{total * recipe.batch:,} seen in all; {unknown}", f"{total:,}"
     return unknown, f"{recipe.schedule.epochs:,} epochs of as many as the images make"
+
+
+def loading(source: Any, stream: Any, options: RunOptions, world: int) -> str:
+    """What feeds the network: measured on a few images of a set that is here."""
+    if source.array is not None:
+        return "images are in memory"
+    each, workers = loading_time(source, stream.augment), stream.workers_of(options.workers)
+    rate = max(workers, 1) * world / each
+    by = f"{workers} worker{'s' * (workers != 1)} a process" if workers else "the training process itself, as there is no core left,"
+    return (f"{1000 * each:.3g} ms of one core to decode and crop an image (a few timed); {by} would load about {rate:,.0f} images/s, "
+            f"a batch in {stream.batch / rate:.2g} s: a network that is faster waits for data; workers=N sets their number")
 
 
 def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,15 @@ def spare_cores(processes: int, device: torch.device) -> int:
     alone = "SLURM_PROCID" in os.environ                       # srun shows each task its own cores
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or (1 if alone else processes))
     return max(0, cores // max(here, 1) - (torch.get_num_threads() if device.type == "cpu" else 1))
+
+
+def loading_time(source: Any, augment: Augment, images: int = 8) -> float:
+    """Seconds in which one core decodes and crops all views of an image: the mean over the first few, one before them left out."""
+    reader, few = _Views(source, augment, 0), min(images, len(source))
+    reader.__getitems__([(0, 0, 0)])
+    began = time.perf_counter()
+    reader.__getitems__([(0, i, 0) for i in range(few)])
+    return (time.perf_counter() - began) / few
 
 
 def visits(order: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def test_an_interrupted_preparation_of_an_epoch_starts_again(tmp_path, undisturb
 
 # At step 14, after the agreement of the epoch's last step: the next epoch is not prepared.
 @pytest.mark.parametrize("moment, step", [("before_step", 7), ("after_backward", 14)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_polite_signal_saves_and_leaves(tmp_path, undisturbed, number, moment, step, capfd):
     def train():
         method = toys.Toy()
