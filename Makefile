@@ -46,9 +46,9 @@ lint: $(READY) ## ruff, and mypy on the public surface
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy zoo engine reproduce evaluations results hubconf.py
 
-reproduce: $(READY) ## pre-train MODEL=id (ARGS="path=value … --plan")
+reproduce: $(READY) ## pre-train MODEL=id on this machine's GPUS=n (ARGS="path=value … --plan")
 	@test -n "$(MODEL)" || { echo "error: make reproduce MODEL=<id>; ids: $(PY) -m zoo list" >&2; exit 2; }
-	$(PY) -m reproduce $(MODEL) $(ARGS)
+	$(PY) -m $(if $(GPUS),torch.distributed.run --standalone --nproc_per_node=$(GPUS) -m )reproduce $(MODEL) $(ARGS)
 
 evaluate: $(READY) ## judge MODEL=id|run folder|file, on every protocol or PROTOCOL=id (ARGS="--plan")
 	@test -n "$(MODEL)" || { echo "error: make evaluate MODEL=<id, run folder or file> [PROTOCOL=<id>]" >&2; exit 2; }
