@@ -29,7 +29,7 @@ def task(model: str, seed: int, protocols: list[str], out: str, record: bool, ov
     import torch
 
     torch.set_num_threads(1)
-    from evaluations.run import evaluate
+    from evaluations.measure import evaluate
     from reproduce.launch import pretrain
 
     folder = pretrain(model, {**overrides, "seed": seed, "out": out}, quiet=True)

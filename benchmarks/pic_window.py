@@ -161,7 +161,7 @@ def task(variant: Variant, seed: int, settings: dict[str, object], data: str | N
 
 
 def judged(folder: Path, seed: int, place: dict[str, object], out: str) -> dict[str, float]:
-    from evaluations.run import evaluate
+    from evaluations.measure import evaluate
     from results import record
 
     found = {}
@@ -268,9 +268,9 @@ def main(argv: list[str] | None = None) -> int:
     import zoo
     import zoo.data
     from engine import provenance
-    from zoo import overrides
+    from zoo.settings import parse
 
-    settings = {**SETTINGS, **overrides.parse(args.settings)}
+    settings = {**SETTINGS, **parse(args.settings)}
     recipe = zoo.resolve(MODEL, settings)  # a wrong setting is told before anything runs
     source = zoo.data.open_source(recipe.dataset, recipe.split, root=args.data)
     plan = list(itertools.product([Variant(w, n) for w in (0, args.window) for n in (0, args.negatives)], range(args.seeds)))

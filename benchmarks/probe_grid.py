@@ -32,11 +32,12 @@ from torch import Tensor, nn
 
 import zoo
 from engine import layout, provenance, rng
-from evaluations import heads, linear
-from evaluations.features import FeatureRequest, Features, Store
-from evaluations.pooling import pooled
+from evaluations.inputs.features import FeatureRequest, Features, Store
+from evaluations.inputs.pooling import pooled
+from evaluations.inputs.views import stream
+from evaluations.kinds import linear
+from evaluations.probes import batched
 from evaluations.protocol import Protocol, complete, load
-from evaluations.views import stream
 from zoo import backbones, data
 from zoo.schema import Backbone
 
@@ -133,7 +134,7 @@ def fast(bench: Bench) -> dict[Cell, float]:
             x = features.get(FeatureRequest("train", name, POOL))
             seen = (~bench.held_out).astype(np.float32)
             trained = linear.fit(x, labels, seen, protocol, head, classes, SEED, torch.device("cpu"))
-            right = heads.correct(x, labels, trained, bench.held_out)
+            right = batched.correct(x, labels, trained, bench.held_out)
             for fold, row in enumerate(100 * right / bench.held_out.sum(1, keepdims=True)):
                 found.update({Cell(fold, rate, name): float(v) for rate, v in zip(RATES, row, strict=True)})
     return found

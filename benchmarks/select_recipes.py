@@ -33,7 +33,7 @@ def score(model: str, dataset: str, overrides: dict[str, Any], seed: int) -> dic
     import torch
 
     torch.set_num_threads(1)
-    from evaluations.run import evaluate
+    from evaluations.measure import evaluate
     from reproduce.launch import pretrain
 
     split = training_split(model, dataset, overrides)
@@ -76,7 +76,7 @@ def best(selection: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     import zoo
-    from zoo import overrides as parser_of
+    from zoo import settings as parser_of
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.select_recipes", description=__doc__)
     parser.add_argument("model")

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from engine.place import who
-from zoo import overrides
-from zoo.cli import Parser
-from zoo.errors import guard
+from zoo import settings
+from zoo.errors import Parser, guard
 
 MODEL = "registry id, run folder or weight file"
 PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed=, max_bad=; of a weight file backbone=, prefix=, path=, mean=, std="
@@ -77,7 +76,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    given = overrides.parse(options.paths)
+    given = settings.parse(options.paths)
     if options.plan:
         from .suite import plan
 
@@ -85,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from engine import dist
 
-    from .run import evaluate
+    from .measure import evaluate
 
     try:
         path = evaluate(options.protocol, options.model, given, record=options.record)
@@ -100,7 +99,7 @@ def _suite(options: argparse.Namespace) -> int:
     from . import suite
 
     # A pattern is text, not YAML, in which * and [ mean something.
-    given = overrides.parse(word for word in options.paths if not word.startswith("only="))
+    given = settings.parse(word for word in options.paths if not word.startswith("only="))
     patterns = [word.removeprefix("only=") for word in options.paths if word.startswith("only=")]
     if patterns:
         given["only"] = patterns[-1]
@@ -114,7 +113,7 @@ def _suite(options: argparse.Namespace) -> int:
 def _pair(options: argparse.Namespace) -> int:
     from .pair import compare
 
-    print(compare(options.a, options.b, options.protocol, overrides.parse(options.paths)))
+    print(compare(options.a, options.b, options.protocol, settings.parse(options.paths)))
     return 0
 
 
@@ -130,9 +129,9 @@ def _rank(options: argparse.Namespace) -> int:
 
 
 def _cluster(options: argparse.Namespace) -> int:
-    from .folder import cluster
+    from .cluster_folder import cluster
 
-    for path in cluster(options.model, options.folder, overrides.parse(options.paths)):
+    for path in cluster(options.model, options.folder, settings.parse(options.paths)):
         print(path)
     return 0
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from zoo.errors import UserError
 
+from .inputs.splits import deepercluster_folds
 from .protocol import Protocol
-from .splits import deepercluster_folds
 
 
 def labels(protocol: Protocol, split: str, source: Any) -> np.ndarray:

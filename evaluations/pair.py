@@ -17,9 +17,8 @@ from engine.maths import contingency
 from results import record as records
 from zoo.errors import UserError
 
-from .metrics import Paired, bootstrap, mean_average_precision, paired
-from .run import evaluate, keep_predictions, say
-from .task import Settings, Task
+from .measure import Settings, Task, evaluate, keep_predictions, say
+from .scores import Paired, bootstrap, mean_average_precision, paired
 
 CAUTION = "(on these images; another pre-training seed may differ by more)"
 

@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from zoo import overrides as zoo_overrides
+from zoo import settings as zoo_overrides
 from zoo import yamlfile
 from zoo.errors import UserError, suggest
 from zoo.schema import Strict
 
 FOLDER = Path(__file__).parent / "protocols"
+KINDS = Path(__file__).parent / "kinds"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
@@ -138,8 +139,14 @@ class Protocol(Strict):
 
 @lru_cache(maxsize=1)
 def kinds() -> list[str]:
-    """Every evaluation: a file of this folder that declares the settings of its ``head`` (``Head``) and itself (``KIND``)."""
-    return sorted(p.stem for p in FOLDER.parent.glob("*.py") if "\nclass Head(" in p.read_text(encoding="utf-8"))
+    """Every evaluation: a file of evaluations/kinds/."""
+    return sorted(path.stem for path in KINDS.glob("*.py") if path.stem != "__init__")
+
+
+def module_of(kind: str) -> Any:
+    """The module evaluations/kinds/<kind>.py: the settings of its ``head`` (``Head``), itself (``KIND``), ``plan``, ``check``
+    and ``run``."""
+    return import_module(f".kinds.{kind}", __package__)
 
 
 def path_of(name: str) -> Path:
@@ -190,7 +197,7 @@ def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protoco
 
 
 def kind_of(protocol: Protocol) -> Kind:
-    found: Kind = import_module(f".{protocol.kind}", __package__).KIND
+    found: Kind = module_of(protocol.kind).KIND
     return found
 
 
@@ -205,7 +212,7 @@ def head_of(protocol: Protocol, given: str | None = None) -> Any:
 
     given   the overrides, as the place to name in errors; None: the protocol's file
     """
-    module = import_module(f".{protocol.kind}", __package__)
+    module = module_of(protocol.kind)
     _permitted(protocol, module.KIND, given)
     try:
         return module.Head.model_validate(protocol.head)

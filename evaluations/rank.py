@@ -26,10 +26,9 @@ from results import record as records
 from zoo import data
 from zoo.errors import UserError
 
-from . import models
-from .metrics import paired
-from .run import evaluate, say
-from .task import Settings
+from .inputs import models
+from .measure import Settings, evaluate, say
+from .scores import paired
 
 SHOWN = ("rankme", "effective_rank", "alpha_req", "lidar", "uniformity", "alignment", "cluster_stability")
 LEVEL = 0.05

@@ -1,4 +1,4 @@
-"""What an evaluation hands back; ``evaluations.run`` turns it into a record."""
+"""What an evaluation hands back; ``evaluations.measure`` turns it into a record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from results.record import Metric, around, interval
 
-from .metrics import bootstrap, mean_average_precision
+from .scores import bootstrap, mean_average_precision
 
 
 @dataclass

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,14 +20,13 @@ from engine import layout
 from engine.progress import duration
 from results import record as records
 from zoo import data
-from zoo.data.places import DataMissing
+from zoo.data.locate import DataMissing
 from zoo.errors import UserError
 
-from . import models
-from .features import FeatureRequest, embedded, forward, layers_of, transform_of
-from .protocol import head_of, load, names
-from .run import evaluate, summary
-from .task import Settings, Task
+from .inputs import models
+from .inputs.features import FeatureRequest, embedded, forward, layers_of, transform_of
+from .measure import Settings, Task, evaluate, summary
+from .protocol import head_of, load, module_of, names
 
 
 def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list[str]:
@@ -119,7 +117,7 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
             if features.store.get(key) is None:
                 place = (task.protocol.dataset, request.split, request.view)
                 wanted.setdefault(place, (task, {}))[1][key] = request
-        estimate = getattr(import_module(f"evaluations.{task.protocol.kind}"), "estimate", None)
+        estimate = getattr(module_of(task.protocol.kind), "estimate", None)
         if estimate is not None:
             line, spent = estimate(task)
             training += spent

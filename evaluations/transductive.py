@@ -29,7 +29,7 @@ _COMMON: dict[tuple[str, str], bool] = {}
 
 
 def saw(model: Any, test: Any, dataset: str, split: str, root: str | None) -> bool:
-    """True when ``model`` (evaluations.models.Model) or the weights that it started from were trained on an image of ``test``.
+    """True when ``model`` (evaluations.inputs.models.Model) or the weights that it started from were trained on an image of ``test``.
 
     test  the opened source that is judged on: ``split`` of ``dataset``, found below ``root`` where that was said
     """

@@ -5,9 +5,8 @@ import os
 import sys
 
 from engine.place import same_for_all, who
-from zoo import overrides
-from zoo.cli import Parser
-from zoo.errors import guard
+from zoo import settings
+from zoo.errors import Parser, guard
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
     args = parser.parse_intermixed_args(words)
     with same_for_all():
-        work = (launch.extension if extends else launch.job)(args.id, overrides.parse(args.settings))
+        work = (launch.extension if extends else launch.job)(args.id, settings.parse(args.settings))
         if args.plan:
             print(plan.plan(work))
             return 0

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engine import dist
 from reproduce.limits import beyond, changed, found, shown
-from zoo.overrides import parse
+from zoo.settings import parse
 
 NEAR = 0.01            # relative distance to the collapsed loss
 PATIENCE = 300         # steps for which a loss must misbehave

@@ -120,7 +120,7 @@ def names_of(run: Path, data: str | None) -> list[str] | None:
 
 def main(argv: list[str] | None = None) -> int:
     """python -m reproduce labels RUN --to FILE."""
-    from zoo.cli import Parser
+    from zoo.errors import Parser
 
     parser = Parser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
     parser.add_argument("run", type=Path, help="a run folder of a clustering method")

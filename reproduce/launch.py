@@ -23,7 +23,7 @@ from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data, precision
-from zoo.data import places
+from zoo.data import locate
 from zoo.errors import UserError
 from zoo.registry import no_recipe, registry
 
@@ -241,7 +241,7 @@ def evaluation(work: Job, model: str) -> list[str]:
     dataset, place = work.recipe.dataset, work.options.data
     spec = data.describe(dataset)
     if spec.name in OWN_IMAGES:
-        where = str(place or (dataset if dataset != spec.name else places.find(spec, fetch=False)))
+        where = str(place or (dataset if dataset != spec.name else locate.find(spec, fetch=False)))
         classes = json.loads((work.folder / "provenance.json").read_text())["data"].get("classes", 0)
         return ["run", "knn_folder", model, f"data={where}"] if classes > 1 else ["cluster", model, where]
     there = [f"data={place}"] if place else []

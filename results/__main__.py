@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zoo.cli import Parser
-from zoo.errors import guard
+from zoo.errors import Parser, guard
 
 from .record import COMMITTED
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from .cli import Parser
-from .errors import guard
+from .errors import Parser, guard
 
 # Commands that other modules add, imported only when asked for, so that `list` stays quick.
 ELSEWHERE = {

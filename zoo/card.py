@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, suggest
-from .merging import merge_layers
 from .registry import status
+from .settings import merge_layers
 
 if TYPE_CHECKING:
     from .registry import Registry

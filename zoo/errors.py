@@ -1,13 +1,18 @@
-"""The one kind of error that a user is meant to read, and the wrapper that prints it."""
+"""The error that a user reads (``UserError``), and the manners that all command lines share.
+
+Without arguments a command prints its help; an error is one line that begins with ``error:``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any, NoReturn
 
 # What a place can be that nobody may write to, or that is full: the user's to put right, whichever command it is.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
@@ -67,3 +72,22 @@ def guard(main: Callable[[], int | None], who: str = "") -> int:
         if not (who and getattr(error, "agreed", False)):
             print(f"{who}error: {error}", file=sys.stderr)
         return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that wrong words are a UserError for ``zoo.errors.guard`` to print, like every other mistake.
+
+    Sub-commands become Parsers too. Each error names the help that lists what there is.
+    """
+
+    _silent = False
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        self._silent = not (sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if self._silent:
+            self.print_help(sys.stderr)
+            raise SystemExit(2)
+        raise UserError(f"{message.removeprefix('argument COMMAND: ')}; see {self.prog} --help")

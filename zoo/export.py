@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from . import backbones, loading
 from .card import TORCHVISION
+from .checkpoint_reader import sha256
 from .errors import UserError, writing
 from .heads import Classifier
-from .reading import sha256
 
 ENDINGS = {"torchvision": ".pth", "timm": ".pth", "detectron2": ".pkl", "safetensors": ".safetensors", "onnx": ".onnx"}
 

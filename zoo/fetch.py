@@ -23,8 +23,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from . import cache, download, registry
+from .checkpoint_reader import digests
 from .errors import UserError, suggest
-from .reading import digests
 from .yamlfile import load_mapping
 
 HERE = Path(__file__).parent

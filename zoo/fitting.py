@@ -10,7 +10,7 @@ from torch import nn
 
 from . import foreign
 from .backbones import shapes
-from .backbones.common import HEADS
+from .backbones.base import HEADS
 from .errors import UserError
 from .weights import Choice, match, rename
 

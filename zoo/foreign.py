@@ -19,7 +19,7 @@ from . import backbones
 from .backbones import infer
 from .checking import check
 from .errors import UserError
-from .merging import Layer
+from .settings import Layer
 from .weights import Choice, Report, match, rename
 from .yamlfile import load_mapping
 

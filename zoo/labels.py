@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint_reader import read as read_tensors
+from .checkpoint_reader import unpickled
 from .errors import UserError, writing
-from .reading import read as read_tensors
-from .reading import unpickled
 
 KEYS = ("labels", "L")  # names under which files of tensors hold them
 FILE_COLUMN = ("file", "image", "path", "name", "filename")

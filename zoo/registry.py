@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import overrides as _overrides
+from . import settings as _overrides
 from .errors import UserError, suggest
-from .merging import EITHER, INHERITED, Layer, merge_layers
+from .settings import EITHER, INHERITED, Layer, merge_layers
 from .yamlfile import describe, load_mapping, locate
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ class Registry:
 
     def _build(self, model: str) -> Entry:
         from .checking import blame, check
-        from .names import contradictions
         from .schema import Entry, ModelFields, Profile
+        from .validate import contradictions
 
         method = self._models[model]
         file, layers = self.file(method), self.layers(model)
@@ -239,8 +239,7 @@ class Registry:
 
     def _recipe(self, tree: dict[str, Any], layers: list[Layer], what: str, inside: tuple[str, ...] = ()) -> Recipe:
         """Check a recipe and its params; ``inside``: where the layers hold it (``recipe:`` in the registry's files)."""
-        from .checking import blame, check
-        from .params import check_params
+        from .checking import blame, check, check_params
         from .schema import Recipe
 
         recipe = check(Recipe, tree, layers, what, self.root, inside)

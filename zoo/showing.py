@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from . import foreign, loading
+from .checkpoint_reader import read, sha256
 from .errors import UserError
-from .reading import read, sha256
 from .weights import listed
 
 

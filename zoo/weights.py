@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
+from .checkpoint_reader import read
 from .errors import UserError
-from .reading import read
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Sequence[int]]

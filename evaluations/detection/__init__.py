@@ -1,6 +1,6 @@
 """Transfer to detection and segmentation: detectors on the zoo's backbones, their data, training and scores.
 
-Kinds (evaluations/rcnn.py, detr.py, segmentation.py) hold the settings and the order of events; the rooms here do the work.
+Kinds (evaluations/kinds/rcnn.py, detr.py, segmentation.py) hold the settings and the order of events; the rooms here do the work.
 transformers, faster-coco-eval and pycocotools are imported where they are used: the extra ``detection``.
 """
 

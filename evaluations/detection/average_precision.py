@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 
 from zoo.data import rle
 
-from ..metrics import jackknife
+from ..scores import jackknife
 from . import optional
 
 ELEVEN = np.arange(0.0, 1.1, 0.1)

@@ -17,9 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from zoo.backbones.alexnet import AlexNet
-from zoo.backbones.common import Backbone
-from zoo.backbones.preact import PreactResNet
-from zoo.backbones.resnet import ResNet
+from zoo.backbones.base import Backbone
+from zoo.backbones.resnet import PreactResNet, ResNet
 from zoo.backbones.vgg import Vgg16
 from zoo.errors import UserError, suggest
 

@@ -26,9 +26,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, roi_align, roi_pool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from zoo.backbones.common import Backbone
-from zoo.backbones.preact import PreactResNet
-from zoo.backbones.resnet import ResNet
+from zoo.backbones.base import Backbone
+from zoo.backbones.resnet import PreactResNet, ResNet
 from zoo.data import rle
 from zoo.errors import UserError
 
@@ -246,7 +245,7 @@ class FullyConnected(nn.Module):
 
 
 def build(network: Backbone, classes: int, head: Any, freeze: str | None) -> Detector:
-    """A detector for ``classes`` classes (without the background). head: the settings of evaluations/rcnn.py."""
+    """A detector for ``classes`` classes (without the background). head: the settings of evaluations/kinds/rcnn.py."""
     known, split = list(parts(network)), list(network.layers)
     if head.detector == "fast":
         if not hasattr(network, "classifier"):

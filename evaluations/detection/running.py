@@ -18,9 +18,9 @@ from engine.progress import duration
 from results.record import Metric, around
 from zoo.errors import UserError
 
-from .. import tuning
-from ..features import Features
-from ..models import Model
+from ..inputs.features import Features
+from ..inputs.models import Model
+from ..probes import finetuning
 from ..protocol import Protocol, head_of
 from ..result import Result
 from . import train
@@ -99,7 +99,7 @@ def run(protocol: Protocol, features: Features, seed: int, kind: Kind) -> Result
         score, _ = kind.measure(network, val)
         return float(score(np.arange(len(features.source(val))))[protocol.select.metric])
 
-    chosen, selection = tuning.choose(protocol, cells_of(protocol), trial, features.workspace)
+    chosen, selection = finetuning.choose(protocol, cells_of(protocol), trial, features.workspace)
     seeds = [seed * 1000 + i for i in range(protocol.seeds)]
     for number in seeds:
         trained(kind, protocol.splits.train, chosen, number, f"seed{number}")

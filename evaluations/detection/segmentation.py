@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from zoo.backbones.common import Backbone
+from zoo.backbones.base import Backbone
 from zoo.backbones.resnet import ResNet
 from zoo.errors import UserError
 

@@ -18,7 +18,7 @@ from engine import dist, loop, provenance, rng
 from engine.progress import Counter
 from zoo.errors import UserError
 
-from ..features import Compute, Features
+from ..inputs.features import Compute, Features
 from .average_precision import Detections
 from .data import Group, Items, Stream, shown_groups
 

@@ -26,7 +26,7 @@ from engine.batch import on
 from engine.maths.kmeans import kmeans
 from engine.maths.knn import search
 from engine.maths.pca import pca
-from engine.maths.pic import absorb_singletons, pic
+from engine.maths.power_iteration import absorb_singletons, pic
 from engine.maths.rows import Rows
 from reproduce.clustering import by_image, compact, cross_entropy, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread

@@ -24,7 +24,7 @@ from engine.batch import on
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp, pic_head
-from reproduce.rows import Rows, sharded_cross_entropy
+from reproduce.weight_table import WeightTable, sharded_cross_entropy
 from zoo.errors import UserError
 
 WINDOW = MappingProxyType({"size": 131072, "stride": 16384, "mode": "sliding"})
@@ -106,7 +106,7 @@ class PIC(Method):
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
         self.temperature, self.window, self.negatives = temperature, dict(window), negatives
-        self.rows = Rows(instances, dim, seed=torch.initial_seed(), correction=correction)
+        self.rows = WeightTable(instances, dim, seed=torch.initial_seed(), correction=correction)
         self.recent = torch.empty(0, dtype=torch.int64)          # images visited last, newest first, of all processes
         self.collapsed_loss = math.log(min(instances, negatives or instances))
         self.class_sgd = dict(class_sgd)

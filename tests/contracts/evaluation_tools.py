@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 import zoo
-from evaluations import models, protocol, sources
-from evaluations.features import Features
+from evaluations import protocol
+from evaluations.inputs import datasets, models
+from evaluations.inputs.features import Features
+from evaluations.measure import Settings, Task
 from evaluations.result import Result
-from evaluations.task import Settings, Task
 from zoo import data, yamlfile
 
 _NUMBER = count()
@@ -27,7 +28,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "linear fast sgd": {"grid.lr": [0.01, 0.1], "grid.weight_decay": [0.0]},
     "linear faithful sgd": {"grid.lr": [0.01, 0.1], "grid.weight_decay": [0.0], "select.on": "folds", "head.norm": "batch"},
     "knn": {"grid.k": [1, 3], "grid.temperature": [0.1]},
-    "semisup": {"head.epochs": 30, "head.per_class": 3, "head.draws": 3},
+    "fewlabel": {"head.epochs": 30, "head.per_class": 3, "head.draws": 3},
     "svm": {"grid.cost": [0.1, 1.0], "select.folds": 3},
     "clustering": {"head.restarts": 3, "seeds": 2, "head.score": "test", "head.assignments": "kmeans"},
     "finetune": {"grid.lr": [0.01, 0.1], "grid.weight_decay": [0.0], "select.on": "val", "head.epochs": 8, "seeds": 1},
@@ -175,7 +176,7 @@ def task(case: Case, toy: Toy, out: Path, **more: Any) -> Task:
 
     judged = models.resolve(str(pixels(out, toy.parts["train"][0].shape[1])))
     wanted = wanted.model_copy(update={"dataset": name})
-    return Task(wanted, judged, settings, sources.joined(wanted, opener))
+    return Task(wanted, judged, settings, datasets.joined(wanted, opener))
 
 
 def measure(case: Case, toy: Toy, out: Path, seed: int = 0, **more: Any) -> tuple[Result, Features]:

@@ -10,7 +10,7 @@ import zoo
 from engine import loop
 from engine.errors import NonFiniteLoss
 from engine.options import RunOptions
-from zoo import overrides
+from zoo.settings import parse
 
 LINE = re.compile(r"(?P<what>[^.()]+(\([^)]*\))?[^()]*) at step (?P<step>\d+) \((loss before it [-\d.e+]+, )?learning rate (?P<rate>[\d.e+]+)\); "
                   r"training stopped, (no checkpoint was written|the checkpoint of step \d+ is intact)\. Try (?P<remedies>\S+=\S+(, or \S+=\S+)*)")
@@ -40,7 +40,7 @@ def check(message, recipe, step=None):
     assert step is None or int(found["step"]) == step, message
     assert float(found["rate"]) >= 0
     for word in found["remedies"].split(", or "):
-        changed = zoo.resolve(f"{recipe.method}_digits", overrides.parse([word]))
+        changed = zoo.resolve(f"{recipe.method}_digits", parse([word]))
         assert changed.hash() != zoo.resolve(f"{recipe.method}_digits").hash(), word
     assert f"optimizer.lr={recipe.optimizer.lr / 10:g}" in message
 

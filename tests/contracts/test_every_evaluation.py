@@ -11,11 +11,11 @@ import pytest
 import torch
 from evaluation_tools import DENSE, WITHOUT_LABELS, Toy, bars, cases, headline, measure, overrides, pixels, separable
 
-from evaluations import protocol, run
-from evaluations.metrics import average_precision
-from evaluations.task import Settings, Task
+from evaluations import protocol
+from evaluations.measure import Settings, Task, evaluate
+from evaluations.scores import average_precision
 from results import record as records
-from zoo.backbones.tiny import Pixels
+from zoo.backbones.base import Pixels
 from zoo.errors import UserError
 
 CASES = cases()
@@ -62,7 +62,7 @@ def test_separable_images_score_100(case, tmp_path):
 def test_images_that_are_all_the_same_say_nothing_but_the_most_frequent_class(case, tmp_path):
     train, test = np.array([0] * 12 + [1] * 6 + [2] * 6), np.array([2, 0, 1, 0, 0, 2, 0, 0, 1, 0])
     grey = lambda labels: np.full((len(labels), 8, 8), 90, np.uint8)
-    more = {"head.percent": 100, "head.per_class": None} if case.kind == "semisup" else {}
+    more = {"head.percent": 100, "head.per_class": None} if case.kind == "fewlabel" else {}
     result, _ = measure(case, Toy.of((grey(train), train), (grey(test), test), "abc"), tmp_path, **more)
     if "top1" in result.metrics:
         assert result.metrics["top1"].value == pytest.approx(60) == result.metrics["majority"].value
@@ -112,7 +112,7 @@ def test_features_that_are_not_finite_name_model_layer_and_image(case, part, val
 def test_one_training_image_of_each_class(case, tmp_path):
     toy = separable(each=1, classes=4)
     toy.parts |= {"fit": toy.parts["train"], "val": separable(each=2, classes=4).parts["train"]}
-    said = outcome(case, toy, tmp_path, **({"head.per_class": 1} if case.kind == "semisup" else {}))
+    said = outcome(case, toy, tmp_path, **({"head.per_class": 1} if case.kind == "fewlabel" else {}))
     if folds_of(case):
         assert "every class" in said and "one image only" in said and "select.on=none" in said
     else:
@@ -146,7 +146,7 @@ def test_a_class_that_only_a_scored_part_has_is_named(case, part, tmp_path):
 def test_more_folds_than_images(case, tmp_path):
     toy = separable(each=1, classes=3)
     toy.parts |= {"fit": toy.parts["train"], "val": toy.parts["train"]}
-    more = {"select.folds": 5, **{"knn": {"grid.k": [1]}, "semisup": {"head.per_class": 1}}.get(case.kind, {})}
+    more = {"select.folds": 5, **{"knn": {"grid.k": [1]}, "fewlabel": {"head.per_class": 1}}.get(case.kind, {})}
     said = outcome(case, toy, tmp_path, **more)
     if "folds" in kind_of(case).selects and folds_of(case):
         assert said.startswith("select.folds=5: ") and "has 3 images; set select.folds to 3 or less" in said
@@ -161,7 +161,7 @@ def test_a_class_of_which_there_is_no_image(case, tmp_path):
     toy = separable()
     toy.classes = ("a", "b", "c", "d")
     more = {"head.clusters": 3} if case.kind == "clustering" else {}
-    if case.kind == "semisup" or case.kind == "finetune":
+    if case.kind == "fewlabel" or case.kind == "finetune":
         assert outcome(case, toy, tmp_path, **more) == pytest.approx(100)
         return
     result, features = measure(case, toy, tmp_path, **more)
@@ -206,7 +206,7 @@ def test_own_folder_from_the_command_line_to_the_record(case, tmp_path):
     write(tmp_path / "own", separable(), case.several)
     where = {"dataset": "coco" if case.several else "folder", "data": str(tmp_path / "own"), "splits.fit": None}
     given = overrides(case, {**where, "batch": 64})
-    path = run.evaluate(case.protocol, str(pixels(tmp_path)), given, out=str(tmp_path), quiet=True)
+    path = evaluate(case.protocol, str(pixels(tmp_path)), given, out=str(tmp_path), quiet=True)
     found = records.read(path)
     assert headline(found) == pytest.approx(100) and found.test_reads == 1
 
@@ -217,8 +217,8 @@ def test_a_named_set(case, tmp_path):
     parts = {"splits.train": "fit", "splits.fit": "fit", "splits.val": "val"}
     quick = {"head.epochs": 2} if case.kind in ("linear", "finetune") and "ridge" not in case.name else {}
     given = overrides(case, {"dataset": "digits", "batch": 256, **quick, **parts})
-    found = records.read(run.evaluate(case.protocol, str(pixels(tmp_path)), given, out=str(tmp_path), quiet=True))
-    least = {"clustering": 55, "semisup": 40}.get(case.kind, 85)
+    found = records.read(evaluate(case.protocol, str(pixels(tmp_path)), given, out=str(tmp_path), quiet=True))
+    least = {"clustering": 55, "fewlabel": 40}.get(case.kind, 85)
     assert least < headline(found) < 100 and found.transductive is False
 
 

@@ -10,7 +10,8 @@ import torch
 import zoo
 from engine import loop
 from reproduce import methods
-from zoo import overrides, registry
+from zoo import registry
+from zoo.settings import parse
 from zoo.yamlfile import load_mapping
 
 REGISTERED, TRAINED, CASES = tools.registered(), tools.trained(), tools.cases()
@@ -51,7 +52,7 @@ def test_a_misspelled_parameter_is_one_clear_error(name):
 def test_every_remedy_that_an_alarm_names_is_a_setting(name):
     for words in methods.find(name).remedies.values():
         for word in words:
-            zoo.resolve(f"{name}_digits", overrides.parse([word]))
+            zoo.resolve(f"{name}_digits", parse([word]))
 
 
 @on(REGISTERED)
@@ -61,7 +62,7 @@ def test_deviations_are_complete_sentences_with_unique_ids_and_real_options(name
     for d in found:
         assert d.paper and d.release and d.ours
         if d.option:
-            zoo.resolve(f"{name}_digits", overrides.parse([d.option]))
+            zoo.resolve(f"{name}_digits", parse([d.option]))
 
 
 # -- one step ------------------------------------------------------------------------------------------------------------

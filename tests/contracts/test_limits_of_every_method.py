@@ -8,8 +8,9 @@ import torch
 import zoo
 from reproduce import health, launch, methods, plan
 from reproduce.limits import RELATIONS, Run
-from zoo import backbones, data, overrides
+from zoo import backbones, data
 from zoo.errors import UserError
+from zoo.settings import parse
 
 UNMIXED = [f"unmix of {base}" for base in ("swav", "mocov1", "mocov2", "simclr")]
 # What must be set for a conditional limit to hold at all, by its path, and by its place where two have one path.
@@ -90,6 +91,6 @@ def test_every_remedy_that_an_alarm_would_print_fits_the_run(name):
     method.run = meeting.run
     for alarm in ("collapse", "features", "rank", "usage", "queue"):
         for word in filter(None, health.advice(method, alarm).removeprefix("; try ").split(", or ")):
-            changed = zoo.resolve(model, {**settings, **overrides.parse([word])})
+            changed = zoo.resolve(model, {**settings, **parse([word])})
             assert changed.hash() != recipe.hash(), word
             assert set(launch.meet(changed, source, 1).warnings) <= set(meeting.warnings), word

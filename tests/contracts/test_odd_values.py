@@ -11,7 +11,7 @@ import yaml
 
 import zoo
 from reproduce import launch, plan
-from zoo import overrides
+from zoo.settings import parse
 
 ODD = ("0", "-1", "0.5", ".nan", "1e30", "null", "x", "[]", "{}")
 SCHEDULE = ("batch", "schedule.epochs", "schedule.images", "optimizer.lr", "seed")
@@ -28,7 +28,7 @@ def leaves(tree: Mapping[str, Any], above: str) -> Iterator[str]:
 def refused(model: str, settings: Mapping[str, Any], word: str) -> str | None:
     """The refusal; None when the plan is accepted."""
     try:
-        plan.plan(launch.job(model, {**settings, **overrides.parse([word])}))
+        plan.plan(launch.job(model, {**settings, **parse([word])}))
     except Exception as error:  # noqa: BLE001  any class with the mark of a user error is a refusal
         assert getattr(error, "user_error", False), f"{model} {word}: {type(error).__name__}: {error}"
         return str(error)

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zoo.data import idx, open_source, specs
-from zoo.data.shards import write
+from zoo.data import arrays, open_source, specs
+from zoo.data.archive_sets import pack_zip, write_shards
 from zoo.data.source import Source
-from zoo.data.zipmap import pack
 
 VOC = [
     "aeroplane",
@@ -66,12 +65,12 @@ def build_images(root):
 
 def build_zip(root):
     source = open_source("folder", "train", folders(root.with_name(f"{root.name}_folder")))
-    pack(source, root, "train")
+    pack_zip(source, root, "train")
 
 
 def build_shards(root):
     source = open_source("folder", "train", folders(root.with_name(f"{root.name}_folder")))
-    write(source, root, "train", per_shard=5)
+    write_shards(source, root, "train", per_shard=5)
 
 
 def build_foreign_shards(root):
@@ -83,9 +82,9 @@ def build_idx(root):
     rng = np.random.default_rng(0)
     root.mkdir(parents=True)
     for part in ("train", "test"):
-        images, labels = idx.FILES[part]
-        idx.write(root / f"{images}.gz", rng.integers(0, 256, (12, 28, 28), dtype=np.uint8))
-        idx.write(root / labels, np.arange(12, dtype=np.uint8) % 10)
+        images, labels = arrays.FILES[part]
+        arrays.write(root / f"{images}.gz", rng.integers(0, 256, (12, 28, 28), dtype=np.uint8))
+        arrays.write(root / labels, np.arange(12, dtype=np.uint8) % 10)
 
 
 def build_cifar(root, classes=10):

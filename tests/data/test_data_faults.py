@@ -14,8 +14,8 @@ from data_samples import folders, loosened, picture
 from PIL import Image
 
 from zoo import data
-from zoo.data import faults, idx, images, specs
-from zoo.data.zipmap import pack
+from zoo.data import arrays, bad_images, images, specs
+from zoo.data.archive_sets import pack_zip
 from zoo.errors import UserError
 
 
@@ -127,20 +127,20 @@ def test_deep_gray_without_a_range_is_refused(content, reason):
 def test_every_road_scales_deep_gray_alike(tmp_path):
     from torchvision.datasets import ImageFolder
 
-    from evaluations import sources
-    from zoo.data.shards import write
+    from evaluations.inputs import datasets
+    from zoo.data.archive_sets import write_shards
 
     for name, content in {"ant": STATED["16-bit png"], "bee": STATED["12-bit tiff"], "cat": STATED["12-bit pgm"]}.items():
         place = tmp_path / "set/train" / name
         place.mkdir(parents=True)
         (place / f"0.{content[1]}").write_bytes(content[0])
     folder = train(tmp_path / "set")
-    pack(folder, tmp_path / "zip", "train")
-    write(folder, tmp_path / "tar", "train")
+    pack_zip(folder, tmp_path / "zip", "train")
+    write_shards(folder, tmp_path / "tar", "train")
     opened = [folder, train(tmp_path / "zip"), train(tmp_path / "tar"), train(tmp_path / "zip", cache="full")]
     for source in opened:
         assert [source.pixels(i)[0, :, 0].tolist() for i in range(3)] == [STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")]
-    items = sources._torchvision("torchvision:ImageFolder", "train", str(tmp_path / "set/train"), False)
+    items = datasets._torchvision("torchvision:ImageFolder", "train", str(tmp_path / "set/train"), False)
     assert isinstance(items._items, ImageFolder)
     assert [items.pixels(i)[0, :, 0].tolist() for i in range(3)] == [STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")]
 
@@ -155,7 +155,7 @@ def test_names_beyond_ascii_and_beyond_utf8_are_read(tmp_path):
     assert "日本/日本_0.jpg" in names and "日本/caf\udce9.jpg" in names
     assert source.image(names.index("日本/caf\udce9.jpg")).size == (20, 16)
     with pytest.raises(UserError, match="cannot hold this name"):
-        pack(source, tmp_path / "packed", "train")
+        pack_zip(source, tmp_path / "packed", "train")
     assert not list((tmp_path / "packed").iterdir())
 
 
@@ -202,7 +202,7 @@ def test_bad_images_are_left_out_up_to_the_limit_that_the_caller_names(root, cap
 def test_the_search_for_bad_images_is_made_once(root, monkeypatch):
     break_image(root / "train/bee/bee_1.JPEG", "truncated")
     first = train(root, max_bad=2)
-    monkeypatch.setattr(faults, "in_order", None)
+    monkeypatch.setattr(bad_images, "in_order", None)
     assert train(root, max_bad=2).fingerprint == first.fingerprint
 
 
@@ -231,10 +231,10 @@ def test_the_search_for_bad_images_knows_its_archive(root, tmp_path):
     for path in (root / "train/bee/bee_1.JPEG", root / "train/cat/cat_2.jpg"):
         whole = path.read_bytes()
         path.write_bytes(b"x" * len(whole))
-        pack(train(root), tmp_path / "zip", "train")
+        pack_zip(train(root), tmp_path / "zip", "train")
         assert len(train(tmp_path / "zip", max_bad=1)) == 11
         path.write_bytes(whole)
-    pack(train(root), tmp_path / "zip", "train")
+    pack_zip(train(root), tmp_path / "zip", "train")
     assert len(train(tmp_path / "zip", max_bad=1)) == 12
 
 
@@ -258,7 +258,7 @@ def test_a_file_that_could_not_be_opened_once_is_tried_again(root, monkeypatch):
 def test_an_unreadable_image_says_what_leaves_it_out_and_what_lists_all(root, tmp_path, road):
     break_image(root / "train/bee/bee_1.JPEG", "truncated")
     if road == "zip":
-        pack(train(root), tmp_path / "my zip", "train")
+        pack_zip(train(root), tmp_path / "my zip", "train")
         root = tmp_path / "my zip"
     for source in (train(root), train(root).subset([5])):
         with pytest.raises(data.ImageError, match="bee_1.JPEG.*max_bad=N.*`python -m zoo data check") as told:
@@ -389,7 +389,7 @@ def test_a_path_is_a_data_set_too(root):
 
 @pytest.fixture
 def packed(root, tmp_path):
-    pack(train(root), tmp_path / "packed", "train")
+    pack_zip(train(root), tmp_path / "packed", "train")
     return tmp_path / "packed"
 
 
@@ -468,9 +468,9 @@ def test_pic_maps_without_folders_number_their_classes(packed):
 
 @pytest.fixture
 def sharded(root, tmp_path):
-    from zoo.data.shards import write
+    from zoo.data.archive_sets import write_shards
 
-    write(train(root), tmp_path / "shards", "train", per_shard=5)
+    write_shards(train(root), tmp_path / "shards", "train", per_shard=5)
     return tmp_path / "shards"
 
 
@@ -542,25 +542,25 @@ def test_a_truncated_shard_is_named(sharded):
 def test_a_wrong_idx_file_is_named(tmp_path, content, message):
     (tmp_path / "x-ubyte").write_bytes(content)
     with pytest.raises(UserError, match=f"x-ubyte: {message}"):
-        idx.parse(tmp_path / "x-ubyte")
+        arrays.parse(tmp_path / "x-ubyte")
 
 
 def test_a_truncated_gzip_is_named(tmp_path):
     path = tmp_path / "x-ubyte.gz"
-    idx.write(path, np.arange(200, dtype=np.uint8))
-    assert idx.parse(path).tolist() == list(range(200))
+    arrays.write(path, np.arange(200, dtype=np.uint8))
+    assert arrays.parse(path).tolist() == list(range(200))
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(UserError, match="x-ubyte.gz: cannot be read"):
-        idx.parse(path)
+        arrays.parse(path)
 
 
 def test_idx_labels_out_of_range_are_named(tmp_path):
-    images_, labels = idx.FILES["train"]
-    idx.write(tmp_path / images_, np.zeros((2, 28, 28), np.uint8))
-    idx.write(tmp_path / labels, np.array([3, 10], np.uint8))
+    images_, labels = arrays.FILES["train"]
+    arrays.write(tmp_path / images_, np.zeros((2, 28, 28), np.uint8))
+    arrays.write(tmp_path / labels, np.array([3, 10], np.uint8))
     with pytest.raises(UserError, match="label 10 of image 1 is out of range for 10 classes"):
         data.open_source("fashion_mnist", "train", tmp_path)
-    idx.write(tmp_path / labels, np.array([3], np.uint8))
+    arrays.write(tmp_path / labels, np.array([3], np.uint8))
     os.utime(tmp_path / labels, (1, 1))
     with pytest.raises(UserError, match=r"\(2, 28, 28\) images do not go with \(1,\) labels"):
         data.open_source("fashion_mnist", "train", tmp_path)

@@ -9,15 +9,16 @@ import pytest
 from data_samples import build_shards, build_zip, folders, picture
 
 from zoo import data
-from zoo.data import indexes, listing, packs
+from zoo.data import archives, index_cache
+from zoo.data import folders as folder_reader
 
 
 @pytest.fixture
 def eager(monkeypatch, tmp_path):
     """Keep an index of any size, at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(indexes, "WORTH", 1)
-    monkeypatch.setattr(indexes, "RACY", -1e12)
+    monkeypatch.setattr(index_cache, "WORTH", 1)
+    monkeypatch.setattr(index_cache, "RACY", -1e12)
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def counted(monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(listing, "walk", counting("walk", listing.walk))
-    monkeypatch.setattr(packs, "_arrays", counting("archives", packs._arrays))
+    monkeypatch.setattr(folder_reader, "walk", counting("walk", folder_reader.walk))
+    monkeypatch.setattr(archives, "_arrays", counting("archives", archives._arrays))
     return counts
 
 
@@ -75,7 +76,7 @@ def test_small_and_fresh_sets_are_not_kept(monkeypatch, counted, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = folders(tmp_path / "set", parts=("train",))
     names(root)
-    monkeypatch.setattr(indexes, "WORTH", 1)  # large enough now, but written a moment ago: a change could go unseen
+    monkeypatch.setattr(index_cache, "WORTH", 1)  # large enough now, but written a moment ago: a change could go unseen
     names(root)
     assert counted["walk"] == 2 and not list((tmp_path / "cache").rglob("*.npz"))
 

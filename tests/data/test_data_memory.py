@@ -14,8 +14,8 @@ from data_samples import build_zip, stream
 
 from zoo import data
 from zoo.data import memory
-from zoo.data.access import Access
-from zoo.data.zipmap import pack
+from zoo.data.archive_sets import pack_zip
+from zoo.data.archives import Access
 from zoo.errors import UserError
 
 
@@ -137,7 +137,7 @@ def test_part_and_full_hold_each_file_once_per_machine(tmp_path, monkeypatch):
         (root / "train" / label).mkdir(parents=True)
         for i in range(8):  # 8 MiB of what looks like images to the listing; nothing is decoded here
             (root / "train" / label / f"{i}.png").write_bytes(rng.bytes(1 << 19))
-    pack(data.open_source("folder", "train", root), tmp_path / "set", "train")
+    pack_zip(data.open_source("folder", "train", root), tmp_path / "set", "train")
     total = 16 * (1 << 19)
     grown = {mode: measure(tmp_path, mode) for mode in ("no", "part", "full")}
     assert grown["no"] < 0.1 * total

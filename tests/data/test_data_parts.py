@@ -10,8 +10,7 @@ from data_samples import build_coco, folders, loosened, picture, voc_year
 
 from zoo import data
 from zoo.data import parts, specs
-from zoo.data.shards import write
-from zoo.data.zipmap import pack
+from zoo.data.archive_sets import pack_zip, write_shards
 from zoo.errors import UserError
 
 
@@ -39,7 +38,7 @@ def test_a_part_is_found_by_any_of_its_usual_names(tmp_path, names, layout):
     if layout != "folder":
         for name in names:
             loose = data.open_source(str(root / name))
-            (pack if layout == "zip" else write)(loose, tmp_path / layout, name)
+            (pack_zip if layout == "zip" else write_shards)(loose, tmp_path / layout, name)
         root = tmp_path / layout
     for part, original in originals.items():
         source = data.open_source(str(root), part)
@@ -119,7 +118,7 @@ def test_the_map_of_another_spelling_is_checked(tmp_path, capsys):
     from zoo.__main__ import main
 
     root = folders(tmp_path / "set", parts=("train",))
-    pack(data.open_source(str(root)), tmp_path / "zip", "Train")
+    pack_zip(data.open_source(str(root)), tmp_path / "zip", "Train")
     path = tmp_path / "zip/Train_map.txt"
     path.write_text(path.read_text() + "ghost.jpg\t0\nspook.jpg\t1\n")
     assert main(["data", "check", "folder", str(tmp_path / "zip")]) == 1

@@ -22,10 +22,9 @@ from data_samples import build_coco, build_inaturalist, build_places, build_voc2
 
 from zoo import data
 from zoo.__main__ import main
-from zoo.data import idx, packs, paths, specs
-from zoo.data.packs import zip_members
-from zoo.data.shards import write
-from zoo.data.zipmap import pack
+from zoo.data import archives, arrays, paths, specs
+from zoo.data.archive_sets import pack_zip, write_shards
+from zoo.data.archives import zip_members
 from zoo.errors import UserError, guard
 
 
@@ -83,7 +82,7 @@ def inaturalist_out(root):
 
 
 def index_out(root):
-    write(data.open_source("folder", "train", folders(root.with_name("loose"), parts=("train",))), root, "train")
+    write_shards(data.open_source("folder", "train", folders(root.with_name("loose"), parts=("train",))), root, "train")
     shutil.copy(root / "train-000000.tar", root.with_name("outside.tar"))
     edited(root / "train.index.tsv", "train-000000.tar", "../outside.tar")
     return "folder"
@@ -209,7 +208,7 @@ def test_a_stored_member_beyond_the_end_is_refused_before_memory_is_taken_for_it
 
 
 def test_an_index_that_reaches_beyond_its_shard_is_refused(tmp_path):
-    write(data.open_source("folder", "train", folders(tmp_path / "loose", parts=("train",))), tmp_path / "tar", "train")
+    write_shards(data.open_source("folder", "train", folders(tmp_path / "loose", parts=("train",))), tmp_path / "tar", "train")
     lines = (tmp_path / "tar/train.index.tsv").read_text().splitlines()
     lines[3] = "\t".join([*lines[3].split("\t")[:4], str(2**40)])
     (tmp_path / "tar/train.index.tsv").write_text("\n".join(lines))
@@ -238,13 +237,13 @@ def test_a_gzip_that_holds_more_than_its_header_says_is_not_unpacked(tmp_path):
 
     def read():
         with pytest.raises(UserError, match=r"shape \(2, 28, 28\) needs 1568 bytes, the file holds more"):
-            idx.parse(path)
+            arrays.parse(path)
 
     assert peak(read) < 4 * 2**20
     with gzip.open(path, "wb") as file:
         file.write(b"\0\0\x08\3" + struct.pack(">III", 2**20, 2**10, 2**10))
     with pytest.raises(UserError, match="more than any set of this kind has"):
-        idx.parse(path)
+        arrays.parse(path)
 
 
 def test_masks_of_an_image_without_end_are_not_made(tmp_path):
@@ -286,7 +285,7 @@ def test_more_shards_than_a_process_may_open_are_read(tmp_path, few_files):
     order = np.random.default_rng(0).permutation(200)
     for i in (*order, *order):
         assert source.image(int(i)).size == (20, 16)
-    assert packs.most_open() < 64 and open_handles(source) <= packs.most_open()
+    assert archives.most_open() < 64 and open_handles(source) <= archives.most_open()
     again = pickle.loads(pickle.dumps(source))
     assert open_handles(again) == 0 and again.raw(7) == source.raw(7)
 
@@ -313,7 +312,7 @@ def test_threads_share_a_bounded_number_of_handles(tmp_path, few_files):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and open_handles(source) <= packs.most_open()
+    assert not wrong and open_handles(source) <= archives.most_open()
 
 
 def test_the_handles_used_last_stay_open(tmp_path):
@@ -321,7 +320,7 @@ def test_the_handles_used_last_stay_open(tmp_path):
     for k in range(5):
         files.append(str(tmp_path / f"{k}"))
         (tmp_path / f"{k}").write_bytes(bytes([k]) * 4)
-    handles = packs.Handles(files, most=2)
+    handles = archives.Handles(files, most=2)
     assert [handles.pread(k, 2, 1) for k in (0, 1, 0, 2)] == [b"\0\0", b"\1\1", b"\0\0", b"\2\2"]
     assert list(handles._idle) == [0, 2]
     before = set(os.listdir("/proc/self/fd"))
@@ -334,7 +333,7 @@ def test_the_end_of_the_interpreter_finds_archives_open_and_says_nothing(tmp_pat
     source = data.open_source(str(tmp_path))
     source.image(0)
     with monkeypatch.context() as patch:
-        patch.setattr(packs, "os", None)  # what the interpreter leaves of a module's names
+        patch.setattr(archives, "os", None)  # what the interpreter leaves of a module's names
         source.store.__del__()
     assert open_handles(source) == 1
 
@@ -351,7 +350,7 @@ def test_a_source_of_many_zips_keeps_few_open(tmp_path, few_files):
     source = data.open_source("yfcc100m", root=tmp_path)
     for i in range(100):
         source.image(i)
-    assert len(source.store._zips) <= packs.most_open()
+    assert len(source.store._zips) <= archives.most_open()
 
 
 def test_packing_writes_into_the_folder_that_was_named(tmp_path, capsys):
@@ -363,4 +362,4 @@ def test_packing_writes_into_the_folder_that_was_named(tmp_path, capsys):
         assert (tmp_path / command / written).is_file()
         assert len(data.open_source("folder", "train", tmp_path / command)) == 2
     with pytest.raises(UserError, match="beside"):
-        pack(data.open_source("folder", "train", root), tmp_path / "beside", "../train")
+        pack_zip(data.open_source("folder", "train", root), tmp_path / "beside", "../train")

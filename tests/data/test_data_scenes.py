@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zoo import data
-from zoo.data import scenes, scenes_files
+from zoo.data import scene_files, scenes
 from zoo.errors import UserError
 
 IMAGES = 50
@@ -112,14 +112,14 @@ def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setitem(scenes_files.WRITERS, "voc", fail)
+    monkeypatch.setitem(scene_files.WRITERS, "voc", fail)
     with pytest.raises(RuntimeError):
         data.make_scenes(tmp_path / "x", "voc", "digits", 10)
     assert not list(tmp_path.iterdir())
 
 
 def test_voc_s_palette_has_the_colours_that_its_tools_expect():
-    palette = np.array(scenes_files._palette()).reshape(-1, 3)
+    palette = np.array(scene_files._palette()).reshape(-1, 3)
     assert palette[[0, 1, 2, 15, 20, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -132,8 +132,8 @@ def test_voc_s_palette_has_the_colours_that_its_tools_expect():
 
 def test_scenes_make_themselves_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(scenes_files, "PARTS", {"train": 0.03, "val": 0.01, "test": 0.01})
-    monkeypatch.setattr("zoo.data.opening.faults.screen", lambda source, *_: source)
+    monkeypatch.setattr(scene_files, "PARTS", {"train": 0.03, "val": 0.01, "test": 0.01})
+    monkeypatch.setattr("zoo.data.open.faults.screen", lambda source, *_: source)
     assert len(data.open_source("scenes_digits_voc", "test")) == 10
     assert (tmp_path / f"selfzoo/data/scenes_digits_voc_v{scenes.VERSION}/scenes.json").is_file()
 

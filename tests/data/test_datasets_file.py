@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoo import data
-from zoo.data import opening, places, specs
+from zoo.data import locate, open, specs
 from zoo.errors import UserError
 
 GOOD = """toy:
@@ -31,7 +31,7 @@ GOOD = """toy:
 @pytest.mark.parametrize("name", data.names())
 def test_every_data_set_is_described_completely(name):
     spec = data.describe(name)
-    assert spec.reader in opening.READERS
+    assert spec.reader in open.READERS
     assert spec.title and spec.licence and spec.origin and spec.prepare
     assert all(0 < m < 1 for m in spec.mean) and all(0 < s < 1 for s in spec.std)
     for split, rule in spec.splits.items():
@@ -100,34 +100,34 @@ def test_unknown_names_and_splits_come_with_a_suggestion():
 def test_places_are_tried_in_order(tmp_path, monkeypatch):
     spec = data.describe("imagenet").model_copy(update={"folders": [str(tmp_path / "system")]})
     (tmp_path / "system").mkdir()
-    assert places.find(spec) == tmp_path / "system"
+    assert locate.find(spec) == tmp_path / "system"
     (tmp_path / "home" / "imagenet").mkdir(parents=True)
     monkeypatch.setenv("SELFZOO_DATA", str(tmp_path / "home"))
-    assert places.find(spec) == tmp_path / "home" / "imagenet"
+    assert locate.find(spec) == tmp_path / "home" / "imagenet"
     (tmp_path / "given").mkdir()
-    assert places.find(spec, tmp_path / "given") == tmp_path / "given"
+    assert locate.find(spec, tmp_path / "given") == tmp_path / "given"
     with pytest.raises(data.DataMissing, match="nowhere does not exist"):
-        places.find(spec, tmp_path / "nowhere")  # nothing else is tried in place of what was named
+        locate.find(spec, tmp_path / "nowhere")  # nothing else is tried in place of what was named
 
 
 def test_a_download_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr("zoo.data.torchvisions.download", lambda spec, folder: calls.append(spec.name))
-    folder = places.find(data.describe("cifar10"))
-    assert folder == tmp_path / "selfzoo/data/cifar10" == places.find(data.describe("cifar10"))
+    monkeypatch.setattr("zoo.data.arrays.download", lambda spec, folder: calls.append(spec.name))
+    folder = locate.find(data.describe("cifar10"))
+    assert folder == tmp_path / "selfzoo/data/cifar10" == locate.find(data.describe("cifar10"))
     assert calls == ["cifar10"]
 
 
 def test_a_plan_downloads_and_composes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("zoo.data.torchvisions.download", lambda spec, folder: None)
+    monkeypatch.setattr("zoo.data.arrays.download", lambda spec, folder: None)
     for name in ("cifar10", "scenes_digits_voc"):
         with pytest.raises(data.DataMissing):
             data.open_source(name, fetch=False)
     assert not list(tmp_path.iterdir())
-    places.find(data.describe("cifar10"))
-    assert places.find(data.describe("cifar10"), fetch=False) == tmp_path / "selfzoo/data/cifar10"
+    locate.find(data.describe("cifar10"))
+    assert locate.find(data.describe("cifar10"), fetch=False) == tmp_path / "selfzoo/data/cifar10"
 
 
 def test_an_interrupted_download_is_made_again(tmp_path, monkeypatch):
@@ -137,9 +137,9 @@ def test_an_interrupted_download_is_made_again(tmp_path, monkeypatch):
     def offline(spec, folder):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("zoo.data.torchvisions.download", offline)
+    monkeypatch.setattr("zoo.data.arrays.download", offline)
     with pytest.raises(data.DataMissing, match="download through torchvision .*no route to host"):
-        places.find(data.describe("cifar10"))
+        locate.find(data.describe("cifar10"))
 
 
 def toy_imagenet(tmp_path, monkeypatch, **rule):
@@ -171,7 +171,7 @@ def test_a_held_out_part_takes_as_many_of_each_class_whatever_the_order(tmp_path
     assert np.bincount(source.labels).tolist() == [2, 2, 2]
     whole = data.open_source("folder", "train", root)
     turned = whole.subset(np.arange(len(whole))[::-1])
-    again = opening.positions(data.describe("folder"), "chosen", turned, root)
+    again = open.positions(data.describe("folder"), "chosen", turned, root)
     assert {turned.name(int(i)) for i in again} == {source.name(i) for i in range(len(source))}
     toy_imagenet(tmp_path / "two", monkeypatch, per_class=7)
     with pytest.raises(UserError, match=r"class ant: fewer than 7 images to choose from \(3 such classes\)"):

@@ -81,9 +81,9 @@ def test_fashion_mnist_lists_what_was_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
     spec = data.describe("fashion_mnist").model_copy(update={"folders": [str(tmp_path / "system")]})
     monkeypatch.setenv("SELFZOO_DATA", str(tmp_path))
-    from zoo.data import places
+    from zoo.data import locate
 
     with pytest.raises(data.DataMissing) as error:
-        places.find(spec)
+        locate.find(spec)
     for tried in ("data=PATH", f"{tmp_path}/fashion_mnist", "system", "no network here", "apt-get install"):
         assert tried in str(error.value)

@@ -10,8 +10,8 @@ import pytest
 
 from evaluations import __main__ as cli
 from evaluations import protocol
-from evaluations.task import Settings
-from zoo import overrides
+from evaluations.measure import Settings
+from zoo import settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "detection.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m evaluations (.*)$", PAGE, re.MULTILINE)
@@ -23,7 +23,7 @@ def test_a_command_of_the_page_plans(command, capsys, tmp_path, monkeypatch):
     words = shlex.split(command)
     assert cli.main([*words, "--plan"]) == 0
     told = capsys.readouterr().out
-    changes = Settings.of(overrides.parse(words[3:])).overrides
+    changes = Settings.of(settings.parse(words[3:])).overrides
     protocol.head_of(protocol.complete(protocol.load(words[1], changes)))  # a misspelled setting raises
     assert protocol.load(words[1]).title in told and f"python -m zoo fetch {words[2]}" in told
 

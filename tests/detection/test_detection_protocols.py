@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 from test_detectors import Vgg
 
-from evaluations import protocol, run
+from evaluations import measure, protocol
 from results import record as records
 from zoo import backbones
 from zoo.data import specs
@@ -137,7 +137,7 @@ def test_a_named_protocol_runs_from_files_to_record(name, world, tmp_path):
     given = {**cheap(wanted), "data": str(home / ("scenes" if "scenes" in name else wanted.dataset))}
     if name == "segment_scenes":
         given["dataset"] = "scenes_fashion_coco"
-    found = records.read(run.evaluate(name, str(models[network]), given, out=str(tmp_path), quiet=True))
+    found = records.read(measure.evaluate(name, str(models[network]), given, out=str(tmp_path), quiet=True))
     undefined = {"apl", "mask_apl", "apm", "aps"}  # no such object among so few
     assert set(wanted.metrics) - undefined <= set(found.metrics), "the file promises metrics that a run does not give"
     assert all(np.isfinite(m.value) and 0 <= m.value <= 100 and m.ci is not None for m in found.metrics.values())
@@ -172,7 +172,7 @@ def test_regions_of_selective_search_are_those_of_the_image(world):
 def test_fast_rcnn_goes_without_selective_search(world, tmp_path):
     home, models = world
     given = {**cheap(protocol.load("voc07_detection_all")), "data": str(home / "voc2007"), "head.proposals": "rpn"}
-    found = records.read(run.evaluate("voc07_detection_all", str(models["vgg"]), given, out=str(tmp_path), quiet=True))
+    found = records.read(measure.evaluate("voc07_detection_all", str(models["vgg"]), given, out=str(tmp_path), quiet=True))
     assert "map" in found.metrics
     with pytest.raises(UserError, match="head.freeze says nothing of resnet18"):
-        run.evaluate("voc07_detection_all", str(models["resnet"]), given, out=str(tmp_path), quiet=True)
+        measure.evaluate("voc07_detection_all", str(models["resnet"]), given, out=str(tmp_path), quiet=True)

@@ -15,9 +15,10 @@ import torch
 from detection_fakes import coco, run_folder
 
 from engine import dist
-from evaluations import detr, protocol, rcnn, run, segmentation, suite
+from evaluations import measure, protocol, suite
 from evaluations.detection import running, train
-from evaluations.task import Settings, Task
+from evaluations.kinds import detr, rcnn, segmentation
+from evaluations.measure import Settings, Task
 from results import record as records
 from zoo import data
 from zoo.data import specs
@@ -90,7 +91,7 @@ def world(tmp_path_factory):
 
 def evaluate(name, world, out, **changes):
     given = {**CASES[name], "data": str(world[0]), **CHECKED, **{k.replace("__", "."): v for k, v in changes.items()}}
-    return records.read(run.evaluate(name, str(world[1]), given, out=str(out), quiet=True))
+    return records.read(measure.evaluate(name, str(world[1]), given, out=str(out), quiet=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -176,7 +177,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(name, world, tmp_path):
 def in_a_process(rank, name, world, out):
     found = evaluate(name, world, out) if dist.is_main() else None
     if found is None:
-        run.evaluate(name, str(world[1]), {**CASES[name], "data": str(world[0]), **CHECKED}, out=str(out), quiet=True)
+        measure.evaluate(name, str(world[1]), {**CASES[name], "data": str(world[0]), **CHECKED}, out=str(out), quiet=True)
     return None if found is None else {k: m.value for k, m in found.metrics.items()}
 
 
@@ -325,7 +326,7 @@ def test_without_the_extra_the_first_line_says_what_to_install(name, module, wor
 def test_without_the_data_it_says_what_to_unpack_before_weights_are_fetched(tmp_path):
     for name in ("detr_coco", "detect_voc0712_c4"):
         with pytest.raises(UserError, match=r"no data found.*unpack .*in SELFZOO_DATA/"):
-            run.evaluate(name, "swav_800ep", {}, out=str(tmp_path), quiet=True)
+            measure.evaluate(name, "swav_800ep", {}, out=str(tmp_path), quiet=True)
 
 
 @pytest.mark.parametrize("name", CASES)

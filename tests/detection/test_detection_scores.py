@@ -9,7 +9,7 @@ import pytest
 
 from evaluations.detection import average_precision as scores
 from evaluations.detection.average_precision import Detections
-from evaluations.metrics import jackknife
+from evaluations.scores import jackknife
 from golden import load
 from zoo.data import rle
 from zoo.data.annotations import Objects

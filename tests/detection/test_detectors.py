@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from evaluations import rcnn as kind
 from evaluations.detection import rcnn, segmentation
 from evaluations.detection.backbones import Body
+from evaluations.kinds import rcnn as kind
 from zoo import backbones
 from zoo.data import rle
 from zoo.errors import UserError

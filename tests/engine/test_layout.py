@@ -82,8 +82,8 @@ import numpy as np, torch
 import engine_toys as toys
 import test_layout
 from engine.batch import Batch
-from evaluations import tuning
-from evaluations.features import Compute
+from evaluations.probes import finetuning
+from evaluations.inputs.features import Compute
 
 class Large(toys.Stream):
     def _views(self, part, epoch):
@@ -94,10 +94,10 @@ for width in (3, 4, 6):
 
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1, 2), torch.nn.Conv2d(6, 12, 1, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 optimizer = torch.optim.SGD([{"params": list(net.parameters())}], lr=0.1)
-job = tuning.Job(net, optimizer, [], np.full((20, 1), 0.1), torch.nn.CrossEntropyLoss(reduction="sum"), lambda net: net.train())
+job = finetuning.Job(net, optimizer, [], np.full((20, 1), 0.1), torch.nn.CrossEntropyLoss(reduction="sum"), lambda net: net.train())
 for step in range(20):
     images = torch.randn(32, 10, 10, 3).permute(0, 3, 1, 2)
-    tuning.one_step(job, step, images, torch.zeros(32, dtype=torch.long), 32, Compute())
+    finetuning.one_step(job, step, images, torch.zeros(32, dtype=torch.long), 32, Compute())
 print("whole")
 """
 

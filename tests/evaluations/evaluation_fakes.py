@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import zoo
-from evaluations.features import Compute
+from evaluations.inputs.features import Compute
 from evaluations.protocol import complete, load
 from zoo import backbones, data, yamlfile
 

@@ -13,8 +13,9 @@ import torchvision
 from evaluation_fakes import finished_run, protocol
 from PIL import Image
 
-from evaluations import pair, run, sources
-from evaluations.task import Settings, Task
+from evaluations import measure, pair
+from evaluations.inputs import datasets
+from evaluations.measure import Settings, Task
 from results import record as records
 from zoo import data
 from zoo.errors import UserError
@@ -70,10 +71,10 @@ def shards(root, part, names):
 
 def indexed_shards(root, part, names):
     """Tar shards that this project wrote: the index knows the names."""
-    from zoo.data.shards import write
+    from zoo.data.archive_sets import write_shards
 
     folder(root / f"{part} loose", "train", names)
-    write(data.open_source("folder", "train", root / f"{part} loose"), root, part)
+    write_shards(data.open_source("folder", "train", root / f"{part} loose"), root, part)
 
 
 def coco(root, part, names):
@@ -119,7 +120,7 @@ def out(tmp_path_factory):
 
 def top1(out, root, name, **more):
     given = {**SIZE, "data": str(root), **{k.replace("__", "."): v for k, v in more.items()}}
-    found = records.read(run.evaluate(name, "pixels_digits", given, out=str(out), quiet=True))
+    found = records.read(measure.evaluate(name, "pixels_digits", given, out=str(out), quiet=True))
     return {name: metric.value for name, metric in found.metrics.items()}
 
 
@@ -220,7 +221,7 @@ def test_a_class_that_only_the_test_part_has_is_an_error_that_names_it(out, tmp_
 def test_a_class_that_only_the_training_part_has_is_told_once(out, tmp_path, capfd):
     folder(tmp_path, "train", "abcd")
     folder(tmp_path, "test", "bd")
-    sources._say.cache_clear()
+    datasets._say.cache_clear()
     top1(out, tmp_path, "knn_folder", grid__k=[1])
     told = [line for line in capfd.readouterr().err.splitlines() if "none in test" in line]
     assert told == ["folder: 2 of 4 classes have images in train and none in test: 'a', 'c'; scores are over the others"]
@@ -262,15 +263,15 @@ class Numbered:
 
 def test_a_torchvision_set_is_joined_by_its_classes(out, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "FakeData", Numbered)
-    sources._torchvision.cache_clear()
+    datasets._torchvision.cache_clear()
     given = {**SIZE, "dataset": "torchvision:FakeData", "grid.k": [1]}
-    found = records.read(run.evaluate("knn_folder", "pixels_digits", given, out=str(out), quiet=True))
-    sources._torchvision.cache_clear()
+    found = records.read(measure.evaluate("knn_folder", "pixels_digits", given, out=str(out), quiet=True))
+    datasets._torchvision.cache_clear()
     assert found.metrics["top1"].value == 100 and found.metrics["top1"].n == 2 * EACH
-    test = sources.joined(protocol("knn_folder"), lambda split: sources._torchvision("torchvision:FakeData", split, None, False))("test")
+    test = datasets.joined(protocol("knn_folder"), lambda split: datasets._torchvision("torchvision:FakeData", split, None, False))("test")
     assert test.labels.tolist() == [2] * EACH + [0] * EACH and test.subset([0, 20]).labels.tolist() == [2, 0]
     assert np.array_equal(test.subset([20]).pixels(0), test.pixels(20))
-    sources._torchvision.cache_clear()
+    datasets._torchvision.cache_clear()
 
 
 def test_listed_sets_are_joined_by_the_names_in_their_lists(tmp_path, monkeypatch):
@@ -291,7 +292,7 @@ def test_listed_sets_are_joined_by_the_names_in_their_lists(tmp_path, monkeypatc
             lines.append(f"{name}/{part}.png {number}\n")
         (lists / f"{part}_places205.csv").write_text("".join(lines))
     wanted = protocol("knn_imagenet").model_copy(update={"dataset": "places205"})
-    val = sources.joined(wanted, lambda split: data.open_source("places205", split, tmp_path))("val")
+    val = datasets.joined(wanted, lambda split: data.open_source("places205", split, tmp_path))("val")
     assert val.classes == ("abbey", "bar", "cave") and val.labels.tolist() == [2, 0, 1]
 
 

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 import zoo
-from evaluations import faithful, finetune, models, protocol, tuning, voc
-from evaluations.features import Compute, FeatureRequest, forward, layers_of
-from evaluations.tuning import Tuned
+from evaluations import protocol
+from evaluations.inputs import models
+from evaluations.inputs.features import Compute, FeatureRequest, forward, layers_of
+from evaluations.kinds import finetune, voc
+from evaluations.probes import finetuning, sgd
+from evaluations.probes.finetuning import Tuned
 from golden import load
 from reproduce.methods.deepcluster import DeepCluster
 from reproduce.methods.rotnet import RotNet
@@ -80,7 +83,7 @@ def test_voc_training_steps_on_the_registrys_networks_are_the_authors(model, tra
     job = voc.job_of(net, head, cell, np.arange(20))
     inputs, targets = torch.tensor(g.given("inputs")), torch.tensor(g.given("targets"))
     for step in range(head.iterations):
-        job.losses.append(tuning.one_step(job, step, inputs[step % 5], targets[step % 5], 4, Compute()))
+        job.losses.append(finetuning.one_step(job, step, inputs[step % 5], targets[step % 5], 4, Compute()))
     g.agree(f"{train}_loss_avg", np.mean(job.losses))
     g.agree(f"{train}_final_lr", job.rates[-1, 0])
     for key, value in net.state_dict().items():
@@ -128,7 +131,7 @@ def test_every_classifier_takes_fc7_after_its_relu_and_everything_else_the_netwo
     found = forward(net, x, requests, Compute())
     torch.testing.assert_close(found[requests[0]], plain)
     torch.testing.assert_close(found[requests[1]], fc7)
-    maps = faithful.pooled_maps(net, x, None, ["output", "classifier_input"])
+    maps = sgd.pooled_maps(net, x, None, ["output", "classifier_input"])
     torch.testing.assert_close(maps["classifier_input"].flatten(1), fc7)
     torch.testing.assert_close(maps["output"].flatten(1), plain)
 

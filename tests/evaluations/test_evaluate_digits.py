@@ -9,10 +9,12 @@ import pytest
 import torch
 from evaluation_fakes import finished_run, protocol
 
-from evaluations import features as feature_module
-from evaluations import linear, models, run
+from evaluations import measure
 from evaluations.__main__ import main
-from evaluations.features import Compute, FeatureRequest, Features, Store
+from evaluations.inputs import features as feature_module
+from evaluations.inputs import models
+from evaluations.inputs.features import Compute, FeatureRequest, Features, Store
+from evaluations.kinds import linear
 from results import record as records
 from zoo import data
 from zoo.errors import UserError, guard
@@ -44,7 +46,7 @@ def command(capsys, *words):
 
 
 def test_a_record_says_how_it_was_made_and_the_same_measurement_is_not_repeated(out, passes):
-    path = run.evaluate("linear_digits", "random_digits", QUICK, out=str(out), quiet=True)
+    path = measure.evaluate("linear_digits", "random_digits", QUICK, out=str(out), quiet=True)
     found = records.read(path)
     assert found.model == "random_digits" and found.pretrain_seed == 0 and found.test_reads == 1
     assert found.overrides == QUICK and found.metrics["top1"].n == 539 and 50 < found.metrics["top1"].value <= 100
@@ -53,14 +55,14 @@ def test_a_record_says_how_it_was_made_and_the_same_measurement_is_not_repeated(
     assert found.selection.on == "5 folds of train" and str(out) not in path.read_text()
     assert sum(passes) == 1258 + 539
     before = path.read_bytes()
-    assert run.evaluate("linear_digits", "random_digits", QUICK, out=str(out), quiet=True) == path
+    assert measure.evaluate("linear_digits", "random_digits", QUICK, out=str(out), quiet=True) == path
     assert sum(passes) == 1258 + 539 and path.read_bytes() == before
 
 
 def test_all_protocols_share_one_pass_over_each_split(out, passes, tmp_path):
     finished_run("random_digits", tmp_path, seed=3)
     for name in ("linear_digits", "knn_digits", "fewlabel_digits", "cluster_digits"):
-        run.evaluate(
+        measure.evaluate(
             name,
             "random_digits",
             {"pretrain_seed": 3, **({"head.epochs": 2} if name == "linear_digits" else {})},
@@ -98,7 +100,7 @@ def test_features_equal_those_of_the_loaded_model_image_by_image(out):
     backbone, transform = zoo.load(folder), zoo.transforms(folder)
     with torch.no_grad():
         wanted = backbone(torch.stack([transform(source.image(i)) for i in range(20)]))
-    run.evaluate("knn_digits", "random_digits", {}, out=str(out), quiet=True)
+    measure.evaluate("knn_digits", "random_digits", {}, out=str(out), quiet=True)
     f = Features(
         model,
         protocol("knn_digits"),
@@ -136,7 +138,7 @@ def test_a_test_split_that_is_read_too_early_raises_under_the_real_command(trap,
 
 
 def test_cached_test_features_are_sealed_too(out, tmp_path):
-    run.evaluate("knn_digits", "random_digits", {}, out=str(out), quiet=True)  # the test features lie on disk now
+    measure.evaluate("knn_digits", "random_digits", {}, out=str(out), quiet=True)  # the test features lie on disk now
     model = models.resolve("random_digits", out=out)
     with data.sealed("test") as seal:
         f = Features(
@@ -225,7 +227,7 @@ def test_a_partly_loaded_backbone_is_never_evaluated(out, tmp_path):
     state.pop(next(k for k in state if k.endswith("weight")))
     torch.save(state, folder / "weights.pth")
     with pytest.raises(UserError, match="backbone tensors"):
-        run.evaluate("knn_digits", str(folder), {}, out=str(tmp_path), quiet=True)
+        measure.evaluate("knn_digits", str(folder), {}, out=str(tmp_path), quiet=True)
     assert not (tmp_path / "measured").exists()
 
 

@@ -14,12 +14,13 @@ from evaluation_fakes import finished_run
 
 import zoo
 from engine import dist
-from evaluations import faithful, nonlinear, protocol, run
-from evaluations.faithful import LinearProbe
-from evaluations.features import pool_of
-from evaluations.heads import Grid, Schedule
-from evaluations.metrics import topk
-from evaluations.pooling import kernel_below, pool_map, pooled
+from evaluations import measure, protocol
+from evaluations.inputs.features import pool_of
+from evaluations.inputs.pooling import kernel_below, pool_map, pooled
+from evaluations.probes import nonlinear, sgd
+from evaluations.probes.batched import Grid, Schedule
+from evaluations.probes.sgd import LinearProbe
+from evaluations.scores import topk
 from golden import load
 from results import record as records
 from zoo import backbones
@@ -156,7 +157,7 @@ def measured(tmp_path_factory):
     """A faithful probe of raw pixels with three folds, in one process."""
     out = tmp_path_factory.mktemp("faithful")
     finished_run("pixels_digits", out)
-    path = run.evaluate("linear_digits", "pixels_digits", {**FAST, "select.folds": 2}, out=str(out), quiet=True)
+    path = measure.evaluate("linear_digits", "pixels_digits", {**FAST, "select.folds": 2}, out=str(out), quiet=True)
     return out, path
 
 
@@ -170,7 +171,7 @@ def test_a_faithful_probe_learns_and_says_its_form(measured):
 def test_an_interrupted_probe_goes_on_and_ends_with_the_same_predictions(measured, tmp_path, monkeypatch):
     _, path = measured
     finished_run("pixels_digits", tmp_path)
-    real, saved = faithful._save, []
+    real, saved = sgd._save, []
 
     def save_once(*rest):
         real(*rest)
@@ -178,8 +179,8 @@ def test_an_interrupted_probe_goes_on_and_ends_with_the_same_predictions(measure
         if len(saved) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(faithful, "_save", save_once)
-    again = lambda: run.evaluate(
+    monkeypatch.setattr(sgd, "_save", save_once)
+    again = lambda: measure.evaluate(
         "linear_digits", "pixels_digits", {**FAST, "select.folds": 2}, out=str(tmp_path), quiet=True
     )
     with pytest.raises(KeyboardInterrupt):
@@ -196,11 +197,11 @@ def gradients(rows):
     torch.manual_seed(1)
     build = [lambda: LinearProbe((6, 3, 3), 4, "batch_affine"), lambda: nonlinear.build("mlp", (6, 3, 3), 4)]
     heads = [[dist.convert_sync_bn(make()) for make in build] for _ in allowed]
-    found = faithful.Trained(torch.nn.Identity(), {"output": heads}, Grid((0.1, 0.1)))
-    faithful.total_loss(
-        found, {"output": maps[rows]}, labels[rows], allowed[:, rows], faithful.cross_entropy
+    found = sgd.Trained(torch.nn.Identity(), {"output": heads}, Grid((0.1, 0.1)))
+    sgd.total_loss(
+        found, {"output": maps[rows]}, labels[rows], allowed[:, rows], sgd.cross_entropy
     ).backward()
-    faithful._average_gradients(found)
+    sgd._average_gradients(found)
     statistics = [b.float() for h in found.all() for b in h.buffers()]
     return torch.cat([p.grad.flatten() for h in found.all() for p in h.parameters()]), torch.stack(
         [s.double().sum() for s in statistics]
@@ -217,8 +218,8 @@ def one_of_two(rank, port, folder, out):
         LOCAL_RANK=str(rank),
     )
     given = {**FAST, "select.folds": 2, "device": "cpu"}
-    run.evaluate("linear_digits", folder, given, out=out, quiet=True)
-    run.evaluate("knn_digits", folder, {"device": "cpu"}, out=out, quiet=True)
+    measure.evaluate("linear_digits", folder, given, out=out, quiet=True)
+    measure.evaluate("knn_digits", folder, {"device": "cpu"}, out=out, quiet=True)
     torch.save(gradients([slice(0, 5), slice(5, 8)][rank]), f"{out}/gradients-{rank}.pt")
     dist.finish()
 
@@ -240,7 +241,7 @@ def test_two_processes_give_the_numbers_of_one(measured, tmp_path):
     for name in ("top1", "top1_best_on_test"):
         assert abs(one.metrics[name].value - two.metrics[name].value) < 0.2
     assert abs(one.selection.score - two.selection.score) < 0.1
-    alone = run.evaluate("knn_digits", "pixels_digits", {}, out=str(measured[0]), quiet=True)
+    alone = measure.evaluate("knn_digits", "pixels_digits", {}, out=str(measured[0]), quiet=True)
     assert found["knn_digits"].metrics == records.read(alone).metrics
     alone = gradients(slice(0, 8))
     for rank in range(2):  # process 1 has no row of fold 1
@@ -262,9 +263,9 @@ def test_ten_crops_and_a_drifting_trunk_are_options_and_the_drift_outlives_an_in
         "head.norm": "batch",
         "grid.lr": [0.05],
     }
-    again = lambda: records.read(run.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True))
+    again = lambda: records.read(measure.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True))
     with monkeypatch.context() as patch:
-        patch.setattr(faithful, "_pass", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(sgd, "_pass", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):  # all epochs are done, nothing has been scored
             again()
     resumed = again()
@@ -277,7 +278,7 @@ def test_ten_crops_and_a_drifting_trunk_are_options_and_the_drift_outlives_an_in
 def test_the_authors_folds_are_a_rule_of_selection(measured, tmp_path):
     out, _ = measured
     given = {"select.rule": "deepercluster", "select.folds": 3, "head.epochs": 5}
-    found = records.read(run.evaluate("linear_digits", "pixels_digits", given, out=str(out), quiet=True))
+    found = records.read(measure.evaluate("linear_digits", "pixels_digits", given, out=str(out), quiet=True))
     assert found.selection.on == "3 folds of train" and len(found.metrics["top1"].per_fold) == 3
     with pytest.raises(UserError, match="rule"):
-        run.evaluate("linear_digits", "pixels_digits", {"select.rule": "random"}, out=str(out), quiet=True)
+        measure.evaluate("linear_digits", "pixels_digits", {"select.rule": "random"}, out=str(out), quiet=True)

@@ -7,7 +7,7 @@ import pytest
 from engine_processes import together
 
 from engine.errors import UserError
-from evaluations.features import Store
+from evaluations.inputs.features import Store
 from zoo.errors import guard
 
 

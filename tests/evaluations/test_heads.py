@@ -7,8 +7,8 @@ import pytest
 import torch
 from evaluation_fakes import blobs
 
-from evaluations import heads
-from evaluations.heads import Grid, Schedule, Settings
+from evaluations.probes import batched
+from evaluations.probes.batched import Grid, Schedule, Settings
 from golden import load
 
 
@@ -53,7 +53,7 @@ def test_heads_trained_together_equal_heads_trained_alone(schedule):
     weights, _ = folds_of(50, 2)
     grid = Grid(lr=(0.05, 0.5), weight_decay=(0.0, 0.01), seeds=(3, 4))
     settings = Settings(epochs=3, batch=16, schedule=schedule, snapshots=0)
-    together = heads.train(x, y, weights, grid, settings, classes=3)
+    together = batched.train(x, y, weights, grid, settings, classes=3)
     for f in range(3):
         for g, cell in enumerate(grid.cells):
             weight, bias = one_head_by_autograd(torch.tensor(x), y, weights[f], cell, settings, 3)
@@ -65,9 +65,9 @@ def test_a_held_out_sample_changes_nothing_in_its_fold():
     x, y = blobs(40, 4)
     weights, held = folds_of(40, 4)
     settings = Settings(epochs=2, batch=10)
-    before = heads.train(x, y, weights, Grid(lr=(0.1,)), settings, classes=4)
+    before = batched.train(x, y, weights, Grid(lr=(0.1,)), settings, classes=4)
     x[held[1]], y[held[1]] = 50.0, 0
-    after = heads.train(x, y, weights, Grid(lr=(0.1,)), settings, classes=4)
+    after = batched.train(x, y, weights, Grid(lr=(0.1,)), settings, classes=4)
     torch.testing.assert_close(before.weight[1], after.weight[1], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(before.weight[0], after.weight[0], atol=1e-2)
 
@@ -75,9 +75,9 @@ def test_a_held_out_sample_changes_nothing_in_its_fold():
 def test_separable_features_are_separated_on_every_fold():
     x, y = blobs(200, 5)
     weights, held = folds_of(200, 4)
-    found = heads.train(x, y, weights, Grid(lr=(0.1,)), Settings(epochs=30, batch=50), classes=5)
-    assert heads.correct(x, y, found, held).sum() == 200
-    assert (heads.all_scores(x, found)[:, 0].argmax(1).numpy() == y).all()
+    found = batched.train(x, y, weights, Grid(lr=(0.1,)), Settings(epochs=30, batch=50), classes=5)
+    assert batched.correct(x, y, found, held).sum() == 200
+    assert (batched.all_scores(x, found)[:, 0].argmax(1).numpy() == y).all()
 
 
 def test_the_binary_objective_ignores_what_is_marked_255():
@@ -88,10 +88,10 @@ def test_the_binary_objective_ignores_what_is_marked_255():
     other[::5] += 7.0
     w = np.ones((1, 60), np.float32)
     settings = Settings(epochs=5, batch=60, objective="binary", standardise=False)
-    a, b = (heads.train(v, targets, w, Grid(lr=(0.1,)), settings, classes=3) for v in (x, other))
+    a, b = (batched.train(v, targets, w, Grid(lr=(0.1,)), settings, classes=3) for v in (x, other))
     torch.testing.assert_close(a.weight, b.weight)
     assert (
-        (heads.all_scores(x, a)[:, 0] > 0).numpy()[targets[:, 0] != 255] == (targets == 1)[targets[:, 0] != 255]
+        (batched.all_scores(x, a)[:, 0] > 0).numpy()[targets[:, 0] != 255] == (targets == 1)[targets[:, 0] != 255]
     ).all()
 
 
@@ -99,10 +99,10 @@ def test_memory_maps_and_arrays_give_the_same_heads(tmp_path, monkeypatch):
     x, y = blobs(90, 3)
     np.save(tmp_path / "x.npy", x)
     w = np.ones((1, 90), np.float32)
-    small = heads.train(x, y, w, Grid(lr=(0.1,)), Settings(epochs=3, batch=32), classes=3)
-    monkeypatch.setattr(heads, "IN_MEMORY", 0)
-    monkeypatch.setattr(heads, "CHUNK", 20)
-    mapped = heads.train(
+    small = batched.train(x, y, w, Grid(lr=(0.1,)), Settings(epochs=3, batch=32), classes=3)
+    monkeypatch.setattr(batched, "IN_MEMORY", 0)
+    monkeypatch.setattr(batched, "CHUNK", 20)
+    mapped = batched.train(
         np.load(tmp_path / "x.npy", mmap_mode="c"), y, w, Grid(lr=(0.1,)), Settings(epochs=3, batch=32), classes=3
     )
     torch.testing.assert_close(small.weight, mapped.weight)
@@ -111,7 +111,7 @@ def test_memory_maps_and_arrays_give_the_same_heads(tmp_path, monkeypatch):
 def test_ridge_equals_the_normal_equations_on_each_fold():
     x, y = blobs(60, 3, dim=4, distance=1.0)
     weights, _ = folds_of(60, 3)
-    found = heads.ridge(x, y, weights, [0.1, 1.0], classes=3)
+    found = batched.ridge(x, y, weights, [0.1, 1.0], classes=3)
     for f in range(4):
         rows = weights[f] > 0
         mean, sd = x[rows].mean(0), np.sqrt(x[rows].var(0) * (1 + 1e-5))
@@ -127,9 +127,9 @@ def test_all_heads_diverging_is_an_error_and_one_is_not():
     x, y = blobs(40, 2)
     w = np.ones((1, 40), np.float32)
     with pytest.raises(FloatingPointError, match=r"lower grid\.lr"):
-        heads.train(x, y, w, Grid(lr=(1e38,)), Settings(epochs=5, batch=8), classes=2)
-    found = heads.train(x, y, w, Grid(lr=(1e38, 0.1)), Settings(epochs=20, batch=8), classes=2)
-    assert (heads.all_scores(x, found)[:, 1].argmax(1).numpy() == y).all()
+        batched.train(x, y, w, Grid(lr=(1e38,)), Settings(epochs=5, batch=8), classes=2)
+    found = batched.train(x, y, w, Grid(lr=(1e38, 0.1)), Settings(epochs=20, batch=8), classes=2)
+    assert (batched.all_scores(x, found)[:, 1].argmax(1).numpy() == y).all()
 
 
 def test_bottous_schedule_is_the_authors():

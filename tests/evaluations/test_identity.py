@@ -11,12 +11,13 @@ import torch
 from evaluation_fakes import finished_run
 from PIL import Image
 
-from evaluations import folder, models, run
+from evaluations import cluster_folder, measure
+from evaluations.inputs import models
 from results import record as records
 from results.store import Store
 from zoo import data
 from zoo.backbones import build
-from zoo.data import content, places
+from zoo.data import content, paths
 
 SMALL = {"transform.resize": 16, "transform.crop": 16, "grid.k": [1]}
 
@@ -46,7 +47,7 @@ def out(tmp_path_factory):
 
 def judged(out, place, protocol="knn_folder", model="random_digits"):
     given = SMALL if protocol == "knn_folder" else {"transform.resize": 16, "transform.crop": 16}
-    return run.evaluate(protocol, model, {**given, "data": str(place)}, out=str(out), quiet=True)
+    return measure.evaluate(protocol, model, {**given, "data": str(place)}, out=str(out), quiet=True)
 
 
 @pytest.mark.parametrize("protocol", ["knn_folder", "linear_folder", "ridge_folder"])
@@ -91,7 +92,7 @@ def test_files_are_read_once_and_again_when_they_were_touched(tmp_path, monkeypa
     assert identity() == first and not read
     os.utime(place / "a" / "3.bmp", (2e9, 2e9))
     assert identity() == first and read == [3]
-    for kept in (places.user_cache() / "content").iterdir():
+    for kept in (paths.user_cache() / "content").iterdir():
         kept.write_bytes(b"PK broken")
     assert identity() == first and len(read) == 12
 
@@ -124,8 +125,8 @@ def test_weight_files_of_one_name_have_records_of_their_own(tmp_path):
 
 
 def test_clusters_of_two_folders_of_one_last_name_are_kept(out, tmp_path):
-    written = [folder.cluster("random_digits", str(paint(tmp_path / where / "photos", seed)), {"clusters": 2, "out": str(out)})
+    written = [cluster_folder.cluster("random_digits", str(paint(tmp_path / where / "photos", seed)), {"clusters": 2, "out": str(out)})
                for seed, where in enumerate("xy")]
     assert written[0][0].parent != written[1][0].parent and all(path.is_file() for one in written for path in one)
-    more = folder.cluster("random_digits", str(tmp_path / "x" / "photos"), {"clusters": 3, "out": str(out)})
+    more = cluster_folder.cluster("random_digits", str(tmp_path / "x" / "photos"), {"clusters": 3, "out": str(out)})
     assert more[0].parent not in (written[0][0].parent, written[1][0].parent)

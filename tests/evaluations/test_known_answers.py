@@ -7,7 +7,7 @@ import pytest
 from evaluation_fakes import FakeFeatures, blobs, protocol
 from sklearn.neighbors import KNeighborsClassifier
 
-from evaluations import clustering, knn, linear, semisup
+from evaluations.kinds import clustering, fewlabel, knn, linear
 from results.record import interval
 from zoo.errors import UserError
 
@@ -32,7 +32,7 @@ EVALUATIONS = [
     (linear, protocol("linear_digits", **QUICK)),
     (linear, protocol("linear_digits", head__solver="ridge", grid={"penalty": [0.01, 1.0]})),
     (knn, protocol("knn_digits", grid__k=[1, 20])),
-    (semisup, protocol("fewlabel_digits", head__draws=4)),
+    (fewlabel, protocol("fewlabel_digits", head__draws=4)),
 ]
 NAMES = ["linear", "ridge", "knn", "few labels"]
 
@@ -126,7 +126,7 @@ def test_selection_on_a_validation_split_and_on_nothing():
 
 def test_impossible_requests_are_told():
     with pytest.raises(UserError, match="fewer samples"):
-        semisup.run(protocol("fewlabel_digits", head__per_class=100), features(), seed=0)
+        fewlabel.run(protocol("fewlabel_digits", head__per_class=100), features(), seed=0)
     with pytest.raises(UserError, match="exactly one of"):
         protocol("fewlabel_digits", head__percent=1.0)
     with pytest.raises(UserError, match=r"grid\.k: 500 neighbours of 300"):

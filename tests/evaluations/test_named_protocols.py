@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 
 import zoo
-from evaluations import protocol, run
+from evaluations import measure, protocol
 from results import record as records
 from zoo import backbones, yamlfile
 from zoo.backbones import vgg
-from zoo.backbones.common import Backbone
+from zoo.backbones.base import Backbone
 from zoo.backbones.sobel import Stem
 from zoo.data import specs
 
@@ -276,7 +276,7 @@ def test_a_named_protocol_runs_from_files_to_record(name, world, tmp_path):
         stems = [f"n0000{k}/n0000{k}_{i}.JPEG" for k, i in images("train")]
         np.savez(folder / "labels.npz", names=np.array(stems), labels=np.array([[k] for k, _ in images("train")]))
     given = {**cheap(wanted), "data": str(home / wanted.dataset), "batch": 8}
-    found = records.read(run.evaluate(name, str(folder), given, out=str(tmp_path), quiet=True))
+    found = records.read(measure.evaluate(name, str(folder), given, out=str(tmp_path), quiet=True))
     few = wanted.dataset in ("imagenet", "cifar10", "svhn")  # at most ten classes here: no top5
     promised = [m for m in wanted.metrics if not (few and m == "top5") and m not in ("map_4", "map_16", "map_64")]
     assert set(promised) <= set(found.metrics), "the file promises metrics that a run does not give"

@@ -10,8 +10,11 @@ import torch
 from evaluation_fakes import finished_run, protocol
 
 import zoo
-from evaluations import knn, models, nonlinear, run
-from evaluations.features import FeatureRequest, Features, Store
+from evaluations import measure
+from evaluations.inputs import models
+from evaluations.inputs.features import FeatureRequest, Features, Store
+from evaluations.kinds import knn
+from evaluations.probes import nonlinear
 from golden import load
 from results import record as records
 from zoo import backbones, data
@@ -103,10 +106,10 @@ def test_each_layer_may_have_a_classifier_of_its_own_and_both_learn(tmp_path):
         "head.batch": 64,
     }
     both = {**given, "head.classifier": {"res3": "mlp", "res4": "nin_block"}}
-    found = records.read(run.evaluate("linear_digits", "random_digits", both, out=str(tmp_path), quiet=True))
+    found = records.read(measure.evaluate("linear_digits", "random_digits", both, out=str(tmp_path), quiet=True))
     assert min(found.metrics[f"top1_{name}"].value for name in ("res3", "res4")) > 60
     with pytest.raises(UserError, match=r"head\.classifier names none for layer 'res4'"):
-        run.evaluate(
+        measure.evaluate(
             "linear_digits",
             "random_digits",
             {**given, "head.classifier": {"res3": "mlp"}},
@@ -114,7 +117,7 @@ def test_each_layer_may_have_a_classifier_of_its_own_and_both_learn(tmp_path):
             quiet=True,
         )
     with pytest.raises(UserError, match="form=faithful"):
-        run.evaluate("linear_digits", "random_digits", {"head.classifier": "mlp"}, out=str(tmp_path), quiet=True)
+        measure.evaluate("linear_digits", "random_digits", {"head.classifier": "mlp"}, out=str(tmp_path), quiet=True)
 
 
 def embedding_run(out):
@@ -146,7 +149,7 @@ def test_the_embedding_is_that_of_the_whole_file_and_its_neighbours_are_found_th
     np.testing.assert_allclose(found[:20], wanted["projection"], atol=1e-4)
     given = {"layers": ["projection"], "grid.k": [200], "grid.temperature": [0.1], "select.on": "none"}
     [here, plain] = (
-        records.read(run.evaluate("knn_digits", str(folder), g, out=str(tmp_path), quiet=True)).metrics["top1"].value
+        records.read(measure.evaluate("knn_digits", str(folder), g, out=str(tmp_path), quiet=True)).metrics["top1"].value
         for g in (given, {**given, "layers": ["output"]})
     )
     assert here != plain and here > 20
@@ -155,7 +158,7 @@ def test_the_embedding_is_that_of_the_whole_file_and_its_neighbours_are_found_th
 def test_a_file_without_a_projection_head_says_so(tmp_path):
     finished_run("random_digits", tmp_path)
     with pytest.raises(UserError, match="no heads|no projection head"):
-        run.evaluate("knn_digits", "random_digits", {"layers": ["projection"]}, out=str(tmp_path), quiet=True)
+        measure.evaluate("knn_digits", "random_digits", {"layers": ["projection"]}, out=str(tmp_path), quiet=True)
 
 
 def test_un_mixs_vote_is_ours_with_two_hundred_neighbours_at_a_tenth():

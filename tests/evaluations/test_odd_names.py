@@ -15,11 +15,11 @@ import torch
 from evaluation_fakes import finished_run
 from test_own_data import OWN, paint
 
-from evaluations import folder, run, views
+from evaluations import cluster_folder, measure
+from evaluations.inputs import views
 from results import record as records
 from zoo import data
-from zoo.data.shards import write
-from zoo.data.zipmap import pack
+from zoo.data.archive_sets import pack_zip, write_shards
 from zoo.errors import UserError
 
 ODD = os.fsdecode(b"caf\xe9")
@@ -43,12 +43,12 @@ def images(tmp_path):
 
 
 def test_a_folder_is_cut_in_two_and_judged(out, images):
-    path = run.evaluate("knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1]}, out=str(out), quiet=True)
+    path = measure.evaluate("knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1]}, out=str(out), quiet=True)
     assert records.read(path).metrics["top1"].value == 100
 
 
 def test_the_clusters_of_a_folder_are_written_with_the_names_on_disk(out, images):
-    written = folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
+    written = cluster_folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
     with written[0].open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 30 and all((images / row["image"]).is_file() for row in rows)
@@ -68,7 +68,7 @@ def test_a_part_of_the_images_is_listed_and_read_back(images, tmp_path):
 def test_a_pack_refuses_such_a_name_before_anything_is_written(images, tmp_path, monkeypatch):
     source = data.open_source(str(images))
     monkeypatch.setattr(type(source), "raw", None)  # not a byte is read
-    for work in (pack, write):
+    for work in (pack_zip, write_shards):
         with pytest.raises(UserError, match=r"cannot hold this name; rename the file"):
             work(source, tmp_path / "packed", "train")
     assert not list((tmp_path / "packed").iterdir())

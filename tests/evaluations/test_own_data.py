@@ -12,9 +12,11 @@ import torchvision
 from evaluation_fakes import FakeFeatures, finished_run, protocol
 from PIL import Image
 
-from evaluations import clustering, folder, run, sources
+from evaluations import cluster_folder, measure
+from evaluations.inputs import datasets
+from evaluations.kinds import clustering
+from evaluations.measure import Settings, Task
 from evaluations.suite import plan
-from evaluations.task import Settings, Task
 from results import record as records
 from zoo import data
 from zoo.errors import UserError
@@ -45,7 +47,7 @@ def out(tmp_path_factory):
 
 def test_a_folder_without_a_test_part_gets_one_that_is_sealed(out, tmp_path):
     images = paint(tmp_path / "own", {"a": 10, "b": 15, "c": 21}, parts=("",))
-    path = run.evaluate(
+    path = measure.evaluate(
         "knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1, 3]}, out=str(out), quiet=True
     )
     found = records.read(path)
@@ -53,7 +55,7 @@ def test_a_folder_without_a_test_part_gets_one_that_is_sealed(out, tmp_path):
     assert str(tmp_path) not in path.read_text()
     task = Task.of("knn_folder", "random_digits", Settings.of({**OWN, "data": str(images)}, str(out)))
     with data.sealed(*task.closed):
-        for split in (sources.HELD_OUT, "train"):
+        for split in (datasets.HELD_OUT, "train"):
             with pytest.raises(data.SealedError):
                 data.permit(task.protocol.dataset, split)
         with pytest.raises(data.SealedError):
@@ -78,7 +80,7 @@ def test_a_test_part_that_is_cut_from_the_training_images_is_told(out, tmp_path,
     given = {**OWN, "data": str(images), "grid.k": [1]}
     plan(["knn_folder"], "random_digits", {**given, "out": str(out)})
     assert f"{images}: no part for testing in it" in capfd.readouterr().err
-    sources._say.cache_clear()
+    datasets._say.cache_clear()
     knn(out, images)
     told = capfd.readouterr().err
     assert "6 of its 30 images, a fifth of each class, are held out of train and judged on" in told
@@ -89,7 +91,7 @@ def test_a_part_under_another_name_is_not_passed_over_for_a_fifth_of_train(out, 
     with pytest.raises(UserError, match="second holds folders of the classes of train .* rename it to test"):
         knn(out, images)
     with pytest.raises(UserError, match="second holds folders of the classes of train"):
-        run.evaluate("knn_folder", "random_digits", {**OWN, "dataset": str(images), "grid.k": [1]}, out=str(out), quiet=True)
+        measure.evaluate("knn_folder", "random_digits", {**OWN, "dataset": str(images), "grid.k": [1]}, out=str(out), quiet=True)
     shutil.rmtree(images / "second")
     (images / "notes" / "drafts").mkdir(parents=True)
     knn(out, images)
@@ -104,7 +106,7 @@ def test_every_frozen_feature_protocol_works_on_a_folder(out, tmp_path):
         "cluster": {},
         "knn": {"grid.k": [1]},
     }.items():
-        path = run.evaluate(
+        path = measure.evaluate(
             f"{name}_folder", "random_digits", {**OWN, **change, "data": str(images)}, out=str(out), quiet=True
         )
         metric = records.read(path).metrics["hungarian" if name == "cluster" else "top1"]
@@ -114,26 +116,26 @@ def test_every_frozen_feature_protocol_works_on_a_folder(out, tmp_path):
 def test_a_torchvision_set_is_read_by_its_name(out, monkeypatch):
     small = functools.partial(torchvision.datasets.FakeData, size=60, image_size=(3, 16, 16), num_classes=3)
     monkeypatch.setattr(torchvision.datasets, "FakeData", small)
-    sources._torchvision.cache_clear()
+    datasets._torchvision.cache_clear()
     given = {**OWN, "dataset": "torchvision:FakeData", "head.epochs": 1}
     with pytest.raises(UserError, match="did you mean 'FakeData'"):
-        run.evaluate(
+        measure.evaluate(
             "linear_folder", "random_digits", {**given, "dataset": "torchvision:FakData"}, out=str(out), quiet=True
         )
-    source = sources._torchvision("torchvision:FakeData", "train", None, False)
+    source = datasets._torchvision("torchvision:FakeData", "train", None, False)
     assert (
         source.image(0).mode == "RGB"
         and len(source.labels) == 60
         and source.fingerprint != source.subset([1, 0]).fingerprint
     )
-    apart = sources.held_out(source)
+    apart = datasets.held_out(source)
     assert 9 <= apart.sum() <= 12 and set(source.labels[apart]) == {0, 1, 2}
-    path = run.evaluate(
+    path = measure.evaluate(
         "ridge_folder", "random_digits", {**OWN, "dataset": "torchvision:FakeData"}, out=str(out), quiet=True
     )
     assert records.read(path).metrics["top1"].n == apart.sum()
     with pytest.raises(UserError, match="download=true"):
-        run.evaluate(
+        measure.evaluate(
             "linear_folder",
             "random_digits",
             {**given, "dataset": "torchvision:CIFAR10", "data": "nowhere"},
@@ -149,7 +151,7 @@ def test_an_unlabelled_folder_is_clustered_with_a_montage(out, tmp_path):
         file.rename(images / f"{i:02d}.png")
     for place in "abc":
         (images / place).rmdir()
-    written = folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
+    written = cluster_folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
     rows = list(csv.DictReader(written[0].open()))
     assert len(rows) == 19 and {r["image"] for r in rows} == {f"{i:02d}.png" for i in range(19)}
     assert sorted(np.bincount([int(r["cluster"]) for r in rows]).tolist(), reverse=True) == [9, 6, 4]
@@ -157,14 +159,14 @@ def test_an_unlabelled_folder_is_clustered_with_a_montage(out, tmp_path):
     assert np.load(written[1]).shape == (3, 64) and Image.open(written[2]).size == (56 + 12 * 64, 3 * 64)
     before = [p.read_bytes() for p in written]
     assert [
-        p.read_bytes() for p in folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
+        p.read_bytes() for p in cluster_folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
     ] == before
     with pytest.raises(UserError, match="only 19 images"):
-        folder.cluster("random_digits", str(images), {"clusters": 20, "out": str(out), **OWN})
+        cluster_folder.cluster("random_digits", str(images), {"clusters": 20, "out": str(out), **OWN})
     with pytest.raises(UserError, match="no such folder"):
-        folder.cluster("random_digits", str(tmp_path / "none"), {"out": str(out)})
+        cluster_folder.cluster("random_digits", str(tmp_path / "none"), {"out": str(out)})
     with pytest.raises(UserError, match="cluster MODEL FOLDER"):
-        run.evaluate("linear_folder", "random_digits", {**OWN, "data": str(images)}, out=str(out), quiet=True)
+        measure.evaluate("linear_folder", "random_digits", {**OWN, "data": str(images)}, out=str(out), quiet=True)
 
 
 class Named(FakeFeatures):
@@ -207,7 +209,7 @@ def test_random_labels_score_as_chance_does():
 
 
 def knn(out, images, **given):
-    return run.evaluate(
+    return measure.evaluate(
         "knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1], **given}, out=str(out), quiet=True
     )
 

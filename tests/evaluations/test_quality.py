@@ -11,9 +11,11 @@ from PIL import Image
 
 import zoo
 from engine.maths import quality as maths
-from evaluations import models, protocol, quality, sources
+from evaluations import protocol
 from evaluations.__main__ import main
-from evaluations.task import Settings, Task
+from evaluations.inputs import datasets, models
+from evaluations.kinds import quality
+from evaluations.measure import Settings, Task
 from zoo import data, yamlfile
 from zoo.errors import UserError, guard
 
@@ -47,7 +49,7 @@ def measured(tmp_path, images, **more):
     settings = Settings.of({k.replace("__", "."): v for k, v in given.items()}, str(tmp_path))
     wanted = protocol.complete(protocol.load("quality_folder", settings.overrides)).model_copy(update={"dataset": f"toy-{tmp_path.name}"})
     source = Forbidden(images, np.zeros(len(images), np.int64), ("only",), "train")
-    task = Task(wanted, models.resolve(str(network(tmp_path))), settings, sources.joined(wanted, lambda split: source))
+    task = Task(wanted, models.resolve(str(network(tmp_path))), settings, datasets.joined(wanted, lambda split: source))
     return task.measure()[0].metrics
 
 
@@ -110,7 +112,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, images, more, told):
 
 
 def test_features_that_are_not_finite_name_the_image(tmp_path, monkeypatch):
-    from zoo.backbones.tiny import Pixels
+    from zoo.backbones.base import Pixels
 
     monkeypatch.setattr(Pixels, "forward", lambda self, x: x.flatten(1) / 0.0 * 0.0)
     with pytest.raises(UserError, match="NaN or infinity for image train-000000"):
@@ -135,7 +137,7 @@ def test_a_flat_folder_and_a_folder_of_one_class_from_the_command_line(tmp_path,
 
 def test_the_same_on_digits_as_a_named_set(tmp_path):
     words = {"head.views": 2, "head.viewed": 32, "head.images": 200, "seeds": 2, "out": str(tmp_path), "transform.crop": 8}
-    from evaluations.run import evaluate
+    from evaluations.measure import evaluate
 
     found = json.loads(evaluate("quality_digits", str(network(tmp_path)), words, quiet=True).read_text())["metrics"]
     assert 10 < found["rankme"]["value"] < 64 and found["uniformity"]["value"] < 0 < found["alignment"]["value"]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from evaluation_fakes import finished_run, protocol
 
-from evaluations import checks, svm
+from evaluations import checks
 from evaluations import protocol as protocols
 from evaluations.__main__ import main
+from evaluations.kinds import svm
 from evaluations.protocol import load
 from results import record as records
 from zoo.errors import UserError, guard

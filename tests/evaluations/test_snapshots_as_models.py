@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import zoo
-from evaluations import models
+from evaluations.inputs import models
 from reproduce.launch import pretrain
 from zoo.errors import UserError
 

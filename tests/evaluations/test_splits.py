@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluations import splits
+from evaluations.inputs import splits
 from golden import load
 
 

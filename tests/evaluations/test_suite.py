@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from evaluation_fakes import finished_run, protocol
 
-from evaluations import faithful, multilabel, suite
+from evaluations import suite
 from evaluations.__main__ import main
+from evaluations.kinds import multilabel
+from evaluations.probes import sgd
 from evaluations.protocol import load
 from results import record as records
 from zoo.errors import UserError, guard
@@ -89,8 +91,8 @@ def test_several_labels_are_learned_on_several_layers_and_chosen_on_val(tmp_path
         noise = rng.standard_normal((len(which), *truth.shape))
         return {"res2": noise, "res3": np.where(cell == 1, truth[None] * 1.0, noise)}
 
-    monkeypatch.setattr(faithful, "train", trained)
-    monkeypatch.setattr(faithful, "score", scores)
+    monkeypatch.setattr(sgd, "train", trained)
+    monkeypatch.setattr(sgd, "score", scores)
     f = Features()
     metrics = multilabel.run(protocol("linear_conv_scenes"), f, 0).metrics
     assert metrics["map_res3"].value == 100 and metrics["map11_res3"].value == 100 and metrics["map_res2"].value < 90
@@ -107,8 +109,8 @@ def offline(monkeypatch):
 
     for place in (
         "zoo.fetch.obtain",
-        "zoo.data.places.downloaded",
-        "zoo.data.opening.make_scenes",
+        "zoo.data.locate.downloaded",
+        "zoo.data.open.make_scenes",
         "urllib.request.urlopen",
     ):
         monkeypatch.setattr(place, forbidden)

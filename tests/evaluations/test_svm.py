@@ -8,7 +8,7 @@ import torch
 from evaluation_fakes import FakeFeatures, blobs, protocol
 from sklearn.svm import LinearSVC
 
-from evaluations import svm
+from evaluations.kinds import svm
 
 
 class Labelled(FakeFeatures):

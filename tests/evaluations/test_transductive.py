@@ -12,7 +12,7 @@ from evaluation_fakes import finished_run
 from test_own_data import OWN, paint
 
 import zoo
-from evaluations import run, transductive
+from evaluations import measure, transductive
 from results import record as records
 from zoo import backbones, data, yamlfile
 from zoo.data import specs
@@ -106,7 +106,7 @@ def test_records_say_so(tmp_path):
     marks = {}
     for split in ("test", "val"):
         more = {"splits.test": split, "splits.train": "fit" if split == "val" else "train", "grid.k": [1]}
-        path = run.evaluate("knn_digits", "simclr_digits", more, out=str(tmp_path), quiet=True)
+        path = measure.evaluate("knn_digits", "simclr_digits", more, out=str(tmp_path), quiet=True)
         marks[split] = records.read(path).transductive
     assert marks == {"test": False, "val": True}
 
@@ -121,7 +121,7 @@ def test_a_test_part_cut_from_what_was_trained_on_is_marked(tmp_path):
     seen = data.open_source("images", "train", images)
     for fingerprint, mark in ((seen.fingerprint, True), ("another", False)):
         (folder / "provenance.json").write_text(json.dumps({"data": {"fingerprint": fingerprint}}))
-        path = run.evaluate(
+        path = measure.evaluate(
             "knn_folder", str(folder), {**OWN, "data": str(images), "grid.k": [1]}, out=str(tmp_path / fingerprint), quiet=True
         )
         assert records.read(path).transductive is mark

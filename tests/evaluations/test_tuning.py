@@ -18,13 +18,16 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from engine import checkpoint
-from evaluations import finetune, metrics, run, tuning, voc
-from evaluations.features import Compute
-from evaluations.tuning import Job, Tuned
-from evaluations.views import Views, stream
+from evaluations import measure
+from evaluations.inputs.features import Compute
+from evaluations.inputs.views import Views, stream
+from evaluations.kinds import finetune, voc
+from evaluations.probes import finetuning
+from evaluations.probes.finetuning import Job, Tuned
+from evaluations.scores import _average_precisions, average_precision, bootstrap, mean_average_precision
 from golden import load
 from results import record as records
-from zoo.backbones.common import Backbone
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 
@@ -49,19 +52,19 @@ def test_mean_average_precision_is_the_authors_with_ties_and_difficult_objects()
     g = load("deepercluster/voc_map.npz")
     targets, base = g.given("gts"), g.given("base")
     for name, scores in (("single", base), ("ten", np.sum([base + n for n in g.given("noise")], axis=0))):
-        each = [metrics.average_precision(scores[:, c], targets[:, c]) for c in range(20)]
+        each = [average_precision(scores[:, c], targets[:, c]) for c in range(20)]
         g.agree(f"ap_{name}", each)
-        g.agree(f"map_{name}", metrics.mean_average_precision(scores, targets) / 100)
+        g.agree(f"map_{name}", mean_average_precision(scores, targets) / 100)
 
 
 def test_average_precision_equals_scikit_learn_and_eleven_points_a_hand_count():
     rng = np.random.default_rng(0)
     targets, scores = rng.integers(0, 2, 200), rng.standard_normal(200)
-    assert metrics.average_precision(scores, targets) == pytest.approx(average_precision_score(targets, scores))
+    assert average_precision(scores, targets) == pytest.approx(average_precision_score(targets, scores))
     # hits at ranks 1 and 3 of 4: precision 1 up to recall 0.5, then 2/3: (6 * 1 + 5 * 2/3) / 11
-    value = metrics.average_precision(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0]), points=11)
+    value = average_precision(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0]), points=11)
     assert value == pytest.approx((6 + 5 * 2 / 3) / 11)
-    assert np.isnan(metrics.average_precision(scores, np.zeros(200)))
+    assert np.isnan(average_precision(scores, np.zeros(200)))
 
 
 @pytest.mark.parametrize("points", [None, 11])
@@ -72,13 +75,13 @@ def test_the_bootstrap_error_of_average_precision_is_its_spread_over_other_image
         targets = (rng.random((400, 4)) < 0.25).astype(np.uint8)
         return rng.standard_normal((400, 4)) + 1.5 * targets, targets
 
-    spread = np.std([metrics.mean_average_precision(*sample(), points=points) for _ in range(300)], ddof=1)
+    spread = np.std([mean_average_precision(*sample(), points=points) for _ in range(300)], ddof=1)
     found = []
     for _ in range(5):
         scores, targets = sample()
-        found.append(metrics.bootstrap([scores], targets, points=points).std(ddof=1))
+        found.append(bootstrap([scores], targets, points=points).std(ddof=1))
     assert np.mean(found) == pytest.approx(spread, rel=0.25)
-    again = metrics.bootstrap([scores, scores], targets, points=points).std(ddof=1)
+    again = bootstrap([scores, scores], targets, points=points).std(ddof=1)
     assert again == pytest.approx(found[-1], rel=1e-9)  # the same images, the same draws
 
 
@@ -87,11 +90,11 @@ def test_an_image_drawn_twice_counts_as_two_images(points):
     rng = np.random.default_rng(6)
     targets, scores = rng.choice([0, 0, 1, 255], 60).astype(np.uint8), rng.integers(0, 20, 60).astype(float)
     times = rng.integers(0, 4, (3, 60))
-    for row, value in zip(times, metrics._average_precisions(scores, targets, points, times), strict=True):
-        copied = metrics.average_precision(scores.repeat(row), targets.repeat(row), points=points)
+    for row, value in zip(times, _average_precisions(scores, targets, points, times), strict=True):
+        copied = average_precision(scores.repeat(row), targets.repeat(row), points=points)
         assert value == pytest.approx(copied, rel=1e-12)
     nothing = np.where(targets == 1, 0, 1)[None]  # a draw without any positive has no average precision
-    assert np.isnan(metrics._average_precisions(scores, targets, points, nothing)).all()
+    assert np.isnan(_average_precisions(scores, targets, points, nothing)).all()
 
 
 def toy_job(order=None):
@@ -110,7 +113,7 @@ class ToySource:
 
 
 def toy_views(epoch):
-    from evaluations.views import Views
+    from evaluations.inputs.views import Views
 
     card = {
         "pad": 0,
@@ -127,8 +130,8 @@ def toy_views(epoch):
 def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(tmp_path, monkeypatch):
     targets = torch.arange(8) % 3
     whole, cut = toy_job(), toy_job()
-    tuning.fit(whole, ToySource(), targets, toy_views, Compute(), tmp_path / "a.pt", every=2)
-    real, calls = tuning.one_step, []
+    finetuning.fit(whole, ToySource(), targets, toy_views, Compute(), tmp_path / "a.pt", every=2)
+    real, calls = finetuning.one_step, []
 
     def dies(*rest):
         calls.append(1)
@@ -136,18 +139,18 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(tmp_pa
             raise KeyboardInterrupt
         return real(*rest)
 
-    monkeypatch.setattr(tuning, "one_step", dies)
+    monkeypatch.setattr(finetuning, "one_step", dies)
     with pytest.raises(KeyboardInterrupt):
-        tuning.fit(cut, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+        finetuning.fit(cut, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
     again = toy_job()
-    tuning.fit(again, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+    finetuning.fit(again, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
     assert len(calls) == 3 + 1 + 4 and again.losses == whole.losses
     for key, value in whole.net.state_dict().items():
         assert torch.equal(value, again.net.state_dict()[key]), key
     kept = copy.deepcopy(whole.net)
-    tuning.restore(kept, tuning.kept_file(tmp_path / "a.pt", 3))
+    finetuning.restore(kept, finetuning.kept_file(tmp_path / "a.pt", 3))
     assert torch.equal(kept.pred_layer.weight, whole.net.pred_layer.weight)
-    tuning.discard(tmp_path)
+    finetuning.discard(tmp_path)
     assert not list(tmp_path.glob("*.pt"))
 
 
@@ -155,23 +158,23 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_undisturbed_one(tmp_pa
 def test_a_kill_at_the_last_step_of_an_epoch_loses_no_kept_epoch(tmp_path, monkeypatch, where):
     """Two steps an epoch and a checkpoint every two: epoch 1 is kept and done at the same step."""
     targets = torch.arange(8) % 3
-    tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "a.pt", every=2)
-    save = tuning._save
+    finetuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "a.pt", every=2)
+    save = finetuning._save
 
     def dies(*rest):
         if where == "after it":
             save(*rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "_save", dies)
+    monkeypatch.setattr(finetuning, "_save", dies)
     with pytest.raises(KeyboardInterrupt):
-        tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
-    monkeypatch.setattr(tuning, "_save", save)
-    tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+        finetuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
+    monkeypatch.setattr(finetuning, "_save", save)
+    finetuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt", every=2)
     for epoch in (1, 3):
         nets = [toy_job().net for _ in "ab"]
         for net, name in zip(nets, "ab", strict=True):
-            tuning.restore(net, tuning.kept_file(tmp_path / f"{name}.pt", epoch))
+            finetuning.restore(net, finetuning.kept_file(tmp_path / f"{name}.pt", epoch))
         assert torch.equal(nets[0].pred_layer.weight, nets[1].pred_layer.weight)
 
 
@@ -183,11 +186,11 @@ def test_dropout_is_resumed_exactly_whatever_the_generator_holds(tmp_path):
         job.net.pred_layer = nn.Sequential(nn.Dropout(0.5), job.net.pred_layer)
         if stop:
             short = dataclasses.replace(job, order=job.order[:1] + [job.order[1][:1]])
-            tuning.fit(short, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
+            finetuning.fit(short, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
             torch.manual_seed(99)
             job = toy_job()
             job.net.pred_layer = nn.Sequential(nn.Dropout(0.5), job.net.pred_layer)
-        tuning.fit(job, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
+        finetuning.fit(job, ToySource(), targets, toy_views, Compute(), tmp_path / f"{name}.pt", every=1)
         ended.append(job)
     assert ended[0].losses == ended[1].losses and len(set(ended[0].losses)) > 3
 
@@ -196,21 +199,21 @@ def test_dropout_is_resumed_exactly_whatever_the_generator_holds(tmp_path):
 def test_a_signal_leaves_a_checkpoint_from_which_the_same_bits_come(tmp_path, monkeypatch, number):
     targets = torch.arange(8) % 3
     whole = toy_job()
-    tuning.fit(whole, ToySource(), targets, toy_views, Compute())
-    real = tuning.one_step
+    finetuning.fit(whole, ToySource(), targets, toy_views, Compute())
+    real = finetuning.one_step
 
     def asked(job, step, *rest):
         for _ in range(2 * (step == 2)):  # the launcher passes on what it gets as well
             os.kill(os.getpid(), number)
         return real(job, step, *rest)
 
-    monkeypatch.setattr(tuning, "one_step", asked)
+    monkeypatch.setattr(finetuning, "one_step", asked)
     with pytest.raises(SystemExit) as left:
-        tuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt")
+        finetuning.fit(toy_job(), ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt")
     assert left.value.code == 128 + number and checkpoint.load(tmp_path / "b.pt")["step"] == 3
-    monkeypatch.setattr(tuning, "one_step", real)
+    monkeypatch.setattr(finetuning, "one_step", real)
     again = toy_job()
-    tuning.fit(again, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt")
+    finetuning.fit(again, ToySource(), targets, toy_views, Compute(), tmp_path / "b.pt")
     assert again.losses == whole.losses
     assert all(torch.equal(value, again.net.state_dict()[key]) for key, value in whole.net.state_dict().items())
 
@@ -219,7 +222,7 @@ def scored(rank):
     torch.manual_seed(0)
     net = Tuned(ToyBody(), 3)
     net.body.features[1].running_mean += rank  # what this process alone has seen
-    return tuning.scores_of(net, ToySource(), toy_views(0), Compute()).copy()
+    return finetuning.scores_of(net, ToySource(), toy_views(0), Compute()).copy()
 
 
 def test_every_process_scores_with_the_statistics_that_are_kept():
@@ -239,12 +242,12 @@ def test_the_best_trial_is_chosen_and_none_is_made_twice(tmp_path):
 
     chooses = protocol("voc07_fc68_scenes")
     with pytest.raises(KeyboardInterrupt):
-        tuning.choose(chooses, cells, trial, tmp_path)
-    chosen, selection = tuning.choose(chooses, cells, trial, tmp_path)
+        finetuning.choose(chooses, cells, trial, tmp_path)
+    chosen, selection = finetuning.choose(chooses, cells, trial, tmp_path)
     assert made == [(0.1, "trial0"), (0.2, "trial1"), (0.3, "trial2"), (0.3, "trial2")]
     assert chosen == cells[1] and selection.score == 9.0 and [row["score"] for row in selection.grid] == [5.0, 9.0, 9.0]
     nothing = chooses.model_copy(update={"select": chooses.select.model_copy(update={"on": "none"})})
-    assert tuning.choose(nothing, cells, trial, tmp_path) == (cells[0], None)
+    assert finetuning.choose(nothing, cells, trial, tmp_path) == (cells[0], None)
 
 
 def test_a_process_without_images_of_a_batch_gets_a_batch_of_none():
@@ -286,7 +289,7 @@ def test_labelled_images_are_drawn_per_seed_or_are_a_split():
 def test_fine_tuning_with_few_labels_writes_a_record_over_seeds_and_cleans_up(tmp_path):
     finished_run("random_digits", tmp_path)
     given = {"seeds": 2, "head.epochs": 2, "head.per_class": 10, "head.percent": None}
-    path = run.evaluate("semisup_digits_10pct", "random_digits", given, out=str(tmp_path), quiet=True)
+    path = measure.evaluate("semisup_digits_10pct", "random_digits", given, out=str(tmp_path), quiet=True)
     found = records.read(path)
     assert len(found.metrics["top1"].per_seed) == 2 and found.metrics["top1"].value > 15 and found.test_reads == 1
     assert found.metrics["top1_best_on_test"].style == "paper"

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from evaluations import models, run, suite
+from evaluations import suite
+from evaluations.inputs import models
+from evaluations.measure import evaluate
 from results import record as records
 from zoo.backbones import build
 from zoo.errors import UserError
@@ -25,7 +27,7 @@ def file(tmp_path):
 
 
 def measure(tmp_path, file, **given):
-    return records.read(run.evaluate("knn_digits", str(file), {"grid.k": [1], **given}, out=str(tmp_path / "runs"), quiet=True))
+    return records.read(evaluate("knn_digits", str(file), {"grid.k": [1], **given}, out=str(tmp_path / "runs"), quiet=True))
 
 
 def test_the_assumed_input_stands_in_the_record_and_another_one_is_another_measurement(tmp_path, file):

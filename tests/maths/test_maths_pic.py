@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.maths.pic import absorb_singletons, pic
+from engine.maths.power_iteration import absorb_singletons, pic
 from golden import load
 
 

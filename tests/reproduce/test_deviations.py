@@ -5,7 +5,7 @@ import yaml
 import zoo
 from evaluations import protocol
 from reproduce import deviations, methods
-from zoo import overrides, registry
+from zoo import registry, settings
 
 # What is known of each family's released code, collected by reading it: id -> subject. A row that is missing here or there fails.
 KNOWN = {
@@ -163,7 +163,7 @@ def test_every_row_says_what_is_released_and_what_is_done_here():
 
 @pytest.mark.parametrize(("name", "row"), [pair for pair in EVERY if pair[1].option], ids=lambda value: getattr(value, "id", ""))
 def test_every_setting_named_can_be_set_and_is_not_the_default(name, row):
-    words = overrides.parse(row.option.split())
+    words = settings.parse(row.option.split())
     if row.where in protocol.names():
         plain, changed = protocol.load(row.where), protocol.load(row.where, words)
         assert protocol.complete(plain) != protocol.complete(changed)

@@ -16,9 +16,9 @@ from reproduce.methods.instdisc import InstDisc, instance_logits
 from reproduce.methods.moco import MoCo, MoCoV1, split_batchnorm
 from reproduce.methods.pic import PIC, pic_logits, window, windows
 from reproduce.plan import plan
-from reproduce.rows import sharded_cross_entropy
 from reproduce.stream import Stream
 from reproduce.views import Augment, Crop
+from reproduce.weight_table import sharded_cross_entropy
 from zoo.errors import UserError
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
@@ -122,7 +122,7 @@ def test_class_rows_with_a_rate_of_their_own_follow_the_schedule_beside_any_opti
 
 def test_with_correction_idle_rows_end_where_the_full_optimiser_would_have_put_them(monkeypatch):
     """Sampled softmax with correction = dense SGD whose gradient is zero outside the sampled classes, at a changing rate."""
-    monkeypatch.setattr("reproduce.rows.BLOCK", 32)
+    monkeypatch.setattr("reproduce.weight_table.BLOCK", 32)
     steps = [views(1, 3, 6, seed=s, index=[(7 * s + j) % 30 for j in range(3)]) for s in range(150)]      # past merged blocks
     method = pic(negatives=6)
     rows = nn.Parameter(method.rows.whole().double())
@@ -158,7 +158,7 @@ def test_the_softmax_runs_over_the_images_visited_last_and_the_batch():
 
 
 def test_idle_products_equal_a_plain_loop_over_any_span():
-    from reproduce.rows import Idle
+    from reproduce.weight_table import Idle
     idle, matrices = Idle(), []
     for s in range(1300):
         lr, m, d = 0.1 / (1 + s), 0.9, 1e-2

@@ -10,7 +10,7 @@ import torch
 
 import zoo
 from engine.options import RunOptions
-from evaluations import clustering
+from evaluations.kinds import clustering
 from reproduce import labels as command
 from reproduce import launch, plan
 from zoo import data, labels

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from evaluations import models
+from evaluations.inputs import models
 from reproduce import launch, plan
 from zoo import precision
 

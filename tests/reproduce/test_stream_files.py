@@ -13,8 +13,7 @@ from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment, Crop
 from zoo.data import open_source
-from zoo.data.shards import write
-from zoo.data.zipmap import pack
+from zoo.data.archive_sets import pack_zip, write_shards
 
 PLAIN = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "probability": 0.8}
@@ -33,8 +32,8 @@ def roots(tmp_path_factory):
         small = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         small.resize((24, 24), Image.Resampling.BICUBIC).save(path)
     source = open_source("folder", "train", home / "folder")
-    pack(source, home / "zip", "train")
-    write(source, home / "shards", "train", per_shard=5)
+    pack_zip(source, home / "zip", "train")
+    write_shards(source, home / "shards", "train", per_shard=5)
     return home
 
 

@@ -14,9 +14,9 @@ import zoo
 from zoo import fetch
 from zoo.__main__ import main
 from zoo.backbones import build
+from zoo.checkpoint_reader import sha256
 from zoo.errors import UserError, guard
 from zoo.export import export
-from zoo.reading import sha256
 from zoo.yamlfile import dumps
 
 MODEL = "sela_rn18_1k_aug"

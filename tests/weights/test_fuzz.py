@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from zoo import loading
 from zoo.backbones import build
+from zoo.checkpoint_reader import Array, Dtype, array, read, scalar
 from zoo.errors import UserError
-from zoo.pickles import Array, Dtype, array, scalar
-from zoo.reading import read
 from zoo.registry import HERE, Registry
 
 BOUNDED = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}

@@ -148,7 +148,7 @@ def test_the_health_table_notices_a_broken_contract_other_features_and_a_changed
 
 def test_a_hash_in_the_registry_is_named_as_its_source(house, capsys):
     file = fetch.path("small_good")
-    from zoo.reading import sha256
+    from zoo.checkpoint_reader import sha256
 
     seen, who = fetch.expected(fetch.item("small_good"))
     assert seen.sha256 == sha256(file) and who.endswith("selfzoo.seen")

@@ -248,15 +248,15 @@ def test_heads_are_rebuilt_from_names_and_shapes():
 
 def test_a_file_is_read_once_for_its_hash_however_often_it_is_loaded(tmp_path, monkeypatch):
     """Checked before every load, named in records and exports: one reading of the file, and MD5 only for a fresh download."""
-    from evaluations import models
-    from zoo import cache, fetch, reading
+    from evaluations.inputs import models
+    from zoo import cache, checkpoint_reader, fetch
 
     net = build("resnet18")
     entry, target = zoo.entry("swav_800ep"), cache.folder() / "kept.pth"
     torch.save({f"module.{k}": v for k, v in net.state_dict().items()}, target)
     item = fetch.Item("swav_800ep", tuple(entry.weights.sources), None, None, "MIT", "x")
     monkeypatch.setattr(fetch.Item, "file", property(lambda self: "kept.pth"))
-    fed, made = [], reading.hashlib.sha256
+    fed, made = [], checkpoint_reader.hashlib.sha256
 
     class Counted:
         def __init__(self):
@@ -269,14 +269,14 @@ def test_a_file_is_read_once_for_its_hash_however_often_it_is_loaded(tmp_path, m
         def hexdigest(self):
             return self.own.hexdigest()
 
-    monkeypatch.setattr(reading.hashlib, "sha256", Counted)
+    monkeypatch.setattr(checkpoint_reader.hashlib, "sha256", Counted)
     shorts = []
-    monkeypatch.setattr(reading.hashlib, "md5", lambda **_: shorts.append(made()) or shorts[-1])
+    monkeypatch.setattr(checkpoint_reader.hashlib, "md5", lambda **_: shorts.append(made()) or shorts[-1])
     for _ in range(3):
         fetch.obtain(item)
     judged = models.Model("x", str(target), target, entry)
-    assert judged.weights_sha256 == reading.sha256(target) == made(target.read_bytes()).hexdigest()
+    assert judged.weights_sha256 == checkpoint_reader.sha256(target) == made(target.read_bytes()).hexdigest()
     assert sum(fed) == target.stat().st_size, "one pass"
     assert not any(one.digest() != made().digest() for one in shorts), "nothing was fed to MD5"
     target.write_bytes(target.read_bytes() + b"x")
-    assert reading.sha256(target) == made(target.read_bytes()).hexdigest(), "a file that changed is another file"
+    assert checkpoint_reader.sha256(target) == made(target.read_bytes()).hexdigest(), "a file that changed is another file"

@@ -28,8 +28,8 @@ from torch import nn
 
 import zoo
 from zoo.backbones import build
+from zoo.checkpoint_reader import read
 from zoo.errors import UserError
-from zoo.reading import read
 
 FORMS = [(protocol, old) for protocol in (2, 3, 4, 5) for old in (False, True)]
 DTYPES = (

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from zoo.checkpoint_reader import read, sha256, tensors_in
 from zoo.errors import UserError
-from zoo.reading import read, sha256, tensors_in
 
 
 def save(path, value, legacy=False):

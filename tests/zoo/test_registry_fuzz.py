@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from zoo_fakes import METHOD, PROFILES
 
-from zoo import overrides, yamlfile
+from zoo import yamlfile
 from zoo.card import card, listing
 from zoo.errors import UserError
 from zoo.hub import describe
 from zoo.registry import Registry
+from zoo.settings import apply
 from zoo.validate import validate
 
 VALUES: list[Any] = [
@@ -126,7 +127,7 @@ def test_any_override_is_applied_or_refused(words):
     tree = {"a": {"b": 1, "z": [1, {"a": None}]}, "b": None, "0": [0, 1]}
     before = copy.deepcopy(tree)
     try:
-        overrides.apply(tree, words)
+        apply(tree, words)
     except UserError:
         pass
     assert tree == before

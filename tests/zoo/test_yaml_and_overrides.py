@@ -9,7 +9,7 @@ import yaml
 
 from zoo import yamlfile
 from zoo.errors import UserError, guard
-from zoo.overrides import apply, parse
+from zoo.settings import apply, parse
 
 
 @pytest.mark.parametrize(

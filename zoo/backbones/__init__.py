@@ -13,11 +13,9 @@ from torch import nn
 
 from ..errors import UserError, suggest
 from .alexnet import AlexNet
-from .common import Backbone
+from .base import Backbone, Pixels
 from .nin import Nin
-from .preact import PreactResNet
-from .resnet import ResNet, tiny_resnet
-from .tiny import Pixels
+from .resnet import PreactResNet, ResNet, tiny_resnet
 from .vgg import Vgg16
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .common import Backbone, Vacant
+from .base import Backbone, Vacant
 from .sobel import Stem
 from .vgg import fully_connected, start
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .common import Backbone
-from .resnet import check_sizes
+from .base import Backbone, check_sizes
 from .vgg import start
 
 

@@ -1,8 +1,9 @@
-"""Residual networks with torchvision's parameter names: ImageNet depths, SwAV's widths, variants of PIC, small images.
+"""Residual networks with torchvision's parameter names: ImageNet depths, SwAV's widths, variants of PIC and SeLa, small images.
 
-Stride sits on the 3x3 convolution (v1.5). Convolutions start Kaiming-normal (fan out), batch norms at 1 and 0.
+Stride is on the 3x3 convolution (v1.5). Convolutions start Kaiming-normal (fan out), batch norms at 1 and 0.
 SwAV multiplies the stem and every stage by its width, inner widths too; it pads by 1 and convolves with padding 2 where
-torchvision pads by 3, which is the same function. SeLa's pre-activation network stands in ``preact.py``.
+torchvision pads by 3, which is the same function. SeLa's pre-activation ResNet-50 has batch norm and ReLU before each
+convolution, and none at the very end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .common import Backbone
+from .base import Backbone, check_sizes
 
 Norm = Callable[[int], nn.Module]  # channels -> the layer after a convolution
 
@@ -151,13 +152,6 @@ def check_dilation(given: Sequence[bool] | None, stages: int) -> list[bool]:
     return list(values)
 
 
-def check_sizes(**sizes: Any) -> None:
-    """Every value is a positive whole number, or a list of such."""
-    for name, value in sizes.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
-            raise UserError(f"backbone option {name}={value!r}: positive whole numbers are expected")
-
 
 def tiny_resnet(
     width: int = 16, blocks: Sequence[int] = (1, 1, 1), stem_stride: int = 1, in_channels: int = 1
@@ -165,3 +159,48 @@ def tiny_resnet(
     """Basic blocks for images of 8 to 32 pixels: 3x3 stem, no max-pool, ``width`` channels doubling per stage."""
     check_sizes(stem_stride=stem_stride)
     return ResNet(blocks, False, width, in_channels, stem_kernel=3, stem_stride=stem_stride, max_pool=False)
+
+
+class PreactBottleneck(nn.Module):
+    def __init__(self, inputs: int, planes: int, stride: int):
+        super().__init__()
+        outputs = 4 * planes
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, planes, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(planes), conv(planes, planes, 3, stride)
+        self.bn3, self.conv3 = nn.BatchNorm2d(planes), conv(planes, outputs, 1)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride)) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(x).relu()
+        shortcut = x if self.shortcut is None else self.shortcut(y)
+        y = self.conv1(y)
+        y = self.conv2(self.bn2(y).relu())
+        return self.conv3(self.bn3(y).relu()) + shortcut
+
+
+class PreactResNet(Backbone):
+    """Layers ``res2`` .. ``res5``: the raw sums, no ReLU follows them; output the last one averaged, (B, 2048).
+
+    The 7x7 stem has neither batch norm nor ReLU.  Keys as torchvision's, with ``shortcut.0`` for ``downsample``.
+    """
+
+    def __init__(self, blocks: Sequence[int] = (3, 4, 6, 3)):
+        super().__init__()
+        check_sizes(blocks=blocks)
+        self.conv1, self.maxpool = conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)
+        channels, self.dims = 64, {}
+        for i, depth in enumerate(blocks):
+            planes, stage = 64 * 2**i, list[nn.Module]()
+            for j in range(depth):
+                stage.append(PreactBottleneck(channels, planes, 2 if i and not j else 1))
+                channels = 4 * planes
+            setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
+            self.dims[f"res{i + 2}"] = channels
+        self.layers, self.dim = tuple(self.dims), channels
+
+    def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        x = self.maxpool(self.conv1(x))
+        for i, name in enumerate(self.layers, 1):
+            x = getattr(self, f"layer{i}")(x)
+            yield name, x

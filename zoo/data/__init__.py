@@ -6,8 +6,8 @@ source.image(0), source.label(0), source.name(0), source.fingerprint
 """
 
 from .images import ImageError
-from .opening import make_scenes, open_source
-from .places import DataMissing
+from .locate import DataMissing
+from .open import make_scenes, open_source
 from .seal import Seal, SealedError, openings, permit, sealed
 from .source import ArraySource, FileSource, Source
 from .specs import DatasetSpec, describe, names

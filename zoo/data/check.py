@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from . import parts, places, zipmap
+from . import archive_sets, locate, parts
 from .annotations import DetectionSource
+from .archives import PackStore
+from .bad_images import in_order
 from .classes import Classes
 from .classes import numbers as match
 from .coco import CocoSource
-from .faults import in_order
-from .opening import read_part
-from .packs import PackStore
+from .open import read_part
 from .source import FileSource, FolderStore, Source
 from .specs import DatasetSpec
 
@@ -47,7 +47,7 @@ class Report:
 
 def check(spec: DatasetSpec, root: str | Path | None) -> Report:
     """Read every image of every part that is there."""
-    folder = places.find(spec, root)
+    folder = locate.find(spec, root)
     report = Report([f"{spec.name}: {folder or spec.prepare}"])
     seen: dict[bytes, tuple[str, str]] = {}
     found: dict[str, Source] = {}
@@ -69,7 +69,7 @@ def _part(
         source = read_part(spec, folder, part, check=False)
     except UserError as error:
         # A set without fixed sizes (the user's own) need not have every part.
-        optional = spec.classes is None and isinstance(error, places.PartMissing)
+        optional = spec.classes is None and isinstance(error, locate.PartMissing)
         if not optional and not any(str(error).startswith(p) for p in report.problems):
             report.problems.append(str(error))
         return None
@@ -141,10 +141,10 @@ def _map_lines(spec: DatasetSpec, folder: Path | None, part: str) -> list[str]:
     path = folder / f"{part}_map.txt"
     if not path.is_file():
         return []
-    names, _, wrong = zipmap.scan_map(path, spec.class_count)
+    names, _, wrong = archive_sets.scan_map(path, spec.class_count)
     if not wrong and (folder / f"{part}.zip").is_file():
         try:
-            inside = set(zipmap.zip_members(path.with_name(f"{part}.zip"))[0])
+            inside = set(archive_sets.zip_members(path.with_name(f"{part}.zip"))[0])
         except UserError:
             return wrong  # the reader says so
         wrong = [f"{path}:{n}: {name} is not in {part}.zip" for n, name in enumerate(names, 1) if name not in inside]
@@ -159,7 +159,7 @@ def _left_out(spec: DatasetSpec, source: Source, part: str) -> list[str]:
         everything = sum(len(files) for _, _, files in os.walk(source.store.root, followlinks=True))
         return [f"{part}: {everything - len(source):,} other files are not read"] if everything > len(source) else []
     if isinstance(source.store, PackStore) and len(source.store.files) == 1 and source.store.files[0].endswith(".zip"):
-        inside = len(zipmap.zip_members(Path(source.store.files[0]))[0])
+        inside = len(archive_sets.zip_members(Path(source.store.files[0]))[0])
         return (
             [f"{part}: {inside - len(source):,} images in the zip are not in its map"] if inside > len(source) else []
         )

@@ -18,11 +18,10 @@ import numpy as np
 from ..errors import UserError
 from . import parts, rle
 from .annotations import DetectionSource, Objects, checked_box
-from .listing import subfolders
-from .namelist import Names
+from .folders import subfolders
+from .locate import PartMissing
 from .paths import inside
-from .places import PartMissing
-from .source import FolderStore
+from .source import FolderStore, Names
 from .specs import DatasetSpec
 
 PIXELS = 2**28  # of one image; masks of more are not made

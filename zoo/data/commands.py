@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, writing
-from .namelist import drawn
+from .source import drawn
 
 
 def register(subparsers: Any) -> None:
@@ -73,12 +73,12 @@ def register(subparsers: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from . import places
+    from . import locate
     from .specs import load
 
     for name, spec in sorted(load().items()):
         splits = ", ".join(f"{s} {r.count:,}" if r.count else s for s, r in spec.splits.items())
-        print(f"{name:32s} {places.present(spec):12s} {spec.title}\n{'':45s} {splits}")
+        print(f"{name:32s} {locate.present(spec):12s} {spec.title}\n{'':45s} {splits}")
     return 0
 
 
@@ -111,7 +111,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _each(options: argparse.Namespace) -> list[tuple[str, Any]]:
     """(split, source) of the splits asked for, or of every part that is there."""
-    from .opening import open_source
+    from .open import open_source
     from .source import FileSource
 
     spec, _ = _described(options)
@@ -132,27 +132,27 @@ def _each(options: argparse.Namespace) -> list[tuple[str, Any]]:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from .zipmap import pack
+    from .archive_sets import pack_zip
 
     for split, source in _each(options):
         if not source.labelled:
             raise UserError(f"{options.name}: a map needs labels, and {split} has none; use `data shard`")
-        for path in pack(source, options.to, split.partition("@")[0]):
+        for path in pack_zip(source, options.to, split.partition("@")[0]):
             print(path)
     return 0
 
 
 def _shard(options: argparse.Namespace) -> int:
-    from .shards import write
+    from .archive_sets import write_shards
 
     for split, source in _each(options):
-        for path in write(source, options.to, split.partition("@")[0], options.per_shard):
+        for path in write_shards(source, options.to, split.partition("@")[0], options.per_shard):
             print(path)
     return 0
 
 
 def _subset(options: argparse.Namespace) -> int:
-    from .opening import open_source
+    from .open import open_source
 
     if not 0 < options.percent <= 100:
         raise UserError(f"--percent {options.percent:g}: expected more than 0 and at most 100")
@@ -197,7 +197,7 @@ def stratified(source: Any, fraction: float, seed: int) -> np.ndarray:
 
 
 def _make(options: argparse.Namespace) -> int:
-    from .opening import make_scenes
+    from .open import make_scenes
 
     make_scenes(options.to, options.format, options.items, options.images, options.seed)
     forms = ("voc", "coco") if options.format == "both" else (options.format,)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import indexes
-from .faults import in_order
-from .places import user_cache
+from . import index_cache
+from .bad_images import in_order
+from .paths import user_cache
 
 if TYPE_CHECKING:
     from .source import FileSource
@@ -43,7 +43,7 @@ def digests(source: FileSource) -> np.ndarray:
     for i, digest in in_order(work, left.tolist(), f"{source.dataset}/{source.split}: hashing every image"):
         found[i] = np.frombuffer(digest, np.uint8)
     # A stamp this young, or of an unknown file, may not show a change made right after the reading.
-    stamps[(stamps[:, 1:].max(axis=1) > time.time_ns() - indexes.RACY) | (stamps[:, 0] < 0)] = 0
+    stamps[(stamps[:, 1:].max(axis=1) > time.time_ns() - index_cache.RACY) | (stamps[:, 0] < 0)] = 0
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         partial = record.with_name(f"{record.stem}.{os.getpid()}.npz")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .access import Access
-from .places import alone
+from .archives import Access
+from .locate import alone
 from .source import FileSource, Store
 
 try:

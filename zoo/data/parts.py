@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import UserError
-from .listing import subfolders
+from .folders import subfolders
 
 NAMES = {
     "train": ("train", "training"),

@@ -1,13 +1,19 @@
-"""Names that lists, maps, annotations and archives give to files: always below the folder they belong to.
+"""The user's cache folder, and names that lists, maps, annotations and archives give to files: always below their folder.
 
-Such a name comes from whoever made the list. An absolute one, or one with ``..`` in it, would read or write anywhere.
+Such a name comes from the author of the list. An absolute one, or one with ``..`` in it, could read or write anywhere.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from ..errors import UserError
+
+
+def user_cache() -> Path:
+    """The user's folder for downloads and indexes: XDG_CACHE_HOME/selfzoo, else ~/.cache/selfzoo."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "selfzoo"
 
 
 def inside(name: str, where: str) -> str:

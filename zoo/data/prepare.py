@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .listing import subfolders
+from .archive_sets import read_map
+from .folders import subfolders
 from .paths import component
-from .zipmap import read_map
 
 TAR = "ILSVRC2012_img_val.tar"
 LARGEST = 2**26  # bytes of one image, or of a list of classes

@@ -1,7 +1,8 @@
-"""The contract of a data set: numbered images, each with a label and a name, and one fingerprint for the whole.
+"""The contract of a data set (``Source``): numbered images, each with a label and a name, and one fingerprint for the whole.
 
-Methods, evaluations and detection see nothing else.  A source is picklable, holds no open file that a ``fork`` could
-share by accident, and gives the same item for the same index in every process.
+Methods, evaluations and detection use nothing else. A source is picklable, holds no open file that a ``fork`` could share, and
+gives the same item for the same index in every process. Names of millions of files are kept in two arrays (``Names``): cheap to
+pickle and shared between forked workers, which a list of str is not, since counting references writes to its pages.
 """
 
 from __future__ import annotations
@@ -9,18 +10,62 @@ from __future__ import annotations
 import copy
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from . import indexes
+from . import index_cache
 from .images import decode
-from .namelist import Names
+
+
+def drawn(name: str, seed: str = "") -> bytes:
+    """32 bytes that decide by an image's name: the same on every machine, whatever bytes the name has on disk."""
+    return hashlib.sha256(f"{seed}{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+class Names(Sequence[str]):
+    """An immutable list of str.  Names that are not UTF-8 on disk survive as surrogate escapes."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [n.encode("utf-8", "surrogateescape") for n in names]
+        self.blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
+
+    @classmethod
+    def of(cls, blob: np.ndarray, ends: np.ndarray) -> Names:
+        """Names from the two arrays of another one (as an index file keeps them)."""
+        self = cls.__new__(cls)
+        self.blob, self.ends = blob, ends
+        return self
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(f"index {i} is outside 0..{len(self) - 1}")
+        start = self.ends[i - 1] if i else 0
+        return self.blob[start : self.ends[i]].tobytes().decode("utf-8", "surrogateescape")
+
+    def take(self, indices: np.ndarray) -> Names:
+        return Names(self[int(i)] for i in indices)
+
+    def digest(self, digest: Any) -> None:
+        """Feed all names to a hash; the ends make it unambiguous."""
+        digest.update(self.ends.astype("<i8").tobytes())
+        digest.update(self.blob.data)
+
 
 UNLABELLED = -1
 OWN = ("folder", "images", "voc", "coco")  # data sets that are whatever lies in the folder that was named
@@ -303,7 +348,7 @@ class FolderStore:
         return f"{self.root}/{self.names[i]}"
 
     def stamp(self, i: int) -> tuple[int, int, int]:
-        return indexes.state(self.where(i))
+        return index_cache.state(self.where(i))
 
     def take(self, indices: np.ndarray) -> FolderStore:
         return FolderStore(Path(self.root), self.names.take(indices))

@@ -64,7 +64,7 @@ class DatasetSpec(Strict):
     classes    class names, or just their number, or null when that depends on the folder
     size       [height, width] of every image, or null when they differ
     mean, std  per channel, for pixels in 0..1
-    reader     the layout family that reads it (zoo/data/readers.py)
+    reader     the layout family that reads it (``READERS`` in zoo/data/open.py)
     options    settings of that reader
     origin     where it comes from; prepare: how this project finds or prepares it
     """

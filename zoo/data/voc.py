@@ -21,10 +21,9 @@ from PIL import Image
 from ..errors import UserError, suggest
 from . import parts
 from .annotations import DetectionSource, Objects, checked_box
-from .namelist import Names
+from .locate import PartMissing
 from .paths import inside
-from .places import PartMissing
-from .source import FolderStore, Store
+from .source import FolderStore, Names, Store
 from .specs import DatasetSpec
 
 TARGET = {"1": 1, "-1": 0, "0": 255}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from . import indexes
+from . import index_cache
+from .archives import PackStore, most_open, zip_members
 from .images import ImageError
-from .packs import PackStore, most_open, zip_members
 from .source import FileSource
 from .specs import DatasetSpec
 
@@ -113,7 +113,7 @@ class YfccStore:
         return "@/".join((f"{self.root}/{place(int(self.numbers[i]))[0]}", place(int(self.numbers[i]))[1]))
 
     def stamp(self, i: int) -> tuple[int, int, int]:
-        return indexes.state(self.root / place(int(self.numbers[i]))[0])
+        return index_cache.state(self.root / place(int(self.numbers[i]))[0])
 
     def take(self, indices: np.ndarray) -> YfccStore:
         return YfccStore(self.root, self.numbers[indices])

@@ -1,9 +1,20 @@
 """The typed form of the registry: every field, its type, its unit.  An unknown field or a wrong type is an error."""
 
-from .base import Fraction, NotNegative, Positive, Strict
-from .entry import Entry, MethodFile, ModelFields, ParamSpec, Profile
-from .network import Backbone, Input, Layout, Network
-from .released import Code, Head, Paper, Pseudolabels, Published, Source, Weights
+from .entry import (
+    Code,
+    Entry,
+    Head,
+    MethodFile,
+    ModelFields,
+    Paper,
+    ParamSpec,
+    Profile,
+    Pseudolabels,
+    Published,
+    Source,
+    Weights,
+)
+from .network import Backbone, Fraction, Input, Layout, Network, NotNegative, Positive, Strict
 from .training import (
     OPTIMIZER_FIELDS,
     SCHEDULE_FIELDS,

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .base import Strict
-from .network import Backbone, Input, Layout
+from .network import Backbone, Input, Layout, Strict
 
 
 class Signs(Strict):

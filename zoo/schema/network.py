@@ -1,4 +1,7 @@
-"""What a network is, what it eats, and the forms its files may have."""
+"""A network in the registry: what it is, its input, and the forms that its files may have.
+
+``Strict`` is the base of every part of the registry: no unknown fields, no silent conversions.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,20 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..merging import normalise_backbone
-from .base import Positive, Strict
+from ..settings import normalise_backbone
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+
+class Strict(BaseModel):
+    """No unknown fields, no silent conversions ("4096" is not a number), no changes after construction."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Backbone(Strict):

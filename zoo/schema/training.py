@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .base import Fraction, NotNegative, Positive, Strict
-from .network import Backbone, Input, Layout
+from .network import Backbone, Fraction, Input, Layout, NotNegative, Positive, Strict
 
 
 class Jitter(Strict):

@@ -1,0 +1,351 @@
+"""Evaluate one model by one protocol: plan, one pass for features, selection, one look at the test split, one record.
+
+``evaluate("knn_digits", "simclr_digits", {"pretrain_seed": 1})`` returns the path of the record. A measurement that exists is
+found by its key and not repeated. Features and models are shared between protocols, in memory and on disk. A ``Task`` is the
+measurement before it is made; ``Task.measure`` runs it with the test split sealed: the data reader raises until selection
+has finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import dist, provenance
+from engine.options import RunOptions
+from engine.progress import duration, peak_memory
+from results import record as records
+from zoo import data
+from zoo.data.source import OWN
+from zoo.errors import UserError
+from zoo.precision import has_bfloat16
+
+from . import transductive
+from .inputs import datasets, models
+from .inputs.features import Compute, FeatureRequest, Features, Store
+from .protocol import Protocol, complete, load, module_of, seeded
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False, "max_bad": None}
+FORM = ("backbone", "prefix", "path", "mean", "std")  # what a command line may say of a weight file, as zoo.load takes it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command line says beside the protocol: the protocol's overrides, and how to run."""
+
+    overrides: dict[str, Any]
+    options: RunOptions
+    seed: int
+    pretrain_seed: int | None
+    precision: str
+    batch: int
+    download: bool
+    max_bad: int | None = None
+    form: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], out: str | None = None) -> Settings:
+        rest = dict(given)
+        own = {name: rest.pop(name, default) for name, default in OWN_OPTIONS.items()}
+        form = {name: rest.pop(name) for name in FORM if rest.get(name) is not None}
+        for name in ("pretrain_seed", "seed", "batch", "max_bad"):
+            if not isinstance(own[name], int) and not (OWN_OPTIONS[name] is None and own[name] is None):
+                raise UserError(f"{name}={own[name]}: must be a whole number")
+        if own["precision"] not in PRECISIONS:
+            raise UserError(f"precision={own['precision']}: {' or '.join(PRECISIONS)}")
+        plain = {k: v for k, v in rest.items() if k in RunOptions.names()}
+        if out is not None:
+            plain["out"] = out
+        options, _ = RunOptions.split(plain)
+        return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own, form=form)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What makes this another measurement than the plain protocol."""
+        return {**self.overrides, **self.form, **({"precision": self.precision} if self.precision != "float32" else {})}
+
+    @property
+    def plain(self) -> Settings:
+        """The same without overrides of a protocol, for another protocol."""
+        return replace(self, overrides={})
+
+    @cached_property
+    def compute(self) -> Compute:
+        """Joins the processes that torchrun started, if any."""
+        world = dist.init(self.options.device)
+        device = world.device
+        if self.precision == "bfloat16" and world.is_main and not has_bfloat16(str(device)):
+            print("precision=bfloat16: this machine has no instructions for it; float32 is faster", file=sys.stderr)
+        return Compute(device, self.precision, self.batch, self.options.workers or 0, self.options)
+
+
+@dataclass
+class Task:
+    """One protocol on one model. ``open`` opens a split of the data, unless it is sealed."""
+
+    protocol: Protocol
+    judged: models.Model
+    settings: Settings
+    open: Callable[[str], Any]
+
+    @classmethod
+    def of(cls, protocol_id: str, model: str, settings: Settings, fetch: bool = True) -> Task:
+        """Raises UserError: unknown protocol, path or model, no finished run, data not found.
+
+        fetch   False: neither weights nor data are downloaded, for plans.
+        """
+        protocol = complete(load(protocol_id, settings.overrides))
+        able = getattr(module_of(protocol.kind), "PRECISIONS", PRECISIONS[:2])
+        if settings.precision not in able:
+            raise UserError(f"precision={settings.precision}: {protocol.id} computes in {' or '.join(able)}")
+        if protocol.seeds > 1 and not seeded(protocol):
+            raise UserError(f"seeds={protocol.seeds}: {protocol.id} has no repetitions under other seeds; leave it out")
+        arranged, opener = datasets.arrange(
+            protocol, settings.options.data, settings.download, fetch, settings.max_bad
+        )
+        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch, settings.form)
+        return cls(arranged, judged, settings, opener)
+
+    @property
+    def out(self) -> Path:
+        return Path(self.settings.options.out)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """One hash over the identities of every split of the protocol, taken before any of them is sealed."""
+        splits = self.protocol.splits
+        used = dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s)
+        each = [self._fingerprint(split) for split in used]
+        return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()[:32]
+
+    def _fingerprint(self, split: str) -> str:
+        place = self.protocol.dataset, self.settings.options.data, split
+        if place in _FINGERPRINTS:
+            return _FINGERPRINTS[place]
+        source = self.open(split)
+        if source.dataset in data.names() and source.dataset not in OWN:  # not what may be edited at any time
+            _FINGERPRINTS[place] = source.identity
+        return str(source.identity)
+
+    @cached_property
+    def key(self) -> str:
+        """The name of this measurement, known before it is made."""
+        return records.key(
+            weights_sha256=self.judged.weights_sha256,
+            data_fingerprint=self.fingerprint,
+            protocol=self.protocol.id,
+            version=self.protocol.version,
+            overrides=self.settings.recorded,
+            evaluation_seed=self.settings.seed,
+        )
+
+    def measured(self, root: Path) -> Path | None:
+        """The record of this measurement below ``root``, if it was made before."""
+        return records.find(root, self.judged.name, self.protocol.id, self.key)
+
+    @property
+    def plan(self) -> list[FeatureRequest]:
+        return list(module_of(self.protocol.kind).plan(self.protocol, self.judged))
+
+    def check(self) -> None:
+        """Raises UserError for whatever a run would refuse: layers, settings that do not go together, too few images or
+        labels. Opens the splits, and so comes before any of them is sealed; a plan asks it too."""
+        _ = self.plan
+        module_of(self.protocol.kind).check(self.protocol, self.judged, self.open)
+
+    @property
+    def closed(self) -> list[str]:
+        """Splits to seal: the test split, unless it also serves to fit or to select; a set that was cut in two as well."""
+        splits = self.protocol.splits
+        if splits.test in (splits.train, splits.fit, splits.val):
+            return []
+        return [splits.test, *(["train"] if splits.test == datasets.HELD_OUT else [])]
+
+    @property
+    def scored(self) -> str:
+        """The split whose images give the metrics."""
+        splits, head = self.protocol.splits, self.protocol.head
+        return splits.train if head.get("score") == "train" or head.get("assignments") == "own" else splits.test
+
+    @property
+    def transductive(self) -> bool:
+        """Whether pre-training read images of the scored split, without their labels. Opens it: not under seal."""
+        place = self.protocol.dataset, self.scored, self.settings.options.data
+        return transductive.saw(self.judged, self.open(self.scored), *place)
+
+    def features(
+        self, release: Callable[[], None], say: Callable[[str], None], also: Iterable[FeatureRequest]
+    ) -> Features:
+        return Features(
+            self.judged,
+            self.protocol,
+            Store(self.out / "features"),
+            compute=self.settings.compute,
+            open_split=self.open,
+            release=release,
+            also=[*self.plan, *also],
+            say=say,
+            workspace=self.out / "probes" / self.judged.name / f"{self.protocol.id}--{self.key}",
+        )
+
+    def measure(
+        self, say: Callable[[str], None] = lambda line: None, also: Iterable[FeatureRequest] = ()
+    ) -> tuple[Any, Features]:
+        """(Result, what it saw): the evaluation under seal."""
+        module = module_of(self.protocol.kind)
+        self.check()
+        _ = self.key  # fingerprints first: a sealed split cannot be opened
+        with ExitStack() as stack:
+            seals = [stack.enter_context(data.sealed(split)) for split in self.closed]
+
+            def release() -> None:
+                for seal in seals:
+                    seal.release()
+
+            features = self.features(release, say, also)
+            return module.run(self.protocol, features, self.settings.seed), features
+
+
+_FINGERPRINTS: dict[tuple[str, str | None, str], str] = {}
+
+
+def evaluate(
+    protocol_id: str,
+    model: str,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | None = None,
+    record: bool = False,
+    quiet: bool = False,
+    also: Iterable[str] = (),
+) -> Path:
+    """Measure and write the record; returns its path. ``also``: protocols that will follow on the same features.
+
+    overrides  dotted paths of the protocol, and data, device, workers, precision, pretrain_seed, seed
+    record     write below results/measured/ (the project's own models) instead of <out>/measured/
+    Raises UserError: unknown protocol, model or path, no finished run, data not found.
+    """
+    settings = Settings.of(overrides or {}, out)
+    if settings.options.threads:
+        torch.set_num_threads(settings.options.threads)
+    device = settings.compute.device  # joins the other processes first
+    tell = _silent if quiet or not dist.is_main() else say
+    datasets.forget()
+    task = Task.of(protocol_id, model, settings)
+    protocol, judged = task.protocol, task.judged
+    root = records.COMMITTED if record else task.out / "measured"
+    found = task.measured(root)
+    if found is not None:
+        tell(f"{protocol.name} on {judged.name}: measured before, nothing to do: {found}")
+        return found
+    others = [Task.of(name, model, settings.plain) for name in also if load(name).dataset == protocol.dataset]
+    started = time.perf_counter()
+    result, features = task.measure(tell, [request for other in others for request in other.plan])
+    seconds = time.perf_counter() - started
+    if not dist.is_main():
+        dist.barrier()
+        return root / judged.name
+    written = records.write(
+        records.Record(
+            schema=records.SCHEMA,
+            model=judged.name,
+            pretrain_seed=judged.pretrain_seed,
+            protocol=protocol.id,
+            version=protocol.version,
+            form=protocol.form,
+            command=command_of(task, model),
+            pretrain_command=judged.pretrain_command,
+            metrics=result.metrics,
+            selection=features.selection,
+            test_reads=features.test_reads,
+            data_fingerprint=task.fingerprint,
+            weights_sha256=judged.weights_sha256,
+            predictions_sha256=keep_predictions(result, task.out / "predictions"),
+            provenance=_provenance(seconds, device),
+            overrides=settings.recorded,
+            evaluation_seed=settings.seed,
+            input=judged.assumed_input,
+            transductive=task.transductive,
+        ),
+        root,
+    )
+    dist.barrier()
+    tell(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
+    return written
+
+
+def keep_predictions(result: Any, folder: Path) -> str | None:
+    """Predictions and per-sample correctness in a file named by its hash, for ``pair``."""
+    if result.predictions is None:
+        return None
+    correct = result.correct if result.correct is not None else np.zeros(0, np.float32)
+    digest = hashlib.sha256()
+    for array in (result.predictions, correct):
+        digest.update(f"{array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    name = digest.hexdigest()
+    target = folder / f"{name}.npz"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{name}.{os.getpid()}.npz"
+        np.savez_compressed(temporary, predictions=result.predictions, correct=correct)
+        os.replace(temporary, target)
+    return name
+
+
+def command_of(task: Task, model: str) -> str:
+    """The command that measures this again, without places of this machine."""
+    settings = task.settings
+    words = ["python", "-m", "evaluations", "run", task.protocol.id, model]
+    if settings.pretrain_seed is not None:
+        words.append(f"pretrain_seed={settings.pretrain_seed}")
+    if settings.seed:
+        words.append(f"seed={settings.seed}")
+    if settings.max_bad:
+        words.append(f"max_bad={settings.max_bad}")
+    words += [f"{path}={v if isinstance(v, str) else json.dumps(v)}" for path, v in settings.recorded.items()]
+    return shlex.join(words)
+
+
+def summary(metrics: Mapping[str, records.Metric]) -> str:
+    """``top1 96.3 ± 0.2, top5 99.1``; what papers print from the test split stays out."""
+    shown = [(n, m) for n, m in metrics.items() if m.style == "honest"]
+    return ", ".join(f"{n} {m.value:.1f}" + (f" ± {m.sd:.1f}" if m.sd is not None else "") for n, m in shown)
+
+
+def _provenance(seconds: float, device: torch.device) -> records.Provenance:
+    found = _collected()
+    return records.Provenance(
+        git=records.Git(found["git"]["commit"], bool(found["git"]["dirty"])),
+        libraries=found["versions"],
+        hardware={**found["hardware"], "platform": found["platform"], "device": device.type},
+        threads=torch.get_num_threads(),
+        seconds=round(seconds, 3),
+        peak_memory=peak_memory(device),
+    )
+
+
+@lru_cache(maxsize=1)
+def _collected() -> dict[str, Any]:
+    return provenance.collect()
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr, results to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass
