@@ -203,7 +203,7 @@ def kind_of(protocol: Protocol) -> Kind:
 
 def seeded(protocol: Protocol) -> bool:
     """Whether ``seeds`` repeats the measurement: yes, unless the kind's own ``seeded(protocol)`` says otherwise."""
-    asked = getattr(import_module(f".{protocol.kind}", __package__), "seeded", None)
+    asked = getattr(module_of(protocol.kind), "seeded", None)
     return asked is None or bool(asked(protocol))
 
 

@@ -113,7 +113,7 @@ def test_places_are_tried_in_order(tmp_path, monkeypatch):
 def test_a_download_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
-    monkeypatch.setattr("zoo.data.arrays.download", lambda spec, folder: calls.append(spec.name))
+    monkeypatch.setattr("zoo.data.arrays.download_torchvision", lambda spec, folder: calls.append(spec.name))
     folder = locate.find(data.describe("cifar10"))
     assert folder == tmp_path / "selfzoo/data/cifar10" == locate.find(data.describe("cifar10"))
     assert calls == ["cifar10"]
@@ -121,7 +121,7 @@ def test_a_download_is_made_once(tmp_path, monkeypatch):
 
 def test_a_plan_downloads_and_composes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("zoo.data.arrays.download", lambda spec, folder: None)
+    monkeypatch.setattr("zoo.data.arrays.download_torchvision", lambda spec, folder: None)
     for name in ("cifar10", "scenes_digits_voc"):
         with pytest.raises(data.DataMissing):
             data.open_source(name, fetch=False)
@@ -137,7 +137,7 @@ def test_an_interrupted_download_is_made_again(tmp_path, monkeypatch):
     def offline(spec, folder):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("zoo.data.arrays.download", offline)
+    monkeypatch.setattr("zoo.data.arrays.download_torchvision", offline)
     with pytest.raises(data.DataMissing, match="download through torchvision .*no route to host"):
         locate.find(data.describe("cifar10"))
 

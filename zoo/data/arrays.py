@@ -115,7 +115,7 @@ def _dataset(spec: DatasetSpec, root: Path, part: str, download: bool = False) -
     root = (
         root.parent if root.name == getattr(kind, "base_folder", None) else root
     )  # the unpacked folder itself is fine too
-    return kind(str(root), download=download_torchvision, **how)
+    return kind(str(root), download=download, **how)
 
 
 def read_torchvision(spec: DatasetSpec, root: Path, part: str) -> ArraySource:
