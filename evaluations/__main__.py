@@ -121,7 +121,7 @@ def _rank(options: argparse.Namespace) -> int:
     from .rank import rank
 
     # A pattern is text, not YAML, in which * means something.
-    given = overrides.parse(word for word in options.paths if not word.startswith("models="))
+    given = settings.parse(word for word in options.paths if not word.startswith("models="))
     patterns = [word.removeprefix("models=") for word in options.paths if word.startswith("models=")]
     given |= {"models": patterns[-1]} if patterns else {}
     print(rank(options.folder, given))

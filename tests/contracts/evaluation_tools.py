@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ class Case:
 DENSE = ("rcnn", "detr", "segmentation")  # they learn boxes and masks, not labels of images: tests/detection is their contract
 
 # They measure images without labels, so nothing here that labels decide concerns them: tests/evaluations/test_quality.py.
-WITHOUT_LABELS = tuple(k for k in protocol.kinds() if not import_module(f"evaluations.{k}").KIND.labelled)
+WITHOUT_LABELS = tuple(k for k in protocol.kinds() if not protocol.module_of(k).KIND.labelled)
 
 
 def cases() -> list[Case]:
