@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,11 @@ def test_two_models_are_compared_as_a_textbooks_table_of_pairs():
 def test_a_class_without_a_positive_is_left_out_of_the_mean():
     targets = np.array([[1, 0], [0, 0], [1, 0]], dtype=np.uint8)
     assert scores.mean_average_precision(np.array([[0.9, 1.0], [0.5, 2.0], [0.1, 3.0]]), targets) == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_another_evaluation_seed_or_precision_is_another_measurement(tmp_path):
+    case = next(c for c in cases() if c.kind == "knn")
+    plain = task(case, separable(), tmp_path)
+    others = [replace(plain, settings=replace(plain.settings, **change)) for change in ({"seed": 1}, {"precision": "bfloat16"})]
+    assert len({plain.key, *(other.key for other in others)}) == 3
+    assert replace(plain, settings=replace(plain.settings, batch=7)).key == plain.key
