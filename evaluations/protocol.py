@@ -263,7 +263,7 @@ def _complaint(
     place = given or _place(name, keys)
     path = ".".join(map(str, keys)) or "the whole"
     if problem["type"] == "extra_forbidden":
-        known = _fields(kind, [k for k in problem["loc"][:-1]])
+        known = _fields(kind, list(problem["loc"][:-1]))
         return UserError(
             f"{place}: unknown field {path!r}{suggest(str(keys[-1]), known) or '; known: ' + ', '.join(known)}"
         )

@@ -255,9 +255,8 @@ def _escape(text: str) -> str:
 
 def _link(text: str) -> str:
     """``owner/name:path @commit`` and bare addresses become links."""
-    text = re.sub(
+    return re.sub(
         r"(?<![\w/])([\w.-]+/[\w.-]+):([\w./-]+)( @([0-9a-f]{7,40}))?",
         lambda m: f"[{m[0]}](https://github.com/{m[1]}/blob/{m[4] or 'HEAD'}/{m[2]})",
         text,
     )
-    return text

@@ -41,7 +41,7 @@ def _taken_for(path: Path, tree: Any) -> list[str]:
         report, line = source.found.report, source.found.line()
     else:
         report, line = loading.fit(source, tree)[1].report, f"looks like a file of the registry: {foreign.network_name(source.backbone)} ({source.where})"
-    over = [key for key in report.ignored]
+    over = list(report.ignored)
     return [line, *([f"left over: {listed(over, 12)}"] if over else []), f'load it: zoo.load("{path}")']
 
 

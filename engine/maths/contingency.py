@@ -78,7 +78,7 @@ def _compact(labels: Any, name: str) -> tuple[np.ndarray, int]:
             raise ValueError(f"contingency: {name} labels must be integers")
         labels = labels.astype(np.int64)
     low, high = int(labels.min()), int(labels.max())
-    if 0 <= low and high < max(4 * len(labels), 1 << 16):
+    if low >= 0 and high < max(4 * len(labels), 1 << 16):
         return labels.astype(np.int64), high + 1
     values, labels = np.unique(labels, return_inverse=True)
     return labels.astype(np.int64), len(values)

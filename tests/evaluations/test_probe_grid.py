@@ -21,7 +21,7 @@ def test_the_forms_agree_and_the_ratio_of_passes_is_cells_times_epochs(tmp_path,
 def test_forms_that_disagree_end_in_an_error(monkeypatch):
     bench = probe_grid.setting("digits", 90, 1)
     cell = bench.grid[0]
-    kept = {c: 50.0 for c in bench.grid}
+    kept = dict.fromkeys(bench.grid, 50.0)
     wrong = probe_grid.Round({}, {"fast": kept, "shared": {cell: 40.0}})
     try:
         probe_grid.agreement(bench, [wrong], "shared")

@@ -121,7 +121,7 @@ def report(faults: list[Fault], outcomes: dict[str, dict[str, Any]]) -> str:
         "# Planted faults",
         "",
         "Written by `python -m tests.mutations`, which plants each fault of `tests/mutations/faults/` by itself and runs the tests "
-        + "named beside it. A timeout counts as noticed.",
+         "named beside it. A timeout counts as noticed.",
         "",
         "| package | planted | not run | killed | timeout | survived | noticed of those run |",
         "|---|---:|---:|---:|---:|---:|---:|",

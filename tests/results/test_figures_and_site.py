@@ -58,7 +58,7 @@ def test_dots_stand_at_their_values_and_whiskers_reach_one_deviation(drawn):
     figure = figures.whiskers([("Digits & more", figures.linear(built))])
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    at = {label: dot for label, dot in zip(labels, sorted(dots(axes), key=lambda dot: dot[1]), strict=True)}
+    at = dict(zip(labels, sorted(dots(axes), key=lambda dot: dot[1]), strict=True))
     assert at["swav"][0] == pytest.approx(81.0) and at["swav"][2] == pytest.approx(2**0.5)
     assert at["random"][0] == pytest.approx(60.5) and at["random"][2] == pytest.approx(0.5**0.5)
     assert {"swav", "random", "81.0", "60.5", "Digits & more"} <= set(texts(figures.draw_all(*drawn)["laptop.svg"]))

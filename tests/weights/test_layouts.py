@@ -227,7 +227,7 @@ def test_a_familys_file_is_accounted_for_tensor_by_tensor(case):
     assert report.ok, report.problems()
     assert report.total == backbone and sum(len(keys) for keys in report.heads.values()) == head
     state, expected = place(tree, choice.layout), loading.expected_shapes(spec)
-    used = [key for key in report.mapping.values()]
+    used = list(report.mapping.values())
     assert len(set(used)) == len(used) and set(used) | set(report.ignored) == set(state)
     for change, word in one_wrong_tensor(state, used):
         wrong = change if choice.layout.path is None else {**tree, choice.layout.path: change}

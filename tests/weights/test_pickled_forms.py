@@ -179,8 +179,7 @@ def test_entries_of_a_mapping_that_is_left_unread_are_kept(tmp_path):
 
 def network():
     torch.manual_seed(0)
-    net = build({"name": "tiny_resnet", "width": 16, "in_channels": 3}).eval()
-    return net
+    return build({"name": "tiny_resnet", "width": 16, "in_channels": 3}).eval()
 
 
 def follow(message: str, path, **names) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from pathlib import Path
@@ -38,10 +39,8 @@ def look(folder: Path, method: str, profiles: str) -> None:
     except UserError:
         return
     for action in (lambda: listing(zoo), lambda: str(validate(zoo, networks=False))):
-        try:
+        with contextlib.suppress(UserError):
             action()
-        except UserError:
-            pass
     for model in zoo.models():
         try:
             entry = zoo.entry(model)
@@ -126,10 +125,8 @@ def test_scratched_text_ends_in_our_own_error(tmp_path, cases):
 def test_any_override_is_applied_or_refused(words):
     tree = {"a": {"b": 1, "z": [1, {"a": None}]}, "b": None, "0": [0, 1]}
     before = copy.deepcopy(tree)
-    try:
+    with contextlib.suppress(UserError):
         apply(tree, words)
-    except UserError:
-        pass
     assert tree == before
 
 

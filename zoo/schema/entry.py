@@ -203,7 +203,7 @@ class MethodFile(Inherited):
     @model_validator(mode="after")
     def _params_are_a_mapping(self) -> MethodFile:
         if not isinstance(self.defaults, dict):
-            raise ValueError(f"recipe.params is {self.defaults!r}: expected a mapping of parameters and their defaults")  # noqa: TRY004  pydantic wants a ValueError
+            raise ValueError(f"recipe.params is {self.defaults!r}: expected a mapping of parameters and their defaults")
         return self
 
 
