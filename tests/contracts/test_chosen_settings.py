@@ -43,7 +43,7 @@ def test_a_rate_that_learns_is_taken_and_one_that_does_not_is_not(name, good_fir
     assert headline(result) == pytest.approx(100), "the number is that of the chosen setting"
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.kind == "semisup"])
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.kind == "fewlabel"])
 def test_a_draw_of_few_labels_is_the_same_beside_other_draws(name, tmp_path):
     draw = np.random.default_rng(3)
     train, test = np.repeat(np.arange(3), 20), np.repeat(np.arange(3), 40)
