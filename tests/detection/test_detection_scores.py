@@ -267,6 +267,12 @@ def test_voc_average_precision_of_a_toy_example_by_hand():
     assert exact.outcomes[0].tolist() == [0, 0, 1, 0]
 
 
+def test_a_class_without_an_object_is_left_out_of_the_mean_whatever_is_detected_of_it():
+    found = detections([[0, 0, 0.9, 0, 0, 10, 10], [0, 1, 0.8, 0, 0, 10, 10]])
+    values = scores.voc_score([objects([[0, 0, 10, 10]], [0])], found, 2)(np.array([0]))
+    assert values["ap50"] == values["ap50_area"] == 100
+
+
 def test_equal_scores_keep_the_order_of_the_images():
     truth = [objects([[0, 0, 10, 10]], [0]), objects([], [])]
     rows = [[1, 0, 0.5, 0, 0, 10, 10], [0, 0, 0.5, 0, 0, 10, 10]]

@@ -64,3 +64,12 @@ def test_separable_scenes_give_every_point_and_low_shot_curves_rise():
 def test_one_label_per_image_is_scored_too():
     f = Labelled({"train": blobs(200, 4, seed=1), "test": blobs(100, 4, seed=2)}, 4)
     assert svm.run(protocol("linear_scenes", splits__train="train"), f, seed=0).metrics["top1"].value == 100
+
+
+def test_low_shot_machines_see_k_positive_images_of_each_class_and_no_other(monkeypatch):
+    x, y = blobs(300, 5, seed=1)
+    f = Labelled({"train": (x, np.eye(5, dtype=np.uint8)[y]), "test": (x, np.eye(5, dtype=np.uint8)[y])}, 5)
+    seen, solve = [], svm.solve
+    monkeypatch.setattr(svm, "solve", lambda rows, targets, *rest: seen.append(targets.sum(0).tolist()) or solve(rows, targets, *rest))
+    svm.run(protocol("linear_scenes", splits__train="train", head__shots=[3], head__draws=2), f, seed=0)
+    assert seen[-2:] == [[3] * 5] * 2

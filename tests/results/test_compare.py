@@ -70,6 +70,13 @@ def test_measurements_that_nobody_published_are_listed_too(tmp_path):
     assert found.verdict == "not published" and "80.5 ± 0.7 (2)" in report([found])
 
 
+def test_a_measurement_with_other_settings_is_not_held_against_the_published_one(tmp_path):
+    compared(tmp_path)
+    write(sample("swav_big", value=75.3, protocol="linear_big", overrides={"head.epochs": 1}), tmp_path)
+    (found,) = compare("swav_big", Store([tmp_path]), catalogue(tmp_path))
+    assert found.verdict == "not measured"
+
+
 def test_an_unknown_model_is_an_error(tmp_path):
     with pytest.raises(UserError, match="unknown model"):
         compare("swaw", Store([tmp_path]), catalogue(tmp_path))

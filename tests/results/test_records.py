@@ -163,6 +163,11 @@ def test_the_interval_is_wilsons():
     assert records.interval(100.0, 10)[1] <= 100.0 and records.interval(100.0, 10)[0] < 80
 
 
+def test_the_interval_of_a_score_is_of_1_96_errors_within_its_range():
+    assert records.around(50.0, 2.0) == pytest.approx((46.08, 53.92), abs=1e-3)
+    assert records.around(99.0, 2.0)[1] == 100.0
+
+
 def test_a_path_becomes_a_model_name():
     assert records.slug("runs/swav_digits/ab12-s0") == "runs-swav_digits-ab12-s0"
     assert sample(model=records.slug("../x/y.pth")).model == "x-y.pth"

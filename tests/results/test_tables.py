@@ -151,6 +151,8 @@ def test_transductive_rows_carry_a_mark(specs, rows, tmp_path):
     shown = text(specs, rows, tmp_path, "digits")
     assert cells(shown, "swav_digits†")[0] == "swav_digits†" and cells(shown, "simclr_digits")[0] == "simclr_digits"
     assert "† transductive" in shown
+    measure(tmp_path / "one", "swav_digits", (80,), transductive=True)  # one record is enough
+    assert cells(text(specs, rows, tmp_path / "one", "digits"), "swav_digits†")[0] == "swav_digits†"
 
 
 def test_a_paper_style_number_needs_a_column_that_says_so(specs, rows, tmp_path):

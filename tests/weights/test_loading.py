@@ -58,6 +58,17 @@ def test_a_run_folder_and_its_weight_file_load_the_same_network(run, capsys):
     assert f"{total}/{total} backbone tensors; ignored: 10 head tensors" in capsys.readouterr().err
 
 
+def test_a_file_that_fits_two_networks_is_an_error_that_names_both(run, tmp_path, monkeypatch):
+    folder, net, *_ = run
+    other = tmp_path / "elsewhere.pth"
+    torch.save(torch.load(folder / "weights.pth"), other)
+    one = loading.recognise(other)
+    monkeypatch.setattr(loading.foreign, "recognise", lambda *rest, **more: None)
+    monkeypatch.setattr(loading, "_fitting", lambda *rest, **more: {"first": one, "second": one})
+    with pytest.raises(UserError, match="fits several networks .first; second.; say which"):
+        zoo.load(other)
+
+
 @torch.no_grad()
 def test_the_heads_of_a_file_come_with_part_full(run):
     folder, net, head, top = run
@@ -94,10 +105,11 @@ def test_without_pretrained_nothing_is_read(run):
             r"conv1.weight has shape \[16, 3, 3, 3\]",
         ),
         (lambda s: s["module.bn1.bias"].fill_(float("nan")), "module.bn1.bias holds NaN"),
+        (lambda s: s["module.bn1.bias"][3:4].fill_(float("-inf")), "module.bn1.bias holds NaN or infinity"),
         (lambda s: s.update({"module.bn1.bias": torch.ones(16, dtype=torch.int64)}), "holds torch.int64"),
         (lambda s: s.update(epoch=3), "unexpected|holds epoch"),
     ],
-    ids=["missing", "extra", "wrong shape", "NaN", "integers", "a number among the tensors"],
+    ids=["missing", "extra", "wrong shape", "NaN", "infinity", "integers", "a number among the tensors"],
 )
 def test_one_wrong_tensor_is_an_error_that_names_it_and_the_place(run, change, words):
     folder, *_ = run
