@@ -59,7 +59,7 @@ def test_a_run_folder_and_its_weight_file_load_the_same_network(run, capsys):
 
 
 def test_a_file_that_fits_two_networks_is_an_error_that_names_both(run, tmp_path, monkeypatch):
-    folder, net, *_ = run
+    folder, _, *_ = run
     other = tmp_path / "elsewhere.pth"
     torch.save(torch.load(folder / "weights.pth"), other)
     one = loading.recognise(other)
