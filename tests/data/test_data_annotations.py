@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import zipfile
 
@@ -59,6 +60,36 @@ def test_voc_boxes_are_continuous_and_flags_survive(tmp_path):
     assert [VOC[k] for k in found.classes] == ["bird", "boat"]
     assert found.difficult.tolist() == [False, True] and not found.crowd.any()
     assert found.area.tolist() == [200, 200]
+
+
+def test_a_voc_object_without_the_difficult_tag_is_not_difficult_and_a_box_a_pixel_outside_is_clipped(tmp_path):
+    build_voc2007(tmp_path)
+    path = tmp_path / "VOCdevkit/VOC2007/Annotations/000003.xml"
+    text = re.sub("<difficult>[01]</difficult>", "", path.read_text())
+    width = int(re.search("<width>([0-9]+)", text)[1])
+    path.write_text(text.replace("<xmax>10</xmax>", f"<xmax>{width + 1}</xmax>", 1))
+    found = data.open_source("voc2007", "train", tmp_path).objects(2)
+    assert len(found) == 2 and found.difficult.tolist() == [False, False] and found.boxes[0, 2] == width
+
+
+def test_an_image_of_the_voc_segmentation_list_alone_has_no_class_that_counts(tmp_path):
+    build_voc2007(tmp_path)
+    main = tmp_path / "VOCdevkit/VOC2007/ImageSets/Main"
+    for path in main.glob("*train.txt"):
+        path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if not line.startswith("000002")))
+    source = data.open_source("voc2007_segmentation", "train", tmp_path)
+    rows = dict(zip(source.image_ids, source.targets.tolist(), strict=True))
+    assert set(rows["000002"]) == {255} and all(255 not in set(row) or 1 in row for name, row in rows.items() if name != "000002")
+
+
+def test_voc_annotations_are_part_of_the_fingerprint(tmp_path):
+    for name in ("one", "two"):
+        build_voc2007(tmp_path / name)
+    path = tmp_path / "two/VOCdevkit/VOC2007/ImageSets/Main/cat_train.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].split()[0] + ("  1" if lines[0].split()[1] == "-1" else " -1"), *lines[1:]]) + "\n")
+    one, two = (data.open_source("voc2007", "train", tmp_path / name) for name in ("one", "two"))
+    assert one.fingerprint != two.fingerprint and one.identity != two.identity
 
 
 def test_parts_of_a_voc_object_are_not_objects(tmp_path):

@@ -270,6 +270,16 @@ def test_an_unreadable_image_says_what_leaves_it_out_and_what_lists_all(root, tm
     assert len(train(root, max_bad=1)) == 11
 
 
+def test_missing_and_unreadable_images_count_against_the_limit_together(monkeypatch, root):
+    complete = data.describe("folder").splits["train"].model_copy(update={"count": 13})
+    spec = data.describe("folder").model_copy(update={"splits": {"train": complete}})
+    monkeypatch.setattr(specs, "load", lambda *_: {"folder": spec})
+    next((root / "train/ant").iterdir()).write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of 13 images are missing and 1 of 12 images cannot be read.*more than max_bad=1"):
+        train(root, max_bad=1)
+    assert len(train(root, max_bad=2)) == 11
+
+
 def test_a_missing_image_counts_against_the_limit(monkeypatch, root):
     complete = data.describe("folder").splits["train"].model_copy(update={"count": 13})
     spec = data.describe("folder").model_copy(update={"splits": {"train": complete}})

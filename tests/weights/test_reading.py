@@ -147,8 +147,9 @@ def test_many_tensors_that_share_a_little_memory_are_refused(tmp_path):
         read(path)
 
 
-def test_a_storage_that_claims_more_than_its_record_is_refused(tmp_path):
-    good = save(tmp_path / "good.pth", {"w": torch.zeros(1000)})
+@pytest.mark.parametrize("behind", [0, 90_000], ids=["end of the file", "other tensors"])
+def test_a_storage_that_claims_more_than_its_record_is_refused(tmp_path, behind):
+    good = save(tmp_path / "good.pth", {"w": torch.zeros(1000), "x": torch.ones(behind)})
     lie = tmp_path / "lie.pth"
     with zipfile.ZipFile(good) as old, zipfile.ZipFile(lie, "w") as new:
         for name in old.namelist():
