@@ -277,6 +277,13 @@ def test_rates_follow_two_groups_and_their_milestones():
     assert [len(g["params"]) for g in job.optimizer.param_groups] == [6, 2]
 
 
+def test_vocs_rates_halve_every_stepsize_steps():
+    head = voc.Head(iterations=25, batch=4)
+    job = voc.job_of(Tuned(ToyBody(), 3), head, {"lr": 0.02, "weight_decay": 0.0, "stepsize": 10}, np.arange(8))
+    np.testing.assert_allclose(job.rates[[0, 9, 10, 19, 20, 24], 0], 0.02 * np.array([1, 1, 0.5, 0.5, 0.25, 0.25]))
+    assert sum(map(len, job.order)) == len(job.rates) == 25
+
+
 def test_labelled_images_are_drawn_per_seed_or_are_a_split():
     labels = np.arange(300) % 3
     draws = [finetune.labelled(labels, finetune.Head(percent=2.0), s) for s in (0, 1)]
