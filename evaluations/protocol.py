@@ -24,6 +24,7 @@ from zoo.schema import Strict
 
 FOLDER = Path(__file__).parent / "protocols"
 KINDS = Path(__file__).parent / "kinds"
+OWN = ("id", "version", "title", "differs_from")  # what a protocol says itself, however much it is like another one
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
@@ -177,12 +178,30 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
 
 @lru_cache(maxsize=256)
 def _read(name: str) -> Protocol:
+    return _check(_inherited(name), name)
+
+
+def _inherited(name: str) -> dict[str, Any]:
+    """The file's mapping; with ``like: ID`` what it says over that protocol's: mappings key by key, everything else whole.
+
+    ``id``, ``version``, ``title`` and ``differs_from`` are never inherited.
+    """
     tree = yamlfile.load_mapping(path_of(name))
     if tree.get("id") != name:
         raise UserError(
             f"{_place(name, ['id'])}: id {tree.get('id')!r} in a file named {name}.yaml; the two must agree"
         )
-    return _check(tree, name)
+    if "like" not in tree:
+        return tree
+    above = tree.pop("like")
+    if above not in names() or above == name:
+        raise UserError(f"{_place(name, ['like'])}: no protocol {above!r} to be like{suggest(str(above), names())}")
+    base = yamlfile.load_mapping(path_of(above))
+    if "like" in base:
+        raise UserError(f"{_place(name, ['like'])}: {above} is itself like {base['like']}; one level is allowed: name that one")
+    base = {key: value for key, value in base.items() if key not in OWN}
+    both = (key for key in tree if isinstance(tree[key], dict) and isinstance(base.get(key), dict))
+    return {**base, **tree, **{key: {**base[key], **tree[key]} for key in both}}
 
 
 def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protocol:

@@ -83,3 +83,26 @@ def test_overrides_reach_defaults_and_misspelled_ones_are_told(folder):
 def test_an_unknown_protocol_has_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'linear_digits'"):
         protocol.load("linear_digit")
+
+
+def test_a_protocol_like_another_says_what_differs_and_inherits_neither_version_nor_title(tmp_path, monkeypatch):
+    (tmp_path / "linear_digits.yaml").write_text(protocol.path_of("linear_digits").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(protocol, "FOLDER", tmp_path)
+    protocol._read.cache_clear()
+    mine = "id: mine\nlike: linear_digits\nversion: 3\ntitle: my own\nhead: {epochs: 7}\n"
+    (tmp_path / "mine.yaml").write_text(mine)
+    base, found = protocol.load("linear_digits"), protocol.load("mine")
+    assert (found.id, found.version, found.title, found.differs_from) == ("mine", 3, "my own", {})
+    assert found.head == {**base.head, "epochs": 7} and found.grid == base.grid and found.source == base.source
+    wrong = {
+        "id: a\nlike: nothing\nversion: 1\ntitle: t\n": "no protocol 'nothing' to be like",
+        "id: a\nlike: mine\nversion: 1\ntitle: t\n": "mine is itself like linear_digits; one level is allowed",
+        "id: a\nlike: linear_digits\ntitle: t\n": "version is missing",
+        "id: a\nlike: linear_digits\nversion: 1\ntitle: t\nhed: {epochs: 1}\n": "unknown field 'hed'",
+    }
+    for text, said in wrong.items():
+        (tmp_path / "a.yaml").write_text(text)
+        protocol._read.cache_clear()
+        with pytest.raises(UserError, match=f"a.yaml:.*{said}"):
+            protocol.load("a")
+    protocol._read.cache_clear()
