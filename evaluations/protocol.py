@@ -17,14 +17,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from zoo import settings as zoo_overrides
-from zoo import yamlfile
+from zoo import settings, yamlfile
 from zoo.errors import UserError, suggest
 from zoo.schema import Strict
 
 FOLDER = Path(__file__).parent / "protocols"
 KINDS = Path(__file__).parent / "kinds"
-OWN = ("id", "version", "title", "differs_from")  # what a protocol says itself, however much it is like another one
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Whole = Annotated[float, Field(ge=1, multiple_of=1, allow_inf_nan=False)]
@@ -169,7 +167,7 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Protocol:
     fixed = {"id", "version", "kind", "source", "title"} & {path.split(".")[0] for path in overrides}
     if fixed:
         raise UserError(f"{min(fixed)} says what a protocol is; write another file below evaluations/protocols/")
-    tree = zoo_overrides.apply(_listed(complete(protocol).model_dump()), overrides, free=("grid",))
+    tree = settings.apply(_listed(complete(protocol).model_dump()), overrides, free=("grid",))
     given = ", ".join(f"{path}={value}" for path, value in overrides.items())
     protocol = _check(tree, name, given)
     head_of(protocol, given)
@@ -182,10 +180,7 @@ def _read(name: str) -> Protocol:
 
 
 def _inherited(name: str) -> dict[str, Any]:
-    """The file's mapping; with ``like: ID`` what it says over that protocol's: mappings key by key, everything else whole.
-
-    ``id``, ``version``, ``title`` and ``differs_from`` are never inherited.
-    """
+    """The file's mapping, over that of the protocol that it is ``like`` (zoo.settings.read_like)."""
     tree = yamlfile.load_mapping(path_of(name))
     if tree.get("id") != name:
         raise UserError(
@@ -193,15 +188,13 @@ def _inherited(name: str) -> dict[str, Any]:
         )
     if "like" not in tree:
         return tree
-    above = tree.pop("like")
+    above = tree["like"]
     if above not in names() or above == name:
         raise UserError(f"{_place(name, ['like'])}: no protocol {above!r} to be like{suggest(str(above), names())}")
     base = yamlfile.load_mapping(path_of(above))
     if "like" in base:
         raise UserError(f"{_place(name, ['like'])}: {above} is itself like {base['like']}; one level is allowed: name that one")
-    base = {key: value for key, value in base.items() if key not in OWN}
-    both = (key for key in tree if isinstance(tree[key], dict) and isinstance(base.get(key), dict))
-    return {**base, **tree, **{key: {**base[key], **tree[key]} for key in both}}
+    return settings.read_like(path_of(name))
 
 
 def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protocol:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.schema import Recipe
-from zoo.yamlfile import load_mapping
+from zoo.settings import read_like
 
 from . import cells
 from .published import Catalogue, Fact, whose
@@ -164,7 +164,7 @@ def report(found: list[Comparison]) -> str:
 
 def _protocol(name: str, folder: Path | None = None) -> Mapping[str, Any]:
     path = (folder or PROTOCOLS) / f"{name}.yaml"
-    return load_mapping(path) if path.is_file() else {}
+    return read_like(path) if path.is_file() else {}
 
 
 def _lines(value: Any) -> list[str]:

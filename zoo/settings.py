@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, suggest
-from .yamlfile import loads
+from .yamlfile import load_mapping, loads
 
 INHERITED = ("backbone", "input", "network", "layouts", "recipe")
+ITS_OWN = ("id", "version", "title", "differs_from")  # of a protocol, however much it is like another one
 EITHER = {"epochs": "images", "images": "epochs"}  # two ways to give a budget
 
 
@@ -35,6 +36,21 @@ def merge(base: Any, over: Any) -> Any:
     for key, value in over.items():
         result[key] = merge(base.get(key), value)
     return result
+
+
+def read_like(path: Path) -> dict[str, Any]:
+    """The mapping of a protocol's file; with ``like: ID`` what it says over the file ID.yaml beside it.
+
+    Mappings are merged key by key, everything else is replaced; ``id``, ``version``, ``title`` and ``differs_from`` are never
+    inherited. One level: the other file may not be ``like`` a third (evaluations/protocol.py checks that).
+    """
+    tree = load_mapping(path)
+    if "like" not in tree:
+        return tree
+    above = load_mapping(path.with_name(f"{tree.pop('like')}.yaml"))
+    base = {key: value for key, value in above.items() if key not in ITS_OWN}
+    both = (key for key in tree if isinstance(tree[key], dict) and isinstance(base.get(key), dict))
+    return {**base, **tree, **{key: {**base[key], **tree[key]} for key in both}}
 
 
 def merge_layers(layers: Iterable[Layer]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from zoo.card import card, words
 from zoo.schema import Entry
+from zoo.settings import read_like
 from zoo.yamlfile import load_mapping
 
 from .. import cells
@@ -151,7 +152,7 @@ class Content:
     def protocols(self) -> list[ProtocolPage]:
         found = {}
         for file in sorted(PROTOCOLS.glob("*.yaml")):
-            found[file.stem] = ProtocolPage(file.stem, load_mapping(file), file.read_text(encoding="utf-8"))
+            found[file.stem] = ProtocolPage(file.stem, read_like(file), file.read_text(encoding="utf-8"))
         for model in self.models:
             for comparison in model.comparisons:
                 if comparison.protocol in found:

@@ -146,6 +146,6 @@ def test_the_same_on_digits_as_a_named_set(tmp_path):
 def test_the_source_that_it_is_given_has_no_labels_but_the_identity_of_the_images():
     wanted = protocol.complete(protocol.load("quality_digits"))
     whole = data.open_source("digits", "train")
-    given = sources.joined(wanted, lambda split: whole)("train")
+    given = datasets.joined(wanted, lambda split: whole)("train")
     assert not given.labelled and len(given.classes) == 0 and whole.labelled and (given.labels == -1).all()
     assert (given.identity, given.fingerprint) == (whole.identity, whole.fingerprint)
