@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.limits import Limit, Run
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 Numbers = dict[str, float | Tensor]
@@ -67,10 +68,10 @@ class Method(nn.Module):
     settings: Mapping[str, Any] = MappingProxyType({})          # the recipe it was built from, for advice; {} when built by hand
     run: Run | None = None                  # facts about the run that trains it, for advice; None when built by hand
     collapsed_loss: float | None = None     # the loss of a network that says the same of every image, where there is one
-    backbone: nn.Module
+    backbone: Backbone
     generation: int = 0          # raise it when param_groups() returns other parameters: the engine rebuilds the optimiser
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 

@@ -13,9 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from reproduce.method import Method
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 
@@ -39,7 +38,7 @@ def find(method: str) -> type[Method]:
     return named[0]
 
 
-def build(recipe: Any, backbone: nn.Module, *, instances: int | None = None, classes: int | None = None) -> Method:
+def build(recipe: Any, backbone: Backbone, *, instances: int | None = None, classes: int | None = None) -> Method:
     """The method of a recipe (anything with `.method` and `.params`, or a mapping with these keys).
 
     instances, classes: facts about the data, handed on to methods that ask for them in `needs`.

@@ -32,6 +32,7 @@ from reproduce.clustering import by_image, compact, cross_entropy, describe, uni
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 GRAPH = MappingProxyType({"neighbours": 5, "sigma": 0.2, "alpha": 0.001, "precision": None})
@@ -89,7 +90,7 @@ class DeepCluster(Method):
         "usage": ("params.clusters=50", "params.iterations=50", "params.pca=16"),
     }
 
-    def __init__(self, backbone: nn.Module, *, clusters: int = 10000, pca: int = 256, iterations: int = 20, reassign: float = 1.0,
+    def __init__(self, backbone: Backbone, *, clusters: int = 10000, pca: int = 256, iterations: int = 20, reassign: float = 1.0,
                  clustering: str = "kmeans", graph: Mapping[str, Any] = GRAPH, head_momentum: float = 0.0) -> None:
         super().__init__(backbone)
         if pca > backbone.dim:

@@ -25,8 +25,9 @@ from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed, mlp
+from zoo.backbones.base import Backbone
 
-DEVIATIONS = (
+DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("dcv2-bank-state", "nothing said", "the bank lies in one file per process; another number of processes cannot take it up",
               "part of the checkpoint, for any number of processes"),
     Deviation("dcv2-first-bank", "nothing said", "the first bank is filled by a pass in training mode, which moves batch-norm statistics",
@@ -59,13 +60,13 @@ class DeepClusterV2(Method):
 
     needs = Needs(views=1)
     deviations = DEVIATIONS
-    limits = (Limit("params.prototypes", "<=", "used"), Limit("params.assign_crops", "<", "views"))
+    limits: ClassVar[tuple[Limit, ...]] = (Limit("params.prototypes", "<=", "used"), Limit("params.assign_crops", "<", "views"))
     remedies: ClassVar = {
         "collapse": ("params.temperature=0.2", "optimizer.lr=0.1", "params.prototypes=[100, 100, 100]", "params.head_batchnorm=false"),
         "usage": ("params.prototypes=[100, 100, 100]", "params.kmeans_iterations=20"),
     }
 
-    def __init__(self, backbone: nn.Module, *, prototypes: Sequence[int] = (3000, 3000, 3000), dim: int = 128, hidden: int = 2048,
+    def __init__(self, backbone: Backbone, *, prototypes: Sequence[int] = (3000, 3000, 3000), dim: int = 128, hidden: int = 2048,
                  head_batchnorm: bool = True, temperature: float = 0.1, assign_crops: Sequence[int] = (0, 1),
                  kmeans_iterations: int = 10, freeze_prototypes_steps: int = 300000) -> None:
         super().__init__(backbone)
@@ -95,8 +96,8 @@ class DeepClusterV2(Method):
         """Cluster every head's bank from its first centres, make the centres its prototypes, and return labels (H, n)."""
         found = [kmeans(z[self.view_of(h)], start, iterations=self.iterations, spherical=True) for h, start in enumerate(starts)]
         with torch.no_grad():
-            for layer, result in zip(self.prototypes.values(), found, strict=True):
-                layer.weight.copy_(result.centroids)
+            for weight, result in zip(self.prototypes.parameters(), found, strict=True):
+                weight.copy_(result.centroids)
         return by_image(index, torch.stack([result.labels for result in found]), n)
 
     def view_of(self, head: int) -> int:
@@ -130,8 +131,8 @@ class DeepClusterV2(Method):
 
     def after_backward(self, step: int) -> None:
         if step < self.freeze_steps:
-            for layer in self.prototypes.values():
-                layer.weight.grad = None                      # None, not zero: no momentum and no weight decay either
+            for weight in self.prototypes.parameters():
+                weight.grad = None                            # None, not zero: no momentum and no weight decay either
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:

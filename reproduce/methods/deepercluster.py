@@ -32,6 +32,7 @@ from reproduce.clustering import UNSEEN, by_image, describe, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Numbers
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 DEVIATIONS = (
@@ -104,7 +105,7 @@ class DeeperCluster(Method):
         "usage": ("params.clusters=64", "params.iterations=20", "params.reassignment=10"),
     }
 
-    def __init__(self, backbone: nn.Module, *, super_classes: int = 16, rotations: bool = True, clusters: int = 320000, pca: int = 4096,
+    def __init__(self, backbone: Backbone, *, super_classes: int = 16, rotations: bool = True, clusters: int = 320000, pca: int = 4096,
                  reassignment: int = 3, iterations: int = 10, epoch_divisor: int = 4) -> None:
         super().__init__(backbone)
         self.super_classes, self.rotations, self.clusters = super_classes, rotations, clusters
@@ -241,7 +242,7 @@ class DeeperCluster(Method):
         return {**super().exported(), **{f"pred_layer.{k}": v.detach().cpu() for k, v in self.super_head.state_dict().items()}}
 
 
-def accuracies(super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor) -> dict[str, float]:
+def accuracies(super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor) -> dict[str, Tensor]:
     """Shares of images whose super-class, cluster, and both are right."""
     first, second = super_logits.detach().argmax(1) == super_classes, sub_logits.detach().argmax(1) == sub_classes
     return {"accuracy": (first & second).float().mean(), "accuracy_super": first.float().mean(), "accuracy_sub": second.float().mean()}

@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import dist, rng
 from engine.batch import on
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp, pic_head
+from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
     Deviation("instdisc-memory-axis", "rows are unit vectors", "the memory is normalised over its columns, so rows are not unit vectors "
@@ -55,7 +56,9 @@ class InstDisc(Method):
     limits = (Limit("params.negatives", "<=", "images", otherwise="an image's negatives are drawn several times each"),)
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.2", "params.momentum=0.9")}
 
-    def __init__(self, backbone: nn.Module, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.07,
+    memory: Tensor                                           # (N, dim) a row for every image, a buffer
+
+    def __init__(self, backbone: Backbone, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.07,
                  momentum: float = 0.5, negatives: int = 65536, memory_init: str = "rows") -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)

@@ -24,6 +24,7 @@ from engine.batch import on
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 DEVIATIONS = (
@@ -55,6 +56,7 @@ class SplitBatchNorm(_BatchNorm):
         parts = x.chunk(self.splits)
         if not self.track_running_stats:
             return torch.cat([F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in parts])
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         means, variances = ([one.clone() for _ in parts] for one in (self.running_mean, self.running_var))
@@ -105,11 +107,14 @@ class MoCo(Method):
     )
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.2", "params.momentum=0.99",
                                        "params.queue=4096", "params.splits=4")}
+    queue: Tensor                           # (dim, K) unit columns, a buffer
+    queue_ptr: Tensor                       # (1,) where the next key goes, a buffer
 
-    def __init__(self, backbone: nn.Module, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
+    def __init__(self, backbone: Backbone, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
                  momentum: float = 0.999, queue: int = 65536, shuffle_bn: bool = True, splits: int = 1,
                  symmetric: bool = False) -> None:
-        super().__init__(split_batchnorm(backbone, splits))
+        split_batchnorm(backbone, splits)
+        super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
         self.key_encoder = copy.deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False)
         self.temperature, self.momentum = temperature, momentum
@@ -130,8 +135,8 @@ class MoCo(Method):
     def before_step(self, step: int, ctx: Any = None) -> None:
         """The key encoder follows. The query encoder does not change until this step's update, so now is as good as later."""
         self.seed = ctx.seed if ctx is not None else 0
-        keys = list(self.key_encoder.parameters())
-        queries = [*self.backbone.parameters(), *self.head.parameters()]
+        keys: list[Tensor] = list(self.key_encoder.parameters())
+        queries: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
         torch._foreach_mul_(keys, self.momentum)
         torch._foreach_add_(keys, queries, alpha=1 - self.momentum)
 
@@ -204,7 +209,7 @@ class MoCo(Method):
 class MoCoV1(MoCo):
     """MoCo with v1's defaults: a linear head, temperature 0.07."""
 
-    def __init__(self, backbone: nn.Module, *, dim: int = 128, hidden: int = 0, temperature: float = 0.07,
+    def __init__(self, backbone: Backbone, *, dim: int = 128, hidden: int = 0, temperature: float = 0.07,
                  momentum: float = 0.999, queue: int = 65536, shuffle_bn: bool = True, splits: int = 1,
                  symmetric: bool = False) -> None:
         super().__init__(backbone, dim=dim, hidden=hidden, temperature=temperature, momentum=momentum, queue=queue,

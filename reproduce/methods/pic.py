@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import dist, rng
 from engine.batch import on
@@ -25,6 +25,7 @@ from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp, pic_head
 from reproduce.weight_table import WeightTable, sharded_cross_entropy
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 WINDOW = MappingProxyType({"size": 131072, "stride": 16384, "mode": "sliding"})
@@ -100,7 +101,7 @@ class PIC(Method):
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.5", "params.negatives=0")}
 
-    def __init__(self, backbone: nn.Module, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
+    def __init__(self, backbone: Backbone, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
                  window: Mapping[str, Any] = WINDOW, negatives: int = 0, correction: bool = True,
                  class_sgd: Mapping[str, Any] = CLASS_SGD) -> None:
         super().__init__(backbone)
@@ -111,7 +112,8 @@ class PIC(Method):
         self.collapsed_loss = math.log(min(instances, negatives or instances))
         self.class_sgd = dict(class_sgd)
         self.step_of_rows: Mapping[str, float] = {}
-        self._scale, self._seen = 1.0, None
+        self._scale = 1.0
+        self._seen: Tensor | None = None
         self._taken: tuple[Tensor, Tensor] | None = None
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -166,8 +168,10 @@ class PIC(Method):
 
     def after_backward(self, step: int) -> None:
         """The rows' own step of SGD."""
+        assert self._taken is not None, "classify takes the rows"
         ids, rows = self._taken
         self._taken = None
+        assert rows.grad is not None, "backward gives the rows their gradient"
         grad = rows.grad if self._scale == 1.0 else rows.grad / self._scale
         if self._scale != 1.0 and not dist.all_reduce_(grad.isfinite().all().float(), "min"):
             return                                           # mixed precision overflowed: the engine skips this step as well

@@ -25,6 +25,7 @@ from reproduce.clustering import by_image, cross_entropy, describe
 from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, Numbers
 from reproduce.methods.rotnet import rotation_loss, rotations
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 DEVIATIONS = (
@@ -52,7 +53,7 @@ class PseudoLabel(Method):
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.labels=kmeans:20")}
 
-    def __init__(self, backbone: nn.Module, *, instances: int, labels: str = "kmeans:100", columns: Sequence[int] | None = None,
+    def __init__(self, backbone: Backbone, *, instances: int, labels: str = "kmeans:100", columns: Sequence[int] | None = None,
                  rotations: bool = False) -> None:
         super().__init__(backbone)
         self.columns, self.instances = None if columns is None else list(columns), instances

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, Numbers, full
+from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
     Deviation("rotnet-nominal-lr", "a learning rate of 0.1", "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
@@ -48,7 +49,7 @@ class RotNet(Method):
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "views.crops.0.scale=[0.7, 1.0]", "views.rotate=0")}
 
-    def __init__(self, backbone: nn.Module, *, angles: int = 4) -> None:
+    def __init__(self, backbone: Backbone, *, angles: int = 4) -> None:
         super().__init__(backbone)
         self.head = nn.Linear(backbone.dim, angles)
         self.angles, self.collapsed_loss = angles, math.log(angles)

@@ -27,6 +27,7 @@ from reproduce.clustering import by_image, describe
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed
+from zoo.backbones.base import Backbone
 
 KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration
 
@@ -100,13 +101,13 @@ class SeLa(Method):
         "usage": ("params.tolerance=0.01", "params.max_iterations=10000", "params.lam=50.0"),
     }
 
-    def __init__(self, backbone: nn.Module, *, clusters: int = 3000, heads: int = 10, labelings: int = 100, spacing: str = "quadratic",
+    def __init__(self, backbone: Backbone, *, clusters: int = 3000, heads: int = 10, labelings: int = 100, spacing: str = "quadratic",
                  lam: float = 25.0, tolerance: float = 0.1, max_iterations: int = 2000, relaxation: float = 1.6,
                  heads_per_labeling: str = "all", label_view: str = "random") -> None:
         super().__init__(backbone)
         self.heads = nn.ModuleList(nn.Linear(backbone.dim, clusters) for _ in range(heads))
         self.clusters, self.labelings, self.power = clusters, labelings, {"quadratic": 2.0, "linear": 1.0}[spacing]
-        self.solver = {"lam": lam, "tolerance": tolerance, "max_iterations": max_iterations, "relaxation": relaxation}
+        self.lam, self.tolerance, self.max_iterations, self.relaxation = lam, tolerance, max_iterations, relaxation
         self.in_turn, self.view = heads_per_labeling == "one", {"random": 0, "plain": None}[label_view]
         self.collapsed_loss = math.log(clusters)
         self.labels: Tensor | None = None                     # (H, N), on the CPU
@@ -126,7 +127,7 @@ class SeLa(Method):
         """Label the whole data set from the features of now."""
         index, features = ctx.extract(self.view)
         previous = self.labels
-        if previous is None:
+        if self.labels is None:
             draw = np.random.Generator(np.random.Philox(rng.key(ctx.seed, "labels")))
             self.labels = torch.from_numpy(initial_labels(len(self.heads), ctx.n, self.clusters, draw))
         wanted = [event % len(self.heads)] if self.in_turn else list(range(len(self.heads)))
@@ -141,9 +142,10 @@ class SeLa(Method):
     @torch.no_grad()
     def solve(self, features: Any, head: nn.Module) -> SelfLabels:
         """Labels of this process's features (n_r, D): whatever Rows takes."""
-        weight, bias = head.weight.detach(), head.bias.detach()
+        weight, bias = (parameter.detach() for parameter in head.parameters())
         logits = Rows(features, transform=lambda x: x @ weight.T + bias, device=weight.device)
-        return sela_labels(logits, keep=logits.shape[0] * logits.shape[1] <= KEPT_CELLS, **self.solver)
+        return sela_labels(logits, keep=logits.shape[0] * logits.shape[1] <= KEPT_CELLS, lam=self.lam, tolerance=self.tolerance,
+                           max_iterations=self.max_iterations, relaxation=self.relaxation)
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:

@@ -17,16 +17,17 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.batch import on
 from engine.maths.rows import Rows
-from engine.maths.sela import sela_labels
+from engine.maths.sela import SelfLabels, sela_labels
 from reproduce.clustering import UNSEEN, Bank, by_image, describe, mean_over_known, rows_by_image
 from reproduce.health import effective_rank
 from reproduce.limits import Limit
 from reproduce.method import Deviation
 from reproduce.methods.deepclusterv2 import DeepClusterV2
+from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
     Deviation("selav2-no-trainer", "appendix D: SwAV's hyper-parameters, three sets of 3000 prototypes", "weights only, no code",
@@ -63,14 +64,14 @@ class SeLaV2(DeepClusterV2):
         "usage": ("params.epsilon=0.03", "params.max_iterations=1000"),
     }
 
-    def __init__(self, backbone: nn.Module, *, prototypes: Sequence[int] = (3000, 3000, 3000), dim: int = 128, hidden: int = 2048,
+    def __init__(self, backbone: Backbone, *, prototypes: Sequence[int] = (3000, 3000, 3000), dim: int = 128, hidden: int = 2048,
                  head_batchnorm: bool = True, temperature: float = 0.1, epsilon: float = 0.05, max_iterations: int = 200,
                  tolerance: float = 0.1, relaxation: float = 1.6, assignment: str = "hard", assign_crops: Sequence[int] = (0, 1),
                  freeze_prototypes_steps: int = 313) -> None:
         super().__init__(backbone, prototypes=prototypes, dim=dim, hidden=hidden, head_batchnorm=head_batchnorm,
                          temperature=temperature, assign_crops=assign_crops, freeze_prototypes_steps=freeze_prototypes_steps)
         self.epsilon, self.soft = epsilon, assignment == "soft"
-        self.solver = {"max_iterations": max_iterations, "tolerance": tolerance, "relaxation": relaxation}
+        self.max_iterations, self.tolerance, self.relaxation = max_iterations, tolerance, relaxation
         self.plan: dict[str, Tensor] = {}                     # soft labels: what each image's row is computed from
 
     # -- once per epoch ----------------------------------------------------------------------------------------------
@@ -87,9 +88,13 @@ class SeLaV2(DeepClusterV2):
     @torch.no_grad()
     def label(self, index: Tensor, z: Tensor, n: int) -> Tensor:
         """Labels (H, n) of all images from this process's embeddings z (A, n_r, D)."""
-        weights = [layer.weight.detach().to(z.device) for layer in self.prototypes.values()]
-        found = [sela_labels(Rows(z[self.view_of(h)], transform=lambda rows, w=w: rows @ w.T), 1 / self.epsilon, keep=False,
-                             **self.solver) for h, w in enumerate(weights)]
+        weights = [weight.detach().to(z.device) for weight in self.prototypes.parameters()]
+
+        def solve(view: Tensor, weight: Tensor) -> SelfLabels:
+            return sela_labels(Rows(view, transform=lambda rows: rows @ weight.T), 1 / self.epsilon, keep=False,
+                               max_iterations=self.max_iterations, tolerance=self.tolerance, relaxation=self.relaxation)
+
+        found = [solve(z[self.view_of(h)], w) for h, w in enumerate(weights)]
         self.numbers = {"labelling_iterations": float(max(f.iterations for f in found)),
                         "labelling_error": max(f.error for f in found)}
         if self.soft:
@@ -104,8 +109,8 @@ class SeLaV2(DeepClusterV2):
 
     @torch.no_grad()
     def normalize(self) -> None:
-        for layer in self.prototypes.values():
-            layer.weight.copy_(F.normalize(layer.weight, dim=1))
+        for weight in self.prototypes.parameters():
+            weight.copy_(F.normalize(weight, dim=1))
 
     def prediction(self, scores: Sequence[Tensor], labels: Tensor, index: Tensor) -> Tensor:
         if not self.soft:

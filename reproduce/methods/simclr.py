@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine import dist
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed, full, mlp, pic_head
+from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
     Deviation("simclr-detached-gather", "one loss over the whole batch, gradients to both sides of every pair",
@@ -61,7 +62,7 @@ class SimCLR(Method):
     limits = (Limit("batch", ">=", 2, because="views are told from those of other images"),)
     remedies: ClassVar = {"collapse": ("params.temperature=0.5", "optimizer.lr=0.03")}
 
-    def __init__(self, backbone: nn.Module, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.1,
+    def __init__(self, backbone: Backbone, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.1,
                  gather: str = "differentiable", encode: str = "apart") -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)

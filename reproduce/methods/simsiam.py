@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Method, Needs, Numbers, embed, full
+from zoo.backbones.base import Backbone
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class SimSiam(Method):
     limits = (Limit("batch", ">=", "processes", times=2, because="batch norm of the heads needs two images a process"),)
     remedies: ClassVar = {"features": ("optimizer.lr=0.01", "params.hidden=32")}
 
-    def __init__(self, backbone: nn.Module, *, dim: int = 2048, hidden: int = 512) -> None:
+    def __init__(self, backbone: Backbone, *, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__(backbone)
         self.projector = nn.Sequential(
             nn.Linear(backbone.dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.method import Method, Needs, Numbers, embed, full
+from zoo.backbones.base import Backbone
 
 
 class Supervised(Method):
@@ -18,7 +19,7 @@ class Supervised(Method):
     needs = Needs(labels=True, classes=True, divisible=True)
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01",)}
 
-    def __init__(self, backbone: nn.Module, *, classes: int) -> None:
+    def __init__(self, backbone: Backbone, *, classes: int) -> None:
         super().__init__(backbone)
         self.head = nn.Linear(backbone.dim, classes)
 

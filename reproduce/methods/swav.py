@@ -22,6 +22,7 @@ from engine.maths.sinkhorn import sinkhorn
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed, full, mlp
+from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 QUEUE = MappingProxyType({"length": 0, "start_epoch": 15})
@@ -78,13 +79,16 @@ class SwAV(Method):
         Limit("params.prototypes", "<=", "images", otherwise="some prototypes can have no image"),
     )
 
-    def __init__(self, backbone: nn.Module, *, prototypes: int = 3000, dim: int = 128, hidden: int = 2048,
+    collapsed_loss: float
+
+    def __init__(self, backbone: Backbone, *, prototypes: int = 3000, dim: int = 128, hidden: int = 2048,
                  head_batchnorm: bool = True, temperature: float = 0.1, epsilon: float = 0.05,
                  sinkhorn_iterations: int = 3, assignment: str = "soft", assign_crops: Sequence[int] = (0, 1),
                  freeze_prototypes_steps: int = 313, queue: Mapping[str, int] = QUEUE) -> None:
         super().__init__(backbone)
         self.projection_head = mlp(backbone.dim, hidden, dim, norm=head_batchnorm)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
+        self.collapsed_loss = math.log(prototypes)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, sinkhorn_iterations
         self.hard, self.assign_crops = assignment == "hard", list(assign_crops)
         self.freeze_steps, self.queue_spec = freeze_prototypes_steps, dict(queue)
@@ -126,7 +130,7 @@ class SwAV(Method):
         targets = []
         for a, crop in enumerate(self.assign_crops):
             rows = scores[crop]
-            if self.queue_full:
+            if self.queue is not None and self.queue_full:
                 rows = torch.cat([self.prototypes(self.queue[a]), rows])
             q = sinkhorn(rows, self.epsilon, self.iterations, hard=self.hard)
             targets.append(q[-scores.shape[1]:])
@@ -177,11 +181,6 @@ class SwAV(Method):
         self.queue = blocks.flatten(1, 2).to(self.prototypes.weight.device).clone()
 
     # -- looking at it -----------------------------------------------------------------------------------------------
-    @property
-    def collapsed_loss(self) -> float:
-        """The loss of a network that says the same of every image."""
-        return math.log(self.prototypes.out_features)
-
     remedies: ClassVar = MappingProxyType({             # the authors' own advice, in the order in which they give it
         "collapse": ("params.epsilon=0.03", "params.freeze_prototypes_steps=5000", "params.prototypes=100",
                      "params.queue.length=0", "params.assignment=hard", "params.head_batchnorm=false", "views.crops.0.scale=[0.5, 1.0]", "optimizer.lr=0.1"),

@@ -23,6 +23,7 @@ from reproduce.method import Deviation, Method, Needs, Numbers
 from reproduce.methods.moco import MoCo, MoCoV1
 from reproduce.methods.simclr import SimCLR
 from reproduce.methods.swav import SwAV
+from zoo.backbones.base import Backbone
 
 BASES: dict[str, type[Method]] = {"swav": SwAV, "mocov1": MoCoV1, "mocov2": MoCo, "simclr": SimCLR}
 
@@ -92,7 +93,7 @@ class Unmix(Method):
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("params.probability=0.5",)}     # an instance adds its base's
 
-    def __init__(self, backbone: nn.Module, *, base: str = "swav", probability: float = 0.0, beta: float = 1.0, form: str = "paper",
+    def __init__(self, backbone: Backbone, *, base: str = "swav", probability: float = 0.0, beta: float = 1.0, form: str = "paper",
                  pairing: str = "neighbours", swav: Mapping[str, Any] = SWAV, mocov1: Mapping[str, Any] = MOCOV1,
                  mocov2: Mapping[str, Any] = MOCOV2, simclr: Mapping[str, Any] = SIMCLR) -> None:
         nn.Module.__init__(self)                           # the backbone stays the base's
@@ -134,7 +135,7 @@ class Unmix(Method):
     def mixtures(self, views: list[Tensor], step: int) -> tuple[list[Tensor], float]:
         """A mixture of each view, and the share of the image itself in the first of them."""
         whole, lam, cy, cx = self.draw(step)
-        mixed, share, drawn = [], None, lam
+        mixed, share, drawn = [], lam, lam
         for pair, view in enumerate(views):
             if self.released:
                 cy, cx = self.draw(step, pair)[2:]
@@ -142,7 +143,7 @@ class Unmix(Method):
             region = None if whole else box(height, width, drawn, int(cy * height), int(cx * width))
             one, left = mix(view, self.swap(view), drawn, region)
             mixed.append(one)
-            share = left if share is None or self.released else share
+            share = left if pair == 0 or self.released else share
             drawn = left if self.released else drawn         # as released, each box starts from what the last one left
         return mixed, share
 
@@ -155,6 +156,7 @@ class Unmix(Method):
 
     # -- L(x) + lam L(mixture) + (1 - lam) L(mixture backwards), for each base ----------------------------------------
     def swav_loss(self, batch: Any, mixed: list[Tensor], lam: float, step: int) -> Tensor:
+        assert isinstance(self.base, SwAV)
         views, order = batch.views, []                       # crops 2j, 2j+1, mixture j: equal sizes stay together
         for j, mixture in enumerate(mixed):
             order += [(True, view) for view in views[2 * j:2 * j + 2]] + [(False, mixture)]
@@ -166,12 +168,15 @@ class Unmix(Method):
 
     def swav_total(self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, lam: float, epoch: int = 0) -> Tensor:
         """z, scores (V, B, .) of the crops; z_mix, scores_mix (ceil(V/2), B, .) of the mixtures of crops 0, 2, 4, …"""
+        assert isinstance(self.base, SwAV)
         own = self.base.swav_loss(z, scores, epoch)
         return own + lam * self.swav_mixed(z, scores, z_mix, scores_mix, epoch, False) + \
             (1 - lam) * self.swav_mixed(z, scores, z_mix, scores_mix, epoch, True)
 
     def swav_mixed(self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, epoch: int, backwards: bool) -> Tensor:
         """SwAV's loss with every even crop replaced by its mixture, read backwards or not."""
+        assert isinstance(self.base, SwAV)
+
         def place(plain: Tensor, mixtures: Tensor, flip: Any) -> Tensor:
             rows = list(plain)
             for j, mixture in enumerate(mixtures):
@@ -184,6 +189,7 @@ class Unmix(Method):
         return self.base.swav_loss(embedded, predicted, epoch, assigned=assigned)
 
     def moco_loss(self, batch: Any, mixed: list[Tensor], lam: float, step: int) -> Tensor:
+        assert isinstance(self.base, MoCo)
         base, (image, other) = self.base, batch.views[:2]
         directions = [(image, other, 1), (other, image, 0)] if base.symmetric else [(image, other, 1)]
         q_mix = base.queries(mixed[0])
@@ -197,13 +203,14 @@ class Unmix(Method):
         return torch.stack(losses).sum()
 
     def simclr_loss(self, batch: Any, mixed: list[Tensor], lam: float, step: int) -> Tensor:
+        assert isinstance(self.base, SimCLR)
         first, second, mixture = self.base.project([*batch.views[:2], mixed[0]])
         pair = self.base.pair_loss
         return pair(first, second) + lam * pair(mixture, second) + (1 - lam) * pair(self.swap(mixture), second)
 
     # -- everything else is the base's -------------------------------------------------------------------------------
     @property
-    def backbone(self) -> nn.Module:  # type: ignore[override]
+    def backbone(self) -> Backbone:  # type: ignore[override]
         return self.base.backbone
 
     def before_epoch(self, epoch: int, ctx: Any) -> None:
