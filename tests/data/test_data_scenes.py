@@ -148,3 +148,13 @@ def test_the_whole_set_is_made_in_twenty_seconds(tmp_path, items):
     start = time.process_time()
     data.make_scenes(tmp_path / "set", "both", items)
     assert time.process_time() - start < 20
+
+
+def test_what_lies_below_loses_its_hidden_pixels_and_is_difficult_once_half_is_hidden():
+    canvas, tint, items = np.zeros((96, 96, 3)), np.full(3, 200.0), []
+    whole = np.ones((10, 10), bool)
+    below = scenes._paste(canvas, items, whole, whole * 1.0, tint, 20, 20, label=1)
+    scenes._paste(canvas, items, whole[:, :4], whole[:, :4] * 1.0, tint, 20, 20, label=2)
+    assert below.mask.sum() == 60 and not below.mask[20:30, 20:24].any() and not below.difficult
+    scenes._paste(canvas, items, whole[:, :2], whole[:, :2] * 1.0, tint, 20, 24, label=2)
+    assert below.mask.sum() == 40 and below.difficult and [int(i.mask.sum()) for i in items] == [40, 40, 20]
