@@ -12,7 +12,7 @@ from reproduce import deviations
 from zoo.registry import Registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_page_of_deviations_is_what_the_methods_say():
