@@ -42,8 +42,9 @@ test: $(READY) ## the whole test suite, golden numbers and table check included
 test-kernels: $(READY) ## the tests that train, by the kernels of a CPU that has AVX2 only (2 minutes)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(SPREAD) tests/engine tests/reproduce tests/contracts tests/evaluations/test_tuning.py
 
-lint: $(READY) ## ruff, and mypy on the public surface
+lint: $(READY) ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/mypy zoo engine reproduce evaluations results hubconf.py
 
 reproduce: $(READY) ## pre-train MODEL=id on this machine's GPUS=n (ARGS="path=value … --plan")

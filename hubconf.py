@@ -18,7 +18,9 @@ def _package():  # type: ignore[no-untyped-def]
     folder = Path(__file__).resolve().parent / "zoo"
     name = "_selfzoo_hub_" + hashlib.sha256(str(folder).encode()).hexdigest()[:10]
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         assert spec is not None and spec.loader is not None
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

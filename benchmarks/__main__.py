@@ -13,7 +13,10 @@ def programs() -> list[tuple[str, str, Path | None]]:
     found = []
     for file in sorted(HERE.glob("[!_]*.py")):
         lines = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()
-        command = next((line.strip() for line in lines if line.startswith("    python -m ")), f"python -m benchmarks.{file.stem} --help")
+        command = next(
+            (line.strip() for line in lines if line.startswith("    python -m ")),
+            f"python -m benchmarks.{file.stem} --help",
+        )
         report = file.with_suffix(".md")
         found.append((command, lines[0] if lines else "", report if report.exists() else None))
     return found

@@ -28,7 +28,12 @@ KERNELS: dict[str, dict[str, str]] = {
 PROTOCOLS = ("knn_digits", "linear_digits", "fewlabel_digits", "cluster_digits")
 # A run of the same kind on a machine that is not here: its kernels cannot be chosen, so that it is kept as it was reported.
 REPORTED = [
-    {"model": "deepcluster_digits", "protocol": "knn_digits", "metric": "top1", "values": {"AVX-512": 94.43, "a CPU with AVX2 only": 97.22}},
+    {
+        "model": "deepcluster_digits",
+        "protocol": "knn_digits",
+        "metric": "top1",
+        "values": {"AVX-512": 94.43, "a CPU with AVX2 only": 97.22},
+    },
 ]
 
 
@@ -47,8 +52,12 @@ def measure(model: str, seed: int, kernels: str, out: Path) -> dict[tuple[str, s
         commands = [("reproduce", model, f"seed={seed}")]
         commands += [("evaluations", "run", p, model, f"pretrain_seed={seed}") for p in PROTOCOLS]
         for words in commands:
-            subprocess.run([sys.executable, "-m", *words, f"out={place}"], env=environment, check=True, stdout=subprocess.DEVNULL)
-    return {(r.protocol, n): m.value for r in measured(model, seed, place) for n, m in r.metrics.items() if n != "majority"}
+            subprocess.run(
+                [sys.executable, "-m", *words, f"out={place}"], env=environment, check=True, stdout=subprocess.DEVNULL
+            )
+    return {
+        (r.protocol, n): m.value for r in measured(model, seed, place) for n, m in r.metrics.items() if n != "majority"
+    }
 
 
 def verdicts(models: list[str], metrics: list[tuple[str, str]], out: Path) -> list[dict[str, object]]:
@@ -69,7 +78,12 @@ def verdicts(models: list[str], metrics: list[tuple[str, str]], out: Path) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", metavar="MODEL:SEEDS", default=["random_digits:5", "deepcluster_digits:3", "swav_digits:3"])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL:SEEDS",
+        default=["random_digits:5", "deepcluster_digits:3", "swav_digits:3"],
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/cpu_drift"))
     parser.add_argument("--report", type=Path, default=Path("results/cpu_drift.json"))
     args = parser.parse_args()
@@ -89,7 +103,11 @@ def main() -> None:
         "torch": made["versions"]["torch"],
         "kernels": KERNELS,
     }
-    lists = {"rows": rows, "verdicts": verdicts([n for n in names if n != "random_digits"], list(metrics), args.out), "reported": REPORTED}
+    lists = {
+        "rows": rows,
+        "verdicts": verdicts([n for n in names if n != "random_digits"], list(metrics), args.out),
+        "reported": REPORTED,
+    }
     text = json.dumps(report, indent=1)[:-2]
     for name, each in lists.items():
         text += f',\n "{name}": [\n  ' + ",\n  ".join(json.dumps(row) for row in each) + "\n ]"

@@ -21,10 +21,17 @@ METHODS = ("pixels", "random", "supervised", "rotnet", "swav", "simclr")
 PROTOCOLS = "linear_{0} knn_{0} fewlabel_{0} cluster_{0}"
 # Seeds per row, others three. Pixels have no parameters, so a second seed would measure the same thing again.
 SEEDS = {"pixels": 1, "random": 5, "swav": 5, "simclr": 5}
-QUICK = {"pixels": 0, "random": 1, "supervised": 2, "rotnet": 3}  # the last of a round, so that no long task is left alone at the end
+QUICK = {
+    "pixels": 0,
+    "random": 1,
+    "supervised": 2,
+    "rotnet": 3,
+}  # the last of a round, so that no long task is left alone at the end
 
 
-def task(model: str, seed: int, protocols: list[str], out: str, record: bool, overrides: dict[str, object]) -> list[Path]:
+def task(
+    model: str, seed: int, protocols: list[str], out: str, record: bool, overrides: dict[str, object]
+) -> list[Path]:
     """Pre-train ``model`` with ``seed`` and write one record for each protocol."""
     import torch
 
@@ -48,8 +55,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dataset", choices=("digits", "fashion_mnist"))
     parser.add_argument("--data", help="folder of the data set; default: looked for, see python -m zoo data")
     parser.add_argument("--out", help="where runs and records go; default runs/demo/<dataset>")
-    parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME", help=f"or 'all' (default {' '.join(METHODS)})")
-    parser.add_argument("--protocols", nargs="+", metavar="PATTERN", help="ids; default linear, knn, fewlabel and cluster of the data set")
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, metavar="NAME", help=f"or 'all' (default {' '.join(METHODS)})"
+    )
+    parser.add_argument(
+        "--protocols",
+        nargs="+",
+        metavar="PATTERN",
+        help="ids; default linear, knn, fewlabel and cluster of the data set",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="at most this many seeds a row (default 5)")
     parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1), help="tasks side by side")
     parser.add_argument("--record", action="store_true", help="write the records to results/measured/ (maintainers)")
@@ -74,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     zoo.data.open_source(args.dataset, "train", root=args.data)  # a missing data set is told before anything runs
     out = args.out or f"runs/demo/{args.dataset}"
     methods.sort(key=lambda m: -QUICK.get(m, 9))
-    plan = [(f"{m}_{args.dataset}", s) for s in range(args.seeds) for m in methods if s < SEEDS.get(m, 3)]  # a first look soon
+    plan = [
+        (f"{m}_{args.dataset}", s) for s in range(args.seeds) for m in methods if s < SEEDS.get(m, 3)
+    ]  # a first look soon
     print(f"{len(plan)} runs of {len(methods)} models on {args.dataset}, {args.processes} side by side -> {out}/")
     started, written, failed = time.time(), [], 0
     context = multiprocessing.get_context("spawn")

@@ -52,9 +52,13 @@ def pictures(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     (folder / "train" / "one").mkdir(parents=True)
     for i in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
         fine = random.normal(0, 12, (375, 500, 1))
-        Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8)).save(folder / "train" / "one" / f"{i}.jpg", quality=90)
+        Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8)).save(
+            folder / "train" / "one" / f"{i}.jpg", quality=90
+        )
 
 
 def measure() -> dict[str, float]:
@@ -75,7 +79,9 @@ def measure() -> dict[str, float]:
         where: dict[str, Any] = {"device": META} if on_device else {}
         skipped = ("colour", "finish") if on_device else ()
         for workers in (0, 1):
-            stream = Stream(source, Augment.of(recipe["views"], recipe["input"]), batch=BATCH, epochs=2, workers=workers, **where)
+            stream = Stream(
+                source, Augment.of(recipe["views"], recipe["input"]), batch=BATCH, epochs=2, workers=workers, **where
+            )
             with Counted() as counted:
                 for batch in stream.epoch(0):  # the worker starts, kernels load
                     batch.to(META)
@@ -111,9 +117,13 @@ def main() -> None:
     lines = [f"| version | CPU ms an image, all | of it the training process | images/s that this caps | MiB copied for {BATCH} images | operations on the device, a step |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for name, found in runs.items():
-        whole, own, mib, launches = (statistics.median(run[key] for run in found) for key in ("all", "training process", "mib", "launches"))
+        whole, own, mib, launches = (
+            statistics.median(run[key] for run in found) for key in ("all", "training process", "mib", "launches")
+        )
         spread = max(run["training process"] for run in found) - min(run["training process"] for run in found)
-        lines.append(f"| {name} | {whole:.1f} | {own:.2f} (range {spread:.2f}) | {1000 / own:,.0f} | {mib:.1f} | {launches:,.0f} |")
+        lines.append(
+            f"| {name} | {whole:.1f} | {own:.2f} (range {spread:.2f}) | {1000 / own:,.0f} | {mib:.1f} | {launches:,.0f} |"
+        )
     text = "\n".join(lines)
     print(text)
     if options.report:

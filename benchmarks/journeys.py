@@ -71,7 +71,9 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.journeys", "--trace", str(target), module, *words]
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             found = counts([(file, function) for file, function in json.loads(target.read_text(encoding="utf-8"))])
-            rows.append(f"| {name} | `python -m {module} {words[0]} …` | " + " | ".join(map(str, found.values())) + " |")
+            rows.append(
+                f"| {name} | `python -m {module} {words[0]} …` | " + " | ".join(map(str, found.values())) + " |"
+            )
             print(name, found)
     head = "| journey | command | functions | files | changes of file |\n|:--|:--|--:|--:|--:|\n"
     text = "# Journeys through the code\n\n" + (__doc__ or "").split("\n\n", 1)[1].strip() + "\n\n" + head

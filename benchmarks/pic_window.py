@@ -213,7 +213,11 @@ def conclusions(found: dict[Variant, list[dict[str, float]]]) -> list[str]:
 
 
 def page(
-    found: dict[Variant, list[dict[str, float]]], origin: dict[str, Any], command: str, images: int, settings: dict[str, Any]
+    found: dict[Variant, list[dict[str, float]]],
+    origin: dict[str, Any],
+    command: str,
+    images: int,
+    settings: dict[str, Any],
 ) -> str:
     """The report in Markdown."""
     seeds, hardware, versions = len(next(iter(found.values()))), origin["hardware"], origin["versions"]
@@ -273,7 +277,9 @@ def main(argv: list[str] | None = None) -> int:
     settings = {**SETTINGS, **parse(args.settings)}
     recipe = zoo.resolve(MODEL, settings)  # a wrong setting is told before anything runs
     source = zoo.data.open_source(recipe.dataset, recipe.split, root=args.data)
-    plan = list(itertools.product([Variant(w, n) for w in (0, args.window) for n in (0, args.negatives)], range(args.seeds)))
+    plan = list(
+        itertools.product([Variant(w, n) for w in (0, args.window) for n in (0, args.negatives)], range(args.seeds))
+    )
     print(f"{len(plan)} runs of {MODEL}, {args.processes} side by side -> {args.out}/")
     began, numbers = time.time(), {}
     context = get_context("spawn")
@@ -298,7 +304,12 @@ def main(argv: list[str] | None = None) -> int:
     found = {variant: [numbers[variant, seed] for seed in range(args.seeds)] for variant in variants}
     images = recipe.schedule.images or recipe.schedule.epochs * len(source)
     origin = provenance.collect()
-    told = {"--seeds": args.seeds, "--window": args.window, "--negatives": args.negatives, "--report": args.report}  # no places of this machine
+    told = {
+        "--seeds": args.seeds,
+        "--window": args.window,
+        "--negatives": args.negatives,
+        "--report": args.report,
+    }  # no places of this machine
     words = [f"{name} {value}" for name, value in told.items() if value] + args.settings
     text = page(found, origin, " ".join(["python -m benchmarks.pic_window", *words]), images, settings)
     if args.report:

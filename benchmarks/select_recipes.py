@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
                 text = yaml.safe_dump(selection, sort_keys=False, default_flow_style=None, width=160)
                 (FOLDER / f"{args.model}.yaml").write_text(text)
     top = best(selection)
-    print(f"best: {top['score']} with {top['overrides'] or '(as it stands)'}; write it into zoo/methods/ if it is not there yet")
+    print(
+        f"best: {top['score']} with {top['overrides'] or '(as it stands)'}; write it into zoo/methods/ if it is not there yet"
+    )
     return 0
 
 

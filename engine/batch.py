@@ -39,7 +39,12 @@ class Batch:
         """The same batch, with ``parts``: ``count`` of them, which must divide its length."""
         rows = [slice(at, at + len(self) // count) for at in range(0, len(self), len(self) // count)]
         pieces = [
-            replace(self, index=self.index[r], views=[v[r] for v in self.views], labels=None if self.labels is None else self.labels[r])
+            replace(
+                self,
+                index=self.index[r],
+                views=[v[r] for v in self.views],
+                labels=None if self.labels is None else self.labels[r],
+            )
             for r in rows
         ]
         return replace(self, parts=pieces)

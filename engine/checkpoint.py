@@ -85,7 +85,9 @@ def _keep(path: Path) -> None:
     try:
         os.link(path, second)
         os.replace(second, previous(path))
-    except OSError:  # a file system without hard links: the move leaves only the second name until the new file is there
+    except (
+        OSError
+    ):  # a file system without hard links: the move leaves only the second name until the new file is there
         second.unlink(missing_ok=True)
         os.replace(path, previous(path))
 

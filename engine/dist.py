@@ -76,7 +76,9 @@ def _device(name: str, here: Place) -> torch.device:
         raise UserError(f"device={name}: not a device that torch knows; use auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        own = 0 if here.bound and count == 1 else here.local_rank  # srun --gpus-per-task=1: each task sees its GPU alone
+        own = (
+            0 if here.bound and count == 1 else here.local_rank
+        )  # srun --gpus-per-task=1: each task sees its GPU alone
         index = own if device.index is None else device.index
         if index >= count:
             raise UserError(

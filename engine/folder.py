@@ -18,7 +18,15 @@ import yaml
 from . import checkpoint, dist
 from .errors import LockedError, UserError
 
-WRITTEN = ("done.json", "checkpoint.pt", "checkpoint.previous.pt", "weights.pth", "log.jsonl", "provenance.json", "recipe.yaml")
+WRITTEN = (
+    "done.json",
+    "checkpoint.pt",
+    "checkpoint.previous.pt",
+    "weights.pth",
+    "log.jsonl",
+    "provenance.json",
+    "recipe.yaml",
+)
 _held: set[Path] = set()
 
 

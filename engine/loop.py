@@ -145,7 +145,12 @@ class _Run:
         self.saving = 0.0  # seconds that the last save took
         name, total = folder.parent.name, stream.total_steps
         self.progress = Progress(
-            name, total, images=recipe["batch"], device=world.device, start=self.step, quiet=not world.is_main,
+            name,
+            total,
+            images=recipe["batch"],
+            device=world.device,
+            start=self.step,
+            quiet=not world.is_main,
             chance=getattr(method, "collapsed_loss", None),
         )
         self.log = self._open_log(provenance) if world.is_main else None
@@ -269,14 +274,20 @@ class _Run:
         if step is None:
             self._learn(self.late.read())
             step = self.step
-        last = f"the checkpoint of step {self.checkpointed} is intact" if self.checkpointed else "no checkpoint was written"
+        last = (
+            f"the checkpoint of step {self.checkpointed} is intact"
+            if self.checkpointed
+            else "no checkpoint was written"
+        )
         rate = self.rates[min(step, len(self.rates) - 1)] if len(self.rates) else 0.0
         before = f"loss before it {self.finite_loss:.4g}, " if math.isfinite(self.finite_loss) else ""
         at = f"{what} at step {step} ({before}learning rate {rate:.4g})"
         if self.log is not None:
             self.log.event("non_finite_loss", step, message=at)
         with same_for_all():
-            raise NonFiniteLoss(f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}")
+            raise NonFiniteLoss(
+                f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}"
+            )
 
     def _remedies(self) -> list[str]:
         """`path=value` words that the command line takes: a tenth of each learning rate, a longer warm-up, full precision."""

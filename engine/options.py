@@ -19,8 +19,12 @@ class RunOptions:
     device: str = "auto"  # auto, cpu, cuda, cuda:0
     workers: int | None = None  # processes that decode images, per training process; null: the cores that are left
     threads: int = 0  # CPU threads of torch; 0: as torch decides
-    deterministic: bool = False  # on a GPU: the same bits every time, slower; exact resume there is promised only with it
-    cudnn_benchmark: bool = True  # on a GPU: time the algorithms of a convolution and keep the fastest; not when deterministic
+    deterministic: bool = (
+        False  # on a GPU: the same bits every time, slower; exact resume there is promised only with it
+    )
+    cudnn_benchmark: bool = (
+        True  # on a GPU: time the algorithms of a convolution and keep the fastest; not when deterministic
+    )
     tf32: bool = False  # on a GPU: products of float32 in TF32, 10 bits of mantissa, faster
     resume: bool = True  # go on from the checkpoint; false: start again and delete what is there
     log_interval: int = 10  # steps between lines of log.jsonl

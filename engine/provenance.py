@@ -66,14 +66,22 @@ def _hardware() -> dict[str, Any]:
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    return {"cpu": _cpu(), "kernels": _kernels(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "gpus": gpus}
+    return {
+        "cpu": _cpu(),
+        "kernels": _kernels(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus,
+    }
 
 
 def _kernels() -> str:
     """The instructions that torch's own CPU code uses, and what the environment chose: ``AVX2, ATEN_CPU_CAPABILITY=avx2``."""
     import torch
 
-    chosen = [f"{name}={os.environ[name]}" for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if os.environ.get(name)]
+    chosen = [
+        f"{name}={os.environ[name]}" for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if os.environ.get(name)
+    ]
     return ", ".join([torch.backends.cpu.get_cpu_capability(), *chosen])
 
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_VISIT = 0xD1B54A32D192ED03  # odd, hence visits of one row never meet; visit 0 leaves the bits as they are without visits
+_VISIT = (
+    0xD1B54A32D192ED03  # odd, hence visits of one row never meet; visit 0 leaves the bits as they are without visits
+)
 _MASK = (1 << 64) - 1
 
 

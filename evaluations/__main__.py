@@ -52,9 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("paths", nargs="*", metavar="path=value", help="clusters=, out=, device=, workers=, seed=")
     own.set_defaults(func=_cluster)
 
-    own = commands.add_parser("rank", help="every model at hand on a folder of images: which backbone for these images?")
+    own = commands.add_parser(
+        "rank", help="every model at hand on a folder of images: which backbone for these images?"
+    )
     own.add_argument("folder", help="a folder of images, with a folder for each class where there are classes")
-    own.add_argument("paths", nargs="*", metavar="path=value", help="models=PATTERN, files=[FILE], out=, device=, workers=")
+    own.add_argument(
+        "paths", nargs="*", metavar="path=value", help="models=PATTERN, files=[FILE], out=, device=, workers="
+    )
     own.set_defaults(func=_rank)
 
     words = sys.argv[1:] if argv is None else argv

@@ -39,8 +39,21 @@ from .inputs.features import Compute, FeatureRequest, Features, Store
 from .protocol import Protocol, complete, load, module_of, seeded
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-OWN_OPTIONS = {"pretrain_seed": None, "seed": 0, "precision": "float32", "batch": 256, "download": False, "max_bad": None}
-FORM = ("backbone", "prefix", "path", "mean", "std")  # what a command line may say of a weight file, as zoo.load takes it
+OWN_OPTIONS = {
+    "pretrain_seed": None,
+    "seed": 0,
+    "precision": "float32",
+    "batch": 256,
+    "download": False,
+    "max_bad": None,
+}
+FORM = (
+    "backbone",
+    "prefix",
+    "path",
+    "mean",
+    "std",
+)  # what a command line may say of a weight file, as zoo.load takes it
 
 
 @dataclass(frozen=True)
@@ -114,9 +127,7 @@ class Task:
             raise UserError(f"precision={settings.precision}: {protocol.id} computes in {' or '.join(able)}")
         if protocol.seeds > 1 and not seeded(protocol):
             raise UserError(f"seeds={protocol.seeds}: {protocol.id} has no repetitions under other seeds; leave it out")
-        arranged, opener = datasets.arrange(
-            protocol, settings.options.data, settings.download, fetch, settings.max_bad
-        )
+        arranged, opener = datasets.arrange(protocol, settings.options.data, settings.download, fetch, settings.max_bad)
         judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch, settings.form)
         return cls(arranged, judged, settings, opener)
 

@@ -193,7 +193,9 @@ def _inherited(name: str) -> dict[str, Any]:
         raise UserError(f"{_place(name, ['like'])}: no protocol {above!r} to be like{suggest(str(above), names())}")
     base = yamlfile.load_mapping(path_of(above))
     if "like" in base:
-        raise UserError(f"{_place(name, ['like'])}: {above} is itself like {base['like']}; one level is allowed: name that one")
+        raise UserError(
+            f"{_place(name, ['like'])}: {above} is itself like {base['like']}; one level is allowed: name that one"
+        )
     return settings.read_like(path_of(name))
 
 

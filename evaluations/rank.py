@@ -54,13 +54,19 @@ def rank(folder: str, given: Mapping[str, Any]) -> str:
     source = data.open_source("folder", "train", root=folder, max_bad=settings.max_bad)
     labelled = source.labelled and int(source.shown.sum()) > 1
     protocols = ("knn_folder", "ridge_folder") if labelled else ("quality_folder",)
-    places = at_hand(pattern, settings.options.out) + [str(file) for file in ([files] if isinstance(files, str) else files)]
+    places = at_hand(pattern, settings.options.out) + [
+        str(file) for file in ([files] if isinstance(files, str) else files)
+    ]
     if not places:
-        raise UserError(f"models={pattern}: no model at hand; pre-train one (python -m reproduce METHOD data={folder}), fetch released "
-                        "weights (python -m zoo fetch ID), or name files=[FILE]")
+        raise UserError(
+            f"models={pattern}: no model at hand; pre-train one (python -m reproduce METHOD data={folder}), fetch released "
+            "weights (python -m zoo fetch ID), or name files=[FILE]"
+        )
     rows, began = [], time.monotonic()
     for number, place in enumerate(places):
-        left = f", about {duration((time.monotonic() - began) / number * (len(places) - number))} left" if number else ""
+        left = (
+            f", about {duration((time.monotonic() - began) / number * (len(places) - number))} left" if number else ""
+        )
         say(f"{place}: model {number + 1} of {len(places)}{left}")
         found = {name: records.read(evaluate(name, place, {**rest, "data": folder}, quiet=True)) for name in protocols}
         kept = Path(settings.options.out) / "predictions" / f"{found[protocols[0]].predictions_sha256}.npz"
@@ -100,12 +106,23 @@ def labelled_table(rows: list[Row]) -> str:
         top1, ridge = (row.found[name].metrics["top1"] for name in ("knn_folder", "ridge_folder"))
         low, high = top1.ci or (top1.value, top1.value)
         seconds = sum(found.provenance.seconds for found in row.found.values())
-        lines.append(f"{row.rank:>4}  {top1.value:6.1f} {low:7.1f} {high:7.1f}  {ridge.value:6.1f}  {seconds:8.1f}  {row.place}")
-    return "\n".join([*lines, f"{len(rows[0].correct):,} images held out; models of one rank are not told apart on them", load_line(rows[0])])
+        lines.append(
+            f"{row.rank:>4}  {top1.value:6.1f} {low:7.1f} {high:7.1f}  {ridge.value:6.1f}  {seconds:8.1f}  {row.place}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            f"{len(rows[0].correct):,} images held out; models of one rank are not told apart on them",
+            load_line(rows[0]),
+        ]
+    )
 
 
 def quality_table(rows: list[Row]) -> str:
-    lines = ["no classes: these measures compare models of one width, and rank none", "  ".join(f"{name:>17}" for name in SHOWN) + "  model"]
+    lines = [
+        "no classes: these measures compare models of one width, and rank none",
+        "  ".join(f"{name:>17}" for name in SHOWN) + "  model",
+    ]
     for row in rows:
         found = row.found["quality_folder"].metrics
         values = [f"{found[name].value:17.3f}" if name in found else f"{'-':>17}" for name in SHOWN]

@@ -60,7 +60,9 @@ def beside_top1(guesses: np.ndarray, truth: np.ndarray, known: np.ndarray) -> di
     often = np.bincount(known).argmax()
     return {
         "mean_per_class": Metric.over_seeds(values, n=len(truth), ci=ci),
-        "majority": rate(100 * float((truth == often).mean()), len(truth), note="the training split's most frequent class"),
+        "majority": rate(
+            100 * float((truth == often).mean()), len(truth), note="the training split's most frequent class"
+        ),
     }
 
 

@@ -95,7 +95,9 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
             task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
             task.check()
             tasks.append(task)
-        except DataMissing as error:  # data have to be brought here, as weights have to; a path that was given must exist
+        except (
+            DataMissing
+        ) as error:  # data have to be brought here, as weights have to; a path that was given must exist
             if judged.here or settings.options.data is not None or "dataset" in given:
                 raise
             absent.append(f"  {name}: its data are not here: {error}")

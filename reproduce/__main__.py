@@ -1,4 +1,5 @@
 """python -m reproduce ID|METHOD [path=value …] [--plan], labels RUN --to FILE, extend RUN path=value …: see `python -m reproduce --help`."""
+
 from __future__ import annotations
 
 import os
@@ -22,13 +23,22 @@ def main(argv: list[str] | None = None) -> int:
 
     extends, words = words[:1] == ["extend"], words[1:] if words[:1] == ["extend"] else words
     parser = Parser(
-        prog="python -m reproduce extend" if extends else "python -m reproduce", description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
+        prog="python -m reproduce extend" if extends else "python -m reproduce",
+        description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
         epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
-               + ", ".join(f"{name}=" for name in RunOptions.names()) + ". Also: python -m reproduce labels RUN --to FILE; python -m reproduce extend RUN schedule.images=N, which "
-               "begins a new run with the network of a finished one")
-    parser.add_argument("id", help="the folder of a finished run" if extends else
-                        "a model of the registry (python -m zoo list), or a method's name: a recipe derived from the images of data=FOLDER")
-    parser.add_argument("settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)")
+        + ", ".join(f"{name}=" for name in RunOptions.names())
+        + ". Also: python -m reproduce labels RUN --to FILE; python -m reproduce extend RUN schedule.images=N, which "
+        "begins a new run with the network of a finished one",
+    )
+    parser.add_argument(
+        "id",
+        help="the folder of a finished run"
+        if extends
+        else "a model of the registry (python -m zoo list), or a method's name: a recipe derived from the images of data=FOLDER",
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)"
+    )
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
     args = parser.parse_intermixed_args(words)
     with same_for_all():

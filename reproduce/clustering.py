@@ -3,6 +3,7 @@
 Labels are int64; UNSEEN marks an image without one. Everything that is remembered is kept by image, not by process, so that
 another number of processes can take it up.
 """
+
 from __future__ import annotations
 
 import math
@@ -75,8 +76,10 @@ class Bank:
         if not self.parts:
             return {}
         index, z = self.rows()
-        return {"index": dist.all_gather_rows(index).cpu(),
-                "z": dist.all_gather_rows(z.transpose(0, 1).contiguous()).transpose(0, 1).contiguous().cpu()}
+        return {
+            "index": dist.all_gather_rows(index).cpu(),
+            "z": dist.all_gather_rows(z.transpose(0, 1).contiguous()).transpose(0, 1).contiguous().cpu(),
+        }
 
     def load(self, state: Mapping[str, Any], device: Any = None) -> None:
         """Take back a state, perhaps with another number of processes: each takes a share."""
@@ -91,7 +94,9 @@ def rows_of_images(index: Tensor, rows: Tensor, clusters: int, generator: torch.
     index = index.cpu()
     images = dist.all_gather_rows(index).unique()
     if clusters > len(images):
-        raise UserError(f"{setting}={clusters} clusters, but only {len(images)} images have features; choose at most {len(images)}")
+        raise UserError(
+            f"{setting}={clusters} clusters, but only {len(images)} images have features; choose at most {len(images)}"
+        )
     drawn = images[torch.randperm(len(images), generator=generator)[:clusters]]
     held, order = index.sort()
     at = torch.searchsorted(held, drawn).clamp(max=max(len(held) - 1, 0))
@@ -142,8 +147,11 @@ def describe(labels: Tensor, clusters: list[int], previous: Tensor | None = None
         if not len(mine):
             continue
         p = torch.bincount(mine, minlength=k).double() / len(mine)
-        row = {"prototype_usage": float(-(p * p.clamp(min=1e-300).log()).sum()) / math.log(k) if k > 1 else 1.0,
-               "empty_clusters": float((p == 0).sum()), "largest_cluster": float(p.max())}
+        row = {
+            "prototype_usage": float(-(p * p.clamp(min=1e-300).log()).sum()) / math.log(k) if k > 1 else 1.0,
+            "empty_clusters": float((p == 0).sum()),
+            "largest_cluster": float(p.max()),
+        }
         if previous is not None:
             both = (labels[head] != UNSEEN) & (previous[head] != UNSEEN)
             row["agreement"] = nmi(contingency(previous[head][both], labels[head][both]))

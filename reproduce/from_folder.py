@@ -12,6 +12,7 @@ authors' for ImageNet) for larger ones. What the images decide:
 Rates scale with the batch: in proportion for SGD, LARC and LARS (Goyal et al., arXiv 1706.02677), by the square root for AdamW
 (Malladi et al., arXiv 2205.10287). The other rules are rules of thumb, stated in each reason and overridden by a `path=value`.
 """
+
 from __future__ import annotations
 
 import math
@@ -19,12 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SMALL = 96             # pixels: below it the small network, from it on a ResNet
-FEWEST = 32            # images; fewer make no batches to learn from
-MANY = 100_000         # images from which on resnet50 replaces resnet18
-LARGEST = 256          # images of a batch that one accelerator, or a patient CPU, computes
-PER_CLUSTER = 10       # images for each cluster or prototype, at least
-RECENT = 65_536        # classes of an instance softmax, where there are more images than three times as many
+SMALL = 96  # pixels: below it the small network, from it on a ResNet
+FEWEST = 32  # images; fewer make no batches to learn from
+MANY = 100_000  # images from which on resnet50 replaces resnet18
+LARGEST = 256  # images of a batch that one accelerator, or a patient CPU, computes
+PER_CLUSTER = 10  # images for each cluster or prototype, at least
+RECENT = 65_536  # classes of an instance softmax, where there are more images than three times as many
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Choice:
     why: str
 
 
-def derive(base: Mapping[str, Any], facts: Facts, *, batch: int | None = None, epochs: float | None = None) -> list[Choice]:
+def derive(
+    base: Mapping[str, Any], facts: Facts, *, batch: int | None = None, epochs: float | None = None
+) -> list[Choice]:
     """The settings in which a recipe for these images differs from `base` (a recipe's dump); `base` holds for all others.
 
     batch, epochs   those that the caller insists on: rates, milestones and queues follow them
@@ -73,11 +76,17 @@ def derive(base: Mapping[str, Any], facts: Facts, *, batch: int | None = None, e
 def network(base: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """Name and options of the backbone."""
     if base["method"] == "pixels":
-        return {"name": "pixels", "options": {"dim": facts.channels * crop_for(base, facts) ** 2, "in_channels": facts.channels}}
+        return {
+            "name": "pixels",
+            "options": {"dim": facts.channels * crop_for(base, facts) ** 2, "in_channels": facts.channels},
+        }
     if not facts.small:
         return {"name": "resnet18" if facts.images < MANY else "resnet50", "options": {}}
     width, blocks, stride = (16, [1, 1, 1], 1) if facts.side < 20 else (24 if facts.side < 48 else 32, [1, 1, 1, 1], 2)
-    return {"name": "tiny_resnet", "options": {"width": width, "blocks": blocks, "stem_stride": stride, "in_channels": facts.channels}}
+    return {
+        "name": "tiny_resnet",
+        "options": {"width": width, "blocks": blocks, "stem_stride": stride, "in_channels": facts.channels},
+    }
 
 
 def dim_of(spec: Mapping[str, Any]) -> int:
@@ -109,36 +118,64 @@ def _network(base: Mapping[str, Any], facts: Facts) -> list[Choice]:
     seen = "all gray" if facts.channels == 1 else "in colour"
     spread = tuple(max(v, 0.01) for v in facts.std)
     values = {"mean": facts.mean, "std": spread}
-    stored = {name: [round(v, 4) for v in (given * channels if len(given) < channels else given)] for name, given in values.items()}
+    stored = {
+        name: [round(v, 4) for v in (given * channels if len(given) < channels else given)]
+        for name, given in values.items()
+    }
     side = crop_for(base, facts)
     whole = side if facts.small or spec["name"] == "pixels" else min(224, 32 * (facts.side // 32))
     resize = whole if facts.small or spec["name"] == "pixels" else round(whole * 256 / 224)
     gray = " (three equal channels, since a ResNet of the zoo takes three)" if channels > facts.channels else ""
     return [
         Choice("backbone", spec, why),
-        Choice("input", {"pad": 0, "resize": resize, "crop": whole, "channels": channels, **stored},
-               f"images {seen}{gray}; mean and std are measured on them; a shorter side of {resize}, then the central {whole} pixels"),
+        Choice(
+            "input",
+            {"pad": 0, "resize": resize, "crop": whole, "channels": channels, **stored},
+            f"images {seen}{gray}; mean and std are measured on them; a shorter side of {resize}, then the central {whole} pixels",
+        ),
     ]
 
 
 def _views(base: Mapping[str, Any], facts: Facts) -> list[Choice]:
     views, side = base["views"], crop_for(base, facts)
     largest = max(crop["size"] for crop in views["crops"])
-    crops = [{**crop, "size": side if crop["size"] == largest else max(32, _multiple(crop["size"] * side / largest, 16))}
-             for crop in views["crops"]]
-    found = [Choice("views.crops", crops, f"the method's crops for images of {facts.side} pixels"),
-             Choice("views.pad", 0, "crops have the size of the images"),
-             Choice("views.rotate", 0, "only where a profile knows that images may be turned"),
-             Choice("views.noise", 0.0, "only where a profile knows that pixels are noisy")]
+    crops = [
+        {**crop, "size": side if crop["size"] == largest else max(32, _multiple(crop["size"] * side / largest, 16))}
+        for crop in views["crops"]
+    ]
+    found = [
+        Choice("views.crops", crops, f"the method's crops for images of {facts.side} pixels"),
+        Choice("views.pad", 0, "crops have the size of the images"),
+        Choice("views.rotate", 0, "only where a profile knows that images may be turned"),
+        Choice("views.noise", 0.0, "only where a profile knows that pixels are noisy"),
+    ]
     jitter = views["jitter"]
     if facts.channels == 1:
         found.append(Choice("views.grayscale", 0.0, "images are gray already"))
         if jitter:
-            found.append(Choice("views.jitter", {**jitter, "saturation": 0.0, "hue": 0.0}, "gray images have no hue and no saturation"))
+            found.append(
+                Choice(
+                    "views.jitter",
+                    {**jitter, "saturation": 0.0, "hue": 0.0},
+                    "gray images have no hue and no saturation",
+                )
+            )
     elif facts.small and jitter:
         if not jitter["saturation"]:
-            found.append(Choice("views.jitter", {**jitter, "saturation": 0.4, "hue": 0.1}, "colours change too (MoCo v2's strengths)"))
-        found.append(Choice("views.grayscale", views["grayscale"] or 0.2, "views in gray too, so that colour alone is not enough (MoCo v2)"))
+            found.append(
+                Choice(
+                    "views.jitter",
+                    {**jitter, "saturation": 0.4, "hue": 0.1},
+                    "colours change too (MoCo v2's strengths)",
+                )
+            )
+        found.append(
+            Choice(
+                "views.grayscale",
+                views["grayscale"] or 0.2,
+                "views in gray too, so that colour alone is not enough (MoCo v2)",
+            )
+        )
     return found
 
 
@@ -171,17 +208,40 @@ def _rates(base: Mapping[str, Any], batch: int) -> list[Choice]:
     how = "the square root of the batch" if name == "adamw" else "the batch"
     rates = [("optimizer.lr", base["optimizer"]["lr"])]
     rates += [(f"schedule.{rate}", base["schedule"].get(rate)) for rate in ("start_lr", "final_lr")]
-    return [Choice(path, scaled(rate, name, batch, base["batch"]),
-                   f"{rate:g} for a batch of {base['batch']:,}, in proportion to {how} ({name})") for path, rate in rates if rate]
+    return [
+        Choice(
+            path,
+            scaled(rate, name, batch, base["batch"]),
+            f"{rate:g} for a batch of {base['batch']:,}, in proportion to {how} ({name})",
+        )
+        for path, rate in rates
+        if rate
+    ]
 
 
 def _schedule(base: Mapping[str, Any], facts: Facts, total: float, *, given: bool) -> list[Choice]:
     schedule = base["schedule"]
-    usual = schedule["epochs"] or schedule["images"] / 60_000          # laptop budgets are counted in images of Fashion-MNIST
-    found = [] if given else [Choice("schedule.epochs", int(total), "200 epochs for 100,000 images (small network: 50 for 10,000), "
-                                     f"in proportion to 1 / sqrt(images): {int(total) * facts.images:,} images seen")]
+    usual = schedule["epochs"] or schedule["images"] / 60_000  # laptop budgets are counted in images of Fashion-MNIST
+    found = (
+        []
+        if given
+        else [
+            Choice(
+                "schedule.epochs",
+                int(total),
+                "200 epochs for 100,000 images (small network: 50 for 10,000), "
+                f"in proportion to 1 / sqrt(images): {int(total) * facts.images:,} images seen",
+            )
+        ]
+    )
     if schedule.get("warmup_epochs"):
-        found.append(Choice("schedule.warmup_epochs", round(schedule["warmup_epochs"] * total / usual, 3), f"the same share of {total:g} epochs"))
+        found.append(
+            Choice(
+                "schedule.warmup_epochs",
+                round(schedule["warmup_epochs"] * total / usual, 3),
+                f"the same share of {total:g} epochs",
+            )
+        )
     if schedule.get("milestones"):
         at = [round(m * total / usual, 3) for m in schedule["milestones"]]
         found.append(Choice("schedule.milestones", at, f"the same shares of {total:g} epochs"))
@@ -206,7 +266,11 @@ def _params(params: Mapping[str, Any], path: str, facts: Facts, batch: int, epoc
     if str(params.get("labels", "")).startswith("kmeans:"):
         add("labels", f"kmeans:{min(int(params['labels'].partition(':')[2]), most)}", few)
     if params.get("pca"):
-        add("pca", min(params["pca"], dim, max(2, n // 4)), f"the {dim} features of the network and a quarter of the images at most")
+        add(
+            "pca",
+            min(params["pca"], dim, max(2, n // 4)),
+            f"the {dim} features of the network and a quarter of the images at most",
+        )
     if "labelings" in params:
         add("labelings", max(1, min(params["labelings"], int(epochs * steps) // 2)), "every other step at most")
     if "negatives" in params and "window" not in params:
@@ -239,8 +303,14 @@ def _queue(params: Mapping[str, Any], path: str, n: int, batch: int, epochs: flo
     if batch >= prototypes or blocks < 1:
         return [Choice(f"{path}.queue.length", 0, f"a batch of {batch} for {prototypes} prototypes needs none")]
     start = int(min(15, epochs * 15 / 400))
-    return [Choice(f"{path}.queue.length", blocks * batch, f"fewer images in a batch than the {prototypes} prototypes; 15 batches and half of the images at most"),
-            Choice(f"{path}.queue.start_epoch", start, "the share of SwAV's script for small batches, 15 of 400 epochs")]
+    return [
+        Choice(
+            f"{path}.queue.length",
+            blocks * batch,
+            f"fewer images in a batch than the {prototypes} prototypes; 15 batches and half of the images at most",
+        ),
+        Choice(f"{path}.queue.start_epoch", start, "the share of SwAV's script for small batches, 15 of 400 epochs"),
+    ]
 
 
 def _multiple(value: float, of: int) -> int:

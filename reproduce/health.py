@@ -14,6 +14,7 @@ effective_rank is that of the features of the whole data set where a method has 
 Numbers without an alarm of their own: queue_age (steps since a queue's oldest row was computed), and reproduce.clustering's
 empty_clusters, largest_cluster and agreement. All are computed for a line of the log and touch nothing that is trained.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,17 +29,17 @@ from engine import dist
 from reproduce.limits import beyond, changed, found, shown
 from zoo.settings import parse
 
-NEAR = 0.01            # relative distance to the collapsed loss
-PATIENCE = 300         # steps for which a loss must misbehave
-FLAT = 0.02            # feature_std below which embeddings count as equal
+NEAR = 0.01  # relative distance to the collapsed loss
+PATIENCE = 300  # steps for which a loss must misbehave
+FLAT = 0.02  # feature_std below which embeddings count as equal
 # Effective rank below which embeddings count as collapsed onto a few directions. On digits, 64 or 128 dimensions, from step 100 on:
 # every method with its own recipe stays above 8 (PIC 4.5 for 50 steps, then 12); SimSiam at a rate of 0.1 has 4, MoCo v2 with
 # momentum 0 has 2 (kNN 86 and 80 instead of 96).
 FEW = 5.0
-ROWS = 32              # images of a batch from which on its effective rank says something
-LOPSIDED = 0.1         # prototype usage entropy, as a share of its maximum
+ROWS = 32  # images of a batch from which on its effective rank says something
+LOPSIDED = 0.1  # prototype usage entropy, as a share of its maximum
 COUNTED_IN = {"freeze_prototypes_steps": "steps", "start_epoch": "epochs", "reassignment": "epochs"}
-BLOCK = 1 << 16        # rows that are held in double precision at a time
+BLOCK = 1 << 16  # rows that are held in double precision at a time
 
 
 def spread(z: Tensor) -> float:
@@ -111,7 +112,7 @@ def _further(path: str, present: Any, wanted: Any, method: Any) -> Any:
     """The value to propose: `wanted`, or one that lies beyond `present` in the direction from the default to `wanted`."""
     if isinstance(wanted, list) and isinstance(present, list):
         if path.startswith("views."):
-            return wanted if wanted[0] > present[0] else None            # larger crops
+            return wanted if wanted[0] > present[0] else None  # larger crops
         each = [_further(f"{path}.{i}", item, wanted[0], method) for i, item in enumerate(present)]
         return None if None in each else each
     if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not isinstance(present, (int, float)):
@@ -144,12 +145,17 @@ class Watch:
     def __init__(self, method: Any) -> None:
         self.method = method
         self.said: set[str] = set()
-        self.since: dict[str, int] = {}           # trouble -> step at which it was first seen without a pause
-        self.before_queue: float | None = None    # smoothed loss before the queue took part
+        self.since: dict[str, int] = {}  # trouble -> step at which it was first seen without a pause
+        self.before_queue: float | None = None  # smoothed loss before the queue took part
 
     def __call__(self, step: int, loss: float, numbers: Mapping[str, float]) -> list[str]:
-        troubles = {**self._collapse(loss), **self._features(numbers), **self._rank(numbers), **self._usage(numbers),
-                    **self._queue(loss, numbers)}
+        troubles = {
+            **self._collapse(loss),
+            **self._features(numbers),
+            **self._rank(numbers),
+            **self._usage(numbers),
+            **self._queue(loss, numbers),
+        }
         self.since = {kind: self.since.get(kind, step) for kind in troubles}
         new = [kind for kind in troubles if step - self.since[kind] >= self.patience and kind not in self.said]
         self.said.update(new)
@@ -159,12 +165,18 @@ class Watch:
         stuck = self.method.collapsed_loss
         if not stuck or abs(loss - stuck) > NEAR * stuck:
             return {}
-        return {"collapse": f"collapse: the loss {loss:.3f} has stayed at {stuck:.3f}, that of a network that says the same "
-                            "of every image,"}
+        return {
+            "collapse": f"collapse: the loss {loss:.3f} has stayed at {stuck:.3f}, that of a network that says the same "
+            "of every image,"
+        }
 
     def _features(self, numbers: Mapping[str, float]) -> dict[str, str]:
         value = numbers.get("feature_std", math.inf)
-        return {"features": f"dead features: embeddings hardly differ between images (spread {value:.4f})"} if value < FLAT else {}
+        return (
+            {"features": f"dead features: embeddings hardly differ between images (spread {value:.4f})"}
+            if value < FLAT
+            else {}
+        )
 
     def _rank(self, numbers: Mapping[str, float]) -> dict[str, str]:
         value, run = numbers.get("effective_rank", math.inf), self.method.run
@@ -179,7 +191,9 @@ class Watch:
 
     def _usage(self, numbers: Mapping[str, float]) -> dict[str, str]:
         value = numbers.get("prototype_usage", math.inf)
-        return {"usage": f"a few prototypes take all images (usage entropy {value:.3f} of 1)"} if value < LOPSIDED else {}
+        return (
+            {"usage": f"a few prototypes take all images (usage entropy {value:.3f} of 1)"} if value < LOPSIDED else {}
+        )
 
     def _queue(self, loss: float, numbers: Mapping[str, float]) -> dict[str, str]:
         if "queue_full" not in numbers:
@@ -190,4 +204,3 @@ class Watch:
         if self.before_queue is None or loss <= 1.02 * self.before_queue:
             return {}
         return {"queue": f"the loss {loss:.3f} is higher than the {self.before_queue:.3f} before the queue took part,"}
-

@@ -5,6 +5,7 @@
 The formats are those of zoo.labels: FILE.csv has a row per image, its name and a column per head. Labels are joined with the
 training images by name; -1 stands for an image without a label.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ class Spec:
 
     text: str
     sizes: tuple[int, ...]
-    found: files.Labels | None = None     # all heads of a file or run; None: to be found on the spot (kmeans:K) or fetched (an id)
+    found: files.Labels | None = (
+        None  # all heads of a file or run; None: to be found on the spot (kmeans:K) or fetched (an id)
+    )
     columns: tuple[int, ...] | None = None
 
     @property
@@ -56,7 +59,9 @@ def find(text: str, columns: Sequence[int] | None = None) -> Spec:
             raise UserError(f"params.labels={text}: no image in it has a label")
         return _chosen(Spec(text, tuple(max(int(head.max()) + 1, 2) for head in found.labels), found), columns)
     if text not in zoo.models():
-        raise UserError(f"params.labels={text!r}: not kmeans:K, not a file or run folder that exists, not a model of the registry")
+        raise UserError(
+            f"params.labels={text!r}: not kmeans:K, not a file or run folder that exists, not a model of the registry"
+        )
     released = zoo.entry(text).pseudolabels
     if released is None or released.clusters is None:
         raise UserError(f"params.labels={text}: no pseudo-labels were released for it")
@@ -110,11 +115,15 @@ def names_of(run: Path, data: str | None) -> list[str] | None:
     try:
         source = open_source(recipe.dataset, recipe.split, root=data, max_bad=recipe.max_bad)
     except UserError as error:
-        raise UserError(f"{run}: the names of its images are needed, and they cannot be opened: {error}. "
-                        f"Say where they are: python -m reproduce labels {run} --to FILE --data FOLDER") from None
+        raise UserError(
+            f"{run}: the names of its images are needed, and they cannot be opened: {error}. "
+            f"Say where they are: python -m reproduce labels {run} --to FILE --data FOLDER"
+        ) from None
     recorded = files.read(run).fingerprint
     if recorded not in (None, source.fingerprint):
-        raise UserError(f"{run}: it was trained on other images than those of {source.home or recipe.dataset}; --data FOLDER names the right ones")
+        raise UserError(
+            f"{run}: it was trained on other images than those of {source.home or recipe.dataset}; --data FOLDER names the right ones"
+        )
     return [source.name(i) for i in range(len(source))]
 
 
@@ -124,7 +133,9 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = Parser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
     parser.add_argument("run", type=Path, help="a run folder of a clustering method")
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; .npz; else a file of tensors")
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; .npz; else a file of tensors"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="where the images of the run are, for their names")
     args = parser.parse_args(argv)
     if not args.run.exists():
@@ -135,10 +146,17 @@ def main(argv: list[str] | None = None) -> int:
     names = names_of(args.run, args.data)
     write(table, args.to, names)
     missing = int((table < 0).any(0).sum())
-    print(f"{args.to}: {len(table)} heads x {table.shape[1]} images" + (f", {missing} of them without a label" if missing else "")
-          + ("" if names is not None else ", in their order: the folder has no recipe.yaml, which says what they were"))
+    print(
+        f"{args.to}: {len(table)} heads x {table.shape[1]} images"
+        + (f", {missing} of them without a label" if missing else "")
+        + ("" if names is not None else ", in their order: the folder has no recipe.yaml, which says what they were")
+    )
     recipe = args.run / "recipe.yaml"
     dataset = zoo.load_recipe(recipe).dataset if recipe.exists() else "digits"
-    model = f"pseudolabel_{dataset}" if f"pseudolabel_{dataset}" in zoo.models() else f"pseudolabel_digits dataset={dataset}"
+    model = (
+        f"pseudolabel_{dataset}"
+        if f"pseudolabel_{dataset}" in zoo.models()
+        else f"pseudolabel_digits dataset={dataset}"
+    )
     print(f"next: python -m reproduce {model} params.labels={args.to}" + (f" data={args.data}" if args.data else ""))
     return 0

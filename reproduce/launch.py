@@ -1,4 +1,5 @@
 """From a registry id and overrides to a finished run folder: `pretrain("swav_digits", {"seed": 1})`."""
+
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +28,7 @@ from zoo.data import locate
 from zoo.errors import UserError
 from zoo.registry import no_recipe, registry
 
-OWN_IMAGES = ("folder", "images")      # data sets of datasets.yaml that are whatever lies in a folder
+OWN_IMAGES = ("folder", "images")  # data sets of datasets.yaml that are whatever lies in a folder
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Job:
     id: str
     recipe: Any
     options: RunOptions
-    default: bool          # the recipe is the registry's own, the seed and the precision that this machine lacks apart
-    said: str = ""         # how the recipe differs from what was asked for, and why
-    derived: tuple[str, ...] = ()      # of a recipe that was derived from images: each setting and its reason
+    default: bool  # the recipe is the registry's own, the seed and the precision that this machine lacks apart
+    said: str = ""  # how the recipe differs from what was asked for, and why
+    derived: tuple[str, ...] = ()  # of a recipe that was derived from images: each setting and its reason
 
     @property
     def folder(self) -> Path:
@@ -53,7 +54,7 @@ def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
     """
     options, settings = RunOptions.split(overrides or {})
     derived: tuple[str, ...] = ()
-    own: str | None = None             # hash of the registry's recipe
+    own: str | None = None  # hash of the registry's recipe
     if own_images.is_method(id):
         made = own_images.derive(id, settings, options)
         recipe, derived = made.recipe, tuple(made.lines)
@@ -66,14 +67,20 @@ def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
         json.dumps(recipe.dump(), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         wrong = next((k for k, v in settings.items() if str(error.object[error.start]) in str(v)), "a setting")
-        raise UserError(f"{wrong}: a recipe is kept as text, and {settings.get(wrong)!r} is no UTF-8; rename the file, or name own "
-                        "images with dataset=images data=PATH") from None
+        raise UserError(
+            f"{wrong}: a recipe is kept as text, and {settings.get(wrong)!r} is no UTF-8; rename the file, or name own "
+            "images with dataset=images data=PATH"
+        ) from None
     work = Job(id, recipe, options, recipe.hash() == own, derived=derived)
     here = recipe if "precision" in settings or finished(work.folder) else precision.as_run_here(recipe, options.device)
     if here is recipe:
         return work
-    return replace(work, recipe=here, said=f"precision={here.precision}: this machine has no instructions for the recipe's "
-                                           f"{recipe.precision}; precision={recipe.precision} asks for it all the same, slowly")
+    return replace(
+        work,
+        recipe=here,
+        said=f"precision={here.precision}: this machine has no instructions for the recipe's "
+        f"{recipe.precision}; precision={recipe.precision} asks for it all the same, slowly",
+    )
 
 
 def extension(run: str, overrides: Mapping[str, Any]) -> Job:
@@ -91,8 +98,10 @@ def extension(run: str, overrides: Mapping[str, Any]) -> Job:
     before = zoo.load_recipe(folder / "recipe.yaml")
     weights = folder / "weights.pth"
     recipe = registry().change(before, {"init": str(weights), **settings})
-    said = (f"a warm start from {weights}: the network begins with these weights; heads, memory, optimizer and schedule start afresh, so "
-            "that this is not the run which would have been longer from its beginning")
+    said = (
+        f"a warm start from {weights}: the network begins with these weights; heads, memory, optimizer and schedule start afresh, so "
+        "that this is not the run which would have been longer from its beginning"
+    )
     return Job(folder.resolve().parent.name, recipe, options, default=False, said=said)
 
 
@@ -115,15 +124,41 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
     if work.said and world.is_main and not quiet:
         print(f"{work.id}: {work.said}", file=sys.stderr)
     if work.derived and world.is_main and not quiet:
-        print("\n".join([f"{work.id}: a recipe derived from {len(work.derived)} facts and rules; each is a setting of the command line:",
-                         *(f"  {line}" for line in work.derived)]), file=sys.stderr)
+        print(
+            "\n".join(
+                [
+                    f"{work.id}: a recipe derived from {len(work.derived)} facts and rules; each is a setting of the command line:",
+                    *(f"  {line}" for line in work.derived),
+                ]
+            ),
+            file=sys.stderr,
+        )
     source, meeting, method, stream = dist.together(lambda: _opened(work, world))
-    origin = {**provenance.collect(), "id": work.id, "recipe_hash": recipe.hash(), "processes": world.size,
-              "data": {"name": recipe.dataset, "split": recipe.split, "images": len(source), "classes": len(source.classes),
-                       "fingerprint": source.fingerprint}}
+    origin = {
+        **provenance.collect(),
+        "id": work.id,
+        "recipe_hash": recipe.hash(),
+        "processes": world.size,
+        "data": {
+            "name": recipe.dataset,
+            "split": recipe.split,
+            "images": len(source),
+            "classes": len(source.classes),
+            "fingerprint": source.fingerprint,
+        },
+    }
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
-        return loop.fit(method, stream, recipe=recipe.dump(), folder=work.folder, options=work.options, world=world,
-                        provenance=origin, warnings=meeting.warnings, notes=work.derived)
+        return loop.fit(
+            method,
+            stream,
+            recipe=recipe.dump(),
+            folder=work.folder,
+            options=work.options,
+            world=world,
+            provenance=origin,
+            warnings=meeting.warnings,
+            notes=work.derived,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,16 +186,24 @@ def meet(recipe: Any, source: Any, world: int) -> Meeting:
     if isinstance(source, data.Source):
         method.meet(source)
     if (recipe.accumulate or 1) > 1 and not method.needs.divisible:
-        raise UserError(f"accumulate={recipe.accumulate}: the loss of {recipe.method} compares the images of a batch, so that the mean over "
-                        f"parts is another loss; set accumulate=null and a smaller batch, with the rates in proportion: batch="
-                        f"{max(1, recipe.batch // recipe.accumulate)} optimizer.lr="
-                        f"{scaled(recipe.optimizer.lr, recipe.optimizer.name, max(1, recipe.batch // recipe.accumulate), recipe.batch):g}")
+        raise UserError(
+            f"accumulate={recipe.accumulate}: the loss of {recipe.method} compares the images of a batch, so that the mean over "
+            f"parts is another loss; set accumulate=null and a smaller batch, with the rates in proportion: batch="
+            f"{max(1, recipe.batch // recipe.accumulate)} optimizer.lr="
+            f"{scaled(recipe.optimizer.lr, recipe.optimizer.name, max(1, recipe.batch // recipe.accumulate), recipe.batch):g}"
+        )
     stream = streamed(recipe, source, method, world=world)
     counted = getattr(source, "counted", True)
     known = counted or recipe.schedule.images is not None
-    run = limits.Run(plain, images=len(source) if counted else math.inf, features=backbone.dim, views=recipe.views.count,
-                     processes=world, steps=stream.total_steps if known else math.inf,
-                     steps_per_epoch=stream.steps_per_epoch if counted else math.inf)
+    run = limits.Run(
+        plain,
+        images=len(source) if counted else math.inf,
+        features=backbone.dim,
+        views=recipe.views.count,
+        processes=world,
+        steps=stream.total_steps if known else math.inf,
+        steps_per_epoch=stream.steps_per_epoch if counted else math.inf,
+    )
     limits.refuse(method, run)
     return Meeting(method, stream, run, limits.warnings(method, run))
 
@@ -170,10 +213,14 @@ def require_labels(recipe: Any, source: Any) -> None:
     missing = len(source) if source.labels is None else int((source.labels < 0).sum())
     where = f"{recipe.dataset}/{recipe.split}: method {recipe.method} learns from labels, and"
     if len(source.classes) < 2:
-        raise UserError(f"{where} its images have {f'one class only ({source.classes[0]})' if source.classes else 'none'}; "
-                        "put each class into a folder of its own")
+        raise UserError(
+            f"{where} its images have {f'one class only ({source.classes[0]})' if source.classes else 'none'}; "
+            "put each class into a folder of its own"
+        )
     if missing:
-        raise UserError(f"{where} {missing:,} of its {len(source):,} images have none; choose a data set with labels, or another method")
+        raise UserError(
+            f"{where} {missing:,} of its {len(source):,} images have none; choose a data set with labels, or another method"
+        )
 
 
 def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream]:
@@ -182,8 +229,14 @@ def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream]
     meeting = meet(recipe, source, world.size)
     method = build(recipe, source)
     method.run = meeting.run
-    return source, meeting, method, streamed(recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers,
-                                            device=world.device)
+    return (
+        source,
+        meeting,
+        method,
+        streamed(
+            recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers, device=world.device
+        ),
+    )
 
 
 def build(recipe: Any, source: Any) -> Method:
@@ -201,10 +254,21 @@ def streamed(recipe: Any, source: Any, method: Method, **where: Any) -> Stream:
     plain = recipe.dump()
     augment = Augment.of(plain["views"], plain["input"])
     if len(augment.crops) < method.needs.views:
-        raise UserError(f"{recipe.method} compares at least {method.needs.views} views of an image, the recipe has "
-                        f"{len(augment.crops)}; set views.crops.0.count={method.needs.views}")
-    stream = Stream(source, augment, batch=recipe.batch, seed=recipe.seed, epochs=recipe.schedule.epochs,
-                    images=recipe.schedule.images, method=method, accumulate=recipe.accumulate or 1, **where)
+        raise UserError(
+            f"{recipe.method} compares at least {method.needs.views} views of an image, the recipe has "
+            f"{len(augment.crops)}; set views.crops.0.count={method.needs.views}"
+        )
+    stream = Stream(
+        source,
+        augment,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        epochs=recipe.schedule.epochs,
+        images=recipe.schedule.images,
+        method=method,
+        accumulate=recipe.accumulate or 1,
+        **where,
+    )
     stream.optimizer = plain["optimizer"]
     stream.rates = optim.schedule(plain["schedule"], stream.steps_per_epoch, stream.total_steps, lr=recipe.optimizer.lr)
     return stream
@@ -222,8 +286,13 @@ def report(work: Job, result: loop.FitResult) -> str:
     loss = "" if done["loss"] is None else f", loss {done['loss']:.4f}"
     first = "finished before, nothing to do" if result.already else "finished"
     files = [f"  {path}" for path in sorted(work.folder.iterdir()) if path.is_file() and path.name != "lock"]
-    return "\n".join([f"{work.id}: {first}: {done['steps']} steps{loss}, {done['seconds']:.0f} s", *files,
-                      f"next: {next_command(work)}"])
+    return "\n".join(
+        [
+            f"{work.id}: {first}: {done['steps']} steps{loss}, {done['seconds']:.0f} s",
+            *files,
+            f"next: {next_command(work)}",
+        ]
+    )
 
 
 def next_command(work: Job) -> str:

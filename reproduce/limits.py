@@ -9,6 +9,7 @@ same words. A limit that says `otherwise` refuses nothing: the run is possible, 
     Limit("params.queue.length", ">=", "batch", off=0)                     0: no queue, no limit
     Limit("params.freeze_prototypes_steps", "<", "steps", share=0.1, otherwise="the prototypes never move")
 """
+
 from __future__ import annotations
 
 import copy
@@ -75,8 +76,10 @@ class Limit:
         """The same limit for a method whose settings lie in a group: params.NAME becomes params.GROUP.NAME."""
         when = self.when
         inside = None if when is None else lambda settings: when({**settings, "params": settings["params"][group]})
-        path, bound, instead = (value.replace("params.", f"params.{group}.") if isinstance(value, str) else value
-                                for value in (self.path, self.bound, self.instead))
+        path, bound, instead = (
+            value.replace("params.", f"params.{group}.") if isinstance(value, str) else value
+            for value in (self.path, self.bound, self.instead)
+        )
         return replace(self, path=path, bound=bound, instead=instead, when=inside)
 
 
@@ -102,9 +105,9 @@ class Run:
     """Facts about a run: its settings (a recipe's dump), and what follows from them, the data and the processes."""
 
     settings: Settings
-    images: float                # of the data set; infinite where the number is not known beforehand
-    features: int                # D of the backbone
-    views: int                   # of an image
+    images: float  # of the data set; infinite where the number is not known beforehand
+    features: int  # D of the backbone
+    views: int  # of an image
     processes: int
     steps: float
     steps_per_epoch: float
@@ -132,7 +135,14 @@ class Run:
 
 # For every method. What is too short a run is one for any setting that is counted in epochs or steps.
 COMMON = (
-    Limit("schedule.warmup_epochs", "<", "epochs", off=0.0, share=0.1, otherwise="the learning rate never reaches optimizer.lr"),
+    Limit(
+        "schedule.warmup_epochs",
+        "<",
+        "epochs",
+        off=0.0,
+        share=0.1,
+        otherwise="the learning rate never reaches optimizer.lr",
+    ),
     Limit("schedule.milestones.0", "<", "epochs", share=0.5, otherwise="the learning rate never falls"),
 )
 
@@ -167,7 +177,7 @@ def beyond(limit: Limit, run: Run) -> str:
     if all(holds(item, bound) for item in items):
         return ""
     fits = [type(item)(bound * limit.share) if limit.share is not None else nearest(item, bound) for item in items]
-    fits = list(dict.fromkeys(fits)) if limit.relation == "<" else fits       # positions: each of them once
+    fits = list(dict.fromkeys(fits)) if limit.relation == "<" else fits  # positions: each of them once
     remedies = [] if None in fits else [f"{limit.path}={shown(fits if isinstance(value, list) else fits[0])}"]
     remedies += [] if limit.off is None else [f"{limit.path}={shown(limit.off)}"]
     remedies += [limit.instead] if limit.instead else []
@@ -203,8 +213,11 @@ def require_images(backbone: Any, run: Run) -> None:
     channels, wanted = run.get("input.channels"), backbone.in_channels
     if channels != wanted:
         known = "in_channels" in backbones.options(run.get("backbone.name"))
-        remedy = f"backbone.options.in_channels={channels}" if known else \
-            f"input.channels={wanted}, with as many values of input.mean and input.std"
+        remedy = (
+            f"backbone.options.in_channels={channels}"
+            if known
+            else f"input.channels={wanted}, with as many values of input.mean and input.std"
+        )
         raise UserError(f"input.channels={channels}: {run.get('backbone.name')} takes {wanted}; set {remedy}")
     for number, crop in enumerate(run.get("views.crops")):
         shape = (channels, crop["size"], crop["size"])
@@ -213,6 +226,7 @@ def require_images(backbone: Any, run: Run) -> None:
                 backbone(torch.empty(2, *shape, device="meta"))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"views.crops.{number}.size={crop['size']}: {run.get('backbone.name')} cannot take images of "
-                            f"{'x'.join(map(str, shape))} ({reason}); choose another size") from None
-
+            raise UserError(
+                f"views.crops.{number}.size={crop['size']}: {run.get('backbone.name')} cannot take images of "
+                f"{'x'.join(map(str, shape))} ({reason}); choose another size"
+            ) from None

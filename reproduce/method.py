@@ -7,6 +7,7 @@ A method is a module that owns its backbone, its heads and whatever it remembers
 Only `loss` must be written. `loss` returns this process's mean; the mean over processes is the loss of the global batch,
 and gradients are averaged over processes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -53,8 +54,8 @@ class Deviation:
     paper: str
     release: str
     ours: str
-    option: str = ""      # settings that give the other behaviour, `path=value` words; "" when it is not offered
-    where: str = ""       # the model or protocol whose settings they are; "": any recipe of the method
+    option: str = ""  # settings that give the other behaviour, `path=value` words; "" when it is not offered
+    where: str = ""  # the model or protocol whose settings they are; "": any recipe of the method
 
 
 class Method(nn.Module):
@@ -62,14 +63,16 @@ class Method(nn.Module):
 
     needs: ClassVar[Needs] = Needs()
     deviations: ClassVar[tuple[Deviation, ...]] = ()
-    limits: ClassVar[tuple[Limit, ...]] = ()                    # what must fit together; see reproduce.limits
-    remedies: ClassVar[Mapping[str, tuple[str, ...]]] = {}      # alarm -> settings to try; see reproduce.health
-    rates: ClassVar[tuple[str, ...]] = ("optimizer.lr",)        # settings that are learning rates; see engine.loop
-    settings: Mapping[str, Any] = MappingProxyType({})          # the recipe it was built from, for advice; {} when built by hand
-    run: Run | None = None                  # facts about the run that trains it, for advice; None when built by hand
-    collapsed_loss: float | None = None     # the loss of a network that says the same of every image, where there is one
+    limits: ClassVar[tuple[Limit, ...]] = ()  # what must fit together; see reproduce.limits
+    remedies: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # alarm -> settings to try; see reproduce.health
+    rates: ClassVar[tuple[str, ...]] = ("optimizer.lr",)  # settings that are learning rates; see engine.loop
+    settings: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # the recipe it was built from, for advice; {} when built by hand
+    run: Run | None = None  # facts about the run that trains it, for advice; None when built by hand
+    collapsed_loss: float | None = None  # the loss of a network that says the same of every image, where there is one
     backbone: Backbone
-    generation: int = 0          # raise it when param_groups() returns other parameters: the engine rebuilds the optimiser
+    generation: int = 0  # raise it when param_groups() returns other parameters: the engine rebuilds the optimiser
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -123,8 +126,10 @@ class Method(nn.Module):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what extra_state() gave, perhaps with another number of processes."""
         if state:
-            raise UserError(f"{type(self).__name__} keeps no extra state, the checkpoint has {sorted(state)}; "
-                            "it was written by another version: start again with resume=false")
+            raise UserError(
+                f"{type(self).__name__} keeps no extra state, the checkpoint has {sorted(state)}; "
+                "it was written by another version: start again with resume=false"
+            )
 
     # -- looking at it -----------------------------------------------------------------------------------------------
     def features(self, images: Tensor) -> Tensor:
@@ -185,8 +190,13 @@ def embed(backbone: nn.Module, views: list[Tensor]) -> Tensor:
     """(V*B, D) features, view-major. Views of one size share a pass, hence their batch-norm statistics."""
     return torch.cat([backbone(torch.cat(group)) for group in by_size(views)])
 
+
 def pic_head(head: nn.Module) -> dict[str, Tensor]:
     """State of a projection head under the names of PIC's repository."""
     names = {"0.": "fc1.", "2.": "fc2."} if isinstance(head, nn.Sequential) else {"": "fc."}
-    return {new + key.removeprefix(old): value.detach().cpu() for key, value in head.state_dict().items()
-            for old, new in names.items() if key.startswith(old)}
+    return {
+        new + key.removeprefix(old): value.detach().cpu()
+        for key, value in head.state_dict().items()
+        for old, new in names.items()
+        if key.startswith(old)
+    }

@@ -3,6 +3,7 @@
 The images are looked at here (a sample of them, the same one each time); what follows from the numbers is in from_folder.py.
 Settings of the command line hold, and what depends on them is derived from them: batch=64 changes the rates too.
 """
+
 from __future__ import annotations
 
 import io
@@ -30,9 +31,9 @@ from zoo.data.source import FileSource
 from zoo.errors import UserError
 from zoo.registry import registry
 
-SAMPLE = 256          # images that are looked at
-SHORT = 600.0         # seconds: a plan says how many images fit
-SIDE = 256            # pixels: larger images are halved until their shorter side is below twice this
+SAMPLE = 256  # images that are looked at
+SHORT = 600.0  # seconds: a plan says how many images fit
+SIDE = 256  # pixels: larger images are halved until their shorter side is below twice this
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,13 @@ def derive(method: str, settings: Mapping[str, Any], options: RunOptions) -> Der
     given = dict(settings)
     dataset = str(given.get("dataset", "folder"))
     if options.data is None and "dataset" not in given:
-        raise UserError(f"{method} is a method; name images of your own (python -m reproduce {method} data=FOLDER), or one of its "
-                        f"models: python -m zoo list '{method}*'")
-    source = data.open_source(dataset, str(given.get("split", "train")), root=options.data, max_bad=given.get("max_bad"))
+        raise UserError(
+            f"{method} is a method; name images of your own (python -m reproduce {method} data=FOLDER), or one of its "
+            f"models: python -m zoo list '{method}*'"
+        )
+    source = data.open_source(
+        dataset, str(given.get("split", "train")), root=options.data, max_bad=given.get("max_bad")
+    )
     facts, notes = look(source)
     require_enough(facts, options.data or dataset)
     base = base_recipe(method, facts.small)
@@ -85,8 +90,10 @@ def derive(method: str, settings: Mapping[str, Any], options: RunOptions) -> Der
 def require_enough(facts: Facts, where: str) -> None:
     """Raise UserError for fewer images than any method can learn from."""
     if facts.images < from_folder.FEWEST:
-        raise UserError(f"{where}: {facts.images} images; pre-training needs {from_folder.FEWEST} at least, and some hundreds to be of "
-                        "use: take released weights instead (python -m zoo list)")
+        raise UserError(
+            f"{where}: {facts.images} images; pre-training needs {from_folder.FEWEST} at least, and some hundreds to be of "
+            "use: take released weights instead (python -m zoo list)"
+        )
 
 
 def base_recipe(method: str, small: bool) -> Any:
@@ -96,16 +103,27 @@ def base_recipe(method: str, small: bool) -> Any:
     if small or "views" not in own:
         return recipe
     changes = {name: own[name] for name in ("batch", "optimizer", "schedule", "params") if name in own}
-    nothing = {"flip": 0.0, "jitter": None, "grayscale": 0.0, "blur": None, "rotate": 0.0, "noise": 0.0, "pad": 0, "solarize": None}
-    return registry().change(recipe, {**changes, **{f"views.{name}": value for name, value in {**nothing, **own["views"]}.items()}})
+    nothing = {
+        "flip": 0.0,
+        "jitter": None,
+        "grayscale": 0.0,
+        "blur": None,
+        "rotate": 0.0,
+        "noise": 0.0,
+        "pad": 0,
+        "solarize": None,
+    }
+    return registry().change(
+        recipe, {**changes, **{f"views.{name}": value for name, value in {**nothing, **own["views"]}.items()}}
+    )
 
 
 def _insisted(given: Mapping[str, Any], images: int) -> tuple[int | None, float | None]:
     """The batch and the epochs that the command line asks for, as far as they are numbers."""
     batch, epochs, seen = (given.get(name) for name in ("batch", "schedule.epochs", "schedule.images"))
     whole = lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0
-    total = float(epochs) if whole(epochs) else seen / images if whole(seen) else None   # type: ignore[arg-type, operator]
-    return (int(batch) if whole(batch) else None), total                                 # type: ignore[arg-type]
+    total = float(epochs) if whole(epochs) else seen / images if whole(seen) else None  # type: ignore[arg-type, operator]
+    return (int(batch) if whole(batch) else None), total  # type: ignore[arg-type]
 
 
 def _overridden(path: str, given: Mapping[str, Any]) -> bool:
@@ -147,7 +165,9 @@ def look(source: Any) -> tuple[Facts, list[str]]:
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     channels = 1 if gray else 3
     shorter = np.array([min(size) for size in sides])
-    facts = Facts(n, int(np.median(shorter)), channels, tuple(map(float, mean[:channels])), tuple(map(float, std[:channels])))
+    facts = Facts(
+        n, int(np.median(shorter)), channels, tuple(map(float, mean[:channels])), tuple(map(float, std[:channels]))
+    )
     return facts, _notes(facts, shorter, modes, len(chosen))
 
 
@@ -162,11 +182,21 @@ def _notes(facts: Facts, shorter: np.ndarray, modes: Mapping[str, int], count: i
     of = f"{count} images looked at" if count < facts.images else f"{count} images"
     notes = []
     if shorter.max() > 2 * shorter.min():
-        notes.append(f"note: shorter sides from {shorter.min()} to {shorter.max()} pixels in the {of}; the recipe is for their median, {facts.side}")
-    how = {"CMYK": "converted to RGB", "RGBA": "transparency dropped", "LA": "transparency dropped", "P": "the palette's colours", "1": "black and white"}
+        notes.append(
+            f"note: shorter sides from {shorter.min()} to {shorter.max()} pixels in the {of}; the recipe is for their median, {facts.side}"
+        )
+    how = {
+        "CMYK": "converted to RGB",
+        "RGBA": "transparency dropped",
+        "LA": "transparency dropped",
+        "P": "the palette's colours",
+        "1": "black and white",
+    }
     for mode, number in sorted(modes.items()):
         if mode.startswith(("I", "F")):
-            notes.append(f"note: {number} of the {of} have more than 8 bits a pixel: scaled to 8 by the range that each file states")
+            notes.append(
+                f"note: {number} of the {of} have more than 8 bits a pixel: scaled to 8 by the range that each file states"
+            )
         elif mode not in ("RGB", "L"):
             notes.append(f"note: {number} of the {of} have mode {mode}: {how.get(mode, 'converted to RGB')}")
     if facts.channels == 3 and modes.get("L", 0):
@@ -182,7 +212,9 @@ def hours(recipe: Any, source: Any, options: RunOptions, images: int) -> str:
     plain = recipe.dump()
     augment = Augment.of(plain["views"], plain["input"])
     few = min(recipe.batch, 16 if recipe.input.crop and recipe.input.crop < from_folder.SMALL else 4)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    )
     stream = Stream(source, augment, batch=few, seed=recipe.seed, images=2 * few)
     batches = stream.epoch(0)
     next(batches)
@@ -196,7 +228,7 @@ def hours(recipe: Any, source: Any, options: RunOptions, images: int) -> str:
     kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
     computing = 0.0
     if any(p.requires_grad for p in network.parameters()):
-        for _ in range(2):                                            # the first time prepares kernels
+        for _ in range(2):  # the first time prepares kernels
             began = time.perf_counter()
             with torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None):
                 features = embed(network, batch.views)
@@ -208,6 +240,7 @@ def hours(recipe: Any, source: Any, options: RunOptions, images: int) -> str:
     each = max(loading / workers, computing) if workers else loading + computing
     shorter = max(recipe.batch, int(SHORT / each) // recipe.batch * recipe.batch) if each else images
     less = f"; {duration(SHORT)} with schedule.images={shorter}" if shorter < images else ""
-    return (f"about {duration(each * images)} on this machine's {device.type}{less} (an estimate: {few} images timed, "
-            f"{1000 * loading:.3g} ms to load one and {1000 * computing:.3g} ms for the network; heads and clustering come on top)")
-
+    return (
+        f"about {duration(each * images)} on this machine's {device.type}{less} (an estimate: {few} images timed, "
+        f"{1000 * loading:.3g} ms to load one and {1000 * computing:.3g} ms for the network; heads and clustering come on top)"
+    )

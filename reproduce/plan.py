@@ -1,4 +1,5 @@
 """What a run would do, computed without doing it: steps, images, memory, data, and where the output goes."""
+
 from __future__ import annotations
 
 import os
@@ -21,9 +22,9 @@ from zoo import backbones, data
 from zoo.data.specs import is_path
 from zoo.errors import UserError
 
-UNCOUNTED = 1 << 20      # images of a set whose size nobody knows beforehand: more than any batch
+UNCOUNTED = 1 << 20  # images of a set whose size nobody knows beforehand: more than any batch
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STATES = {"sgd": 1, "larc": 1, "lars": 1, "adamw": 2}      # tensors of the parameter's size that the optimiser keeps
+_STATES = {"sgd": 1, "larc": 1, "lars": 1, "adamw": 2}  # tensors of the parameter's size that the optimiser keeps
 
 
 class Unread:
@@ -46,29 +47,57 @@ def plan(work: Job) -> str:
     """A dozen lines. A data folder that was named and is wrong is an error; one that is merely missing is said, and what
     cannot be known without it is left open."""
     recipe, options = work.recipe, work.options
-    world = place({"RANK": "0", **os.environ}).size            # WORLD_SIZE=64 before the command plans for 64
+    world = place({"RANK": "0", **os.environ}).size  # WORLD_SIZE=64 before the command plans for 64
     source, where = find(recipe, options)
     meeting = meet(recipe, source, world)
     require_init(recipe)
     method, stream = meeting.method, meeting.stream
     images, steps = amounts(recipe, stream, getattr(source, "counted", True))
-    state = "finished: nothing to do" if finished(work.folder) else \
-        "unfinished: would go on" if (work.folder / "checkpoint.pt").exists() else "new"
+    state = (
+        "finished: nothing to do"
+        if finished(work.folder)
+        else "unfinished: would go on"
+        if (work.folder / "checkpoint.pt").exists()
+        else "new"
+    )
     rows = [
-        ("model", f"{work.id}  (method {recipe.method}, backbone {recipe.backbone.name}, seed {recipe.seed}"
-                  + (", recipe derived from the images" if work.derived else "" if work.default else ", settings changed") + ")"),
+        (
+            "model",
+            f"{work.id}  (method {recipe.method}, backbone {recipe.backbone.name}, seed {recipe.seed}"
+            + (", recipe derived from the images" if work.derived else "" if work.default else ", settings changed")
+            + ")",
+        ),
         ("data", where),
         ("images", images),
         ("views", f"{recipe.views} of every image"),
-        ("batch", f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"
-                  + (f", in {recipe.accumulate} parts" if (recipe.accumulate or 1) > 1 else "")),
+        (
+            "batch",
+            f"{recipe.batch} = {world} process{'es' * (world > 1)} x {recipe.batch // world}"
+            + (f", in {recipe.accumulate} parts" if (recipe.accumulate or 1) > 1 else ""),
+        ),
         ("steps", steps),
-        *([("time", own_images.hours(recipe, source, options, stream.total_steps * recipe.batch))] if work.derived else []),
-        *([("loading", loading(source, stream, options, world))] if isinstance(source, data.Source) and stream.total_steps else []),
+        *(
+            [("time", own_images.hours(recipe, source, options, stream.total_steps * recipe.batch))]
+            if work.derived
+            else []
+        ),
+        *(
+            [("loading", loading(source, stream, options, world))]
+            if isinstance(source, data.Source) and stream.total_steps
+            else []
+        ),
         ("precision", work.said.removeprefix("precision=") if work.said.startswith("precision=") else recipe.precision),
         *([("start", work.said)] if work.said and not work.said.startswith("precision=") else []),
-        *([("loss", f"{method.collapsed_loss:.2f} for a network that says the same of every image (chance); it has to fall below")]
-          if method.collapsed_loss is not None and stream.total_steps else []),
+        *(
+            [
+                (
+                    "loss",
+                    f"{method.collapsed_loss:.2f} for a network that says the same of every image (chance); it has to fall below",
+                )
+            ]
+            if method.collapsed_loss is not None and stream.total_steps
+            else []
+        ),
         ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
         ("memory", memory(recipe, method, stream.augment, world)),
         ("output", f"{work.folder}/  ({state})"),
@@ -96,8 +125,10 @@ def amounts(recipe: Any, stream: Any, counted: bool) -> tuple[str, str]:
     total, epoch = stream.total_steps, stream.steps_per_epoch
     if counted:
         epochs = total / epoch if epoch else 0
-        return (f"{len(stream.source):,} in an epoch; {total * recipe.batch:,} seen in all",
-                f"{total:,} = {epochs:.4g} epochs of {epoch:,}")
+        return (
+            f"{len(stream.source):,} in an epoch; {total * recipe.batch:,} seen in all",
+            f"{total:,} = {epochs:.4g} epochs of {epoch:,}",
+        )
     unknown = "how many an epoch has is known when the data are here"
     if recipe.schedule.images is not None:
         return f"{total * recipe.batch:,} seen in all; {unknown}", f"{total:,}"
@@ -110,22 +141,33 @@ def loading(source: Any, stream: Any, options: RunOptions, world: int) -> str:
         return "images are in memory"
     each, workers = loading_time(source, stream.augment), stream.workers_of(options.workers)
     rate = max(workers, 1) * world / each
-    by = f"{workers} worker{'s' * (workers != 1)} a process" if workers else "the training process itself, as there is no core left,"
-    return (f"{1000 * each:.3g} ms of one core to decode and crop an image (a few timed); {by} would load about {rate:,.0f} images/s, "
-            f"a batch in {stream.batch / rate:.2g} s: a network that is faster waits for data; workers=N sets their number")
+    by = (
+        f"{workers} worker{'s' * (workers != 1)} a process"
+        if workers
+        else "the training process itself, as there is no core left,"
+    )
+    return (
+        f"{1000 * each:.3g} ms of one core to decode and crop an image (a few timed); {by} would load about {rate:,.0f} images/s, "
+        f"a batch in {stream.batch / rate:.2g} s: a network that is faster waits for data; workers=N sets their number"
+    )
 
 
 def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
     """The source, or a stand-in of the size that datasets.yaml knows, and a line about it."""
     try:
         source = data.open_source(recipe.dataset, recipe.split, root=options.data, max_bad=recipe.max_bad, fetch=False)
-        return source, f"{recipe.dataset}/{recipe.split}, found: {len(source):,} images, fingerprint {source.fingerprint[:10]}"
+        return (
+            source,
+            f"{recipe.dataset}/{recipe.split}, found: {len(source):,} images, fingerprint {source.fingerprint[:10]}",
+        )
     except data.DataMissing as error:
         if options.data is not None or is_path(recipe.dataset):
             raise
         home = os.environ.get("SELFZOO_DATA")
         if home and not Path(home).expanduser().is_dir():
-            raise UserError(f"SELFZOO_DATA={home} is no folder; name one that has {recipe.dataset}/ in it, or say data=PATH") from error
+            raise UserError(
+                f"SELFZOO_DATA={home} is no folder; name one that has {recipe.dataset}/ in it, or say data=PATH"
+            ) from error
         spec = data.describe(recipe.dataset)
         rule = spec.splits[recipe.split.partition("@")[0]]
         count = rule.count or rule.about

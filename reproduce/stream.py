@@ -9,6 +9,7 @@ Small sets that live in memory are cropped a batch at a time, on the training de
 time in a DataLoader, whose workers hand over uint8 pixels. They reach a GPU from pinned memory, on a stream of copies that runs
 beside the step before; colour, noise and normalisation are computed there.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -37,7 +38,7 @@ EXTRACT_CHUNK = 512
 def spare_cores(processes: int, device: torch.device) -> int:
     """Cores that this machine has left for each training process: beside the one that feeds a GPU, or torch's threads on a CPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    alone = "SLURM_PROCID" in os.environ                       # srun shows each task its own cores
+    alone = "SLURM_PROCID" in os.environ  # srun shows each task its own cores
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or (1 if alone else processes))
     return max(0, cores // max(here, 1) - (torch.get_num_threads() if device.type == "cpu" else 1))
 
@@ -118,21 +119,39 @@ class Stream:
     workers  processes that decode and crop; None: `spare_cores`, none for arrays in memory
     """
 
-    workspace: Path | None = None        # where many features may lie; the engine's loop says a folder of the run
+    workspace: Path | None = None  # where many features may lie; the engine's loop says a folder of the run
 
-    def __init__(self, source: Any, augment: Augment, *, batch: int, seed: int = 0, epochs: int | None = None,
-                 images: int | None = None, rank: int = 0, world: int = 1, workers: int | None = 0, method: Any = None,
-                 accumulate: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        source: Any,
+        augment: Augment,
+        *,
+        batch: int,
+        seed: int = 0,
+        epochs: int | None = None,
+        images: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        workers: int | None = 0,
+        method: Any = None,
+        accumulate: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if batch % world:
-            raise UserError(f"batch={batch} cannot be shared equally by {world} processes; "
-                            f"choose batch={max(1, round(batch / world)) * world} or another number of processes")
+            raise UserError(
+                f"batch={batch} cannot be shared equally by {world} processes; "
+                f"choose batch={max(1, round(batch / world)) * world} or another number of processes"
+            )
         if (epochs is None) == (images is None):
-            raise UserError("schedule needs exactly one of epochs and images, "
-                            f"it has epochs={epochs} and images={images}")
+            raise UserError(
+                f"schedule needs exactly one of epochs and images, it has epochs={epochs} and images={images}"
+            )
         self.source, self.augment, self.batch, self.seed = source, augment, batch, seed
         if batch // world % accumulate:
-            raise UserError(f"accumulate={accumulate} does not divide the {batch // world} images that a process has of a batch; choose "
-                            "a divisor of it")
+            raise UserError(
+                f"accumulate={accumulate} does not divide the {batch // world} images that a process has of a batch; choose "
+                "a divisor of it"
+            )
         self.accumulate = accumulate
         self.device = torch.device(device)
         self.rank, self.world, self.method = rank, world, method
@@ -145,8 +164,10 @@ class Stream:
         else:
             self.total_steps = round(images / batch) if images else 0
         if self.steps_per_epoch == 0 and (epochs or images):
-            raise UserError(f"batch={batch} is larger than the {drawn} images of an epoch; choose batch={drawn} or smaller")
-        self.optimizer: Mapping[str, Any] = {}       # for methods that keep parameters out of the engine's optimiser
+            raise UserError(
+                f"batch={batch} is larger than the {drawn} images of an epoch; choose batch={drawn} or smaller"
+            )
+        self.optimizer: Mapping[str, Any] = {}  # for methods that keep parameters out of the engine's optimiser
         self.rates: np.ndarray = np.zeros(0)
         self._loader: DataLoader | None = None
         self._copies: Any = None
@@ -164,7 +185,7 @@ class Stream:
             order = self.method.sampler(n, epoch, self.context(self.method, epoch))
         if order is None:
             order = rng.permutation(self.seed, "order", epoch, n)
-        return np.asarray(order, dtype=np.int64)[:self.steps_per_epoch * self.batch]
+        return np.asarray(order, dtype=np.int64)[: self.steps_per_epoch * self.batch]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch, from step `start` on."""
@@ -172,13 +193,16 @@ class Stream:
         # counted over the whole epoch, before a process takes its part and a resumed run the rest
         parts, again = (whole.reshape(shape)[start:, self.rank] for whole in (order, visits(order)))
         for index, visit, drawn in zip(parts, again, self._render(parts, again, epoch), strict=True):
-            finished = [views.finish(view, self.augment, self.seed, epoch, index, v, visit) for v, view in enumerate(self._coloured(drawn))]
+            finished = [
+                views.finish(view, self.augment, self.seed, epoch, index, v, visit)
+                for v, view in enumerate(self._coloured(drawn))
+            ]
             batch = Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
             yield batch if self.accumulate == 1 else batch.divided(self.accumulate)
 
     def _labels(self, index: np.ndarray) -> Tensor | None:
         if self.method is None or not self.method.needs.labels:
-            return None                                          # a method without labels cannot see them by accident
+            return None  # a method without labels cannot see them by accident
         labels = self.source.labels
         if labels is None or (labels[index] < 0).any():
             raise UserError("this method learns from labels, and the data set has images without one")
@@ -191,10 +215,13 @@ class Stream:
                 yield list(zip(self._moved([view for view, _ in drawn]), [params for _, params in drawn], strict=True))
             return
         for index, visit in zip(parts, again, strict=True):
-            images, = self._moved([torch.from_numpy(self._array[index])])
+            (images,) = self._moved([torch.from_numpy(self._array[index])])
             height, width = images.shape[1:3]
             params = [self._params(epoch, index, v, height, width, visit) for v in range(len(self.augment.crops))]
-            yield [(views.crop_batch(images, p, crop, self.augment), p) for p, crop in zip(params, self.augment.crops, strict=True)]
+            yield [
+                (views.crop_batch(images, p, crop, self.augment), p)
+                for p, crop in zip(params, self.augment.crops, strict=True)
+            ]
 
     def _coloured(self, drawn: list[tuple[Tensor, views.Params]]) -> Iterator[Tensor]:
         """The views after the recipe's colour operations; consecutive views of one size together, which is fewer operations to launch."""
@@ -215,16 +242,26 @@ class Stream:
             t.record_stream(current)
         return moved
 
-    def _params(self, epoch: int, index: np.ndarray, view: int, height: Any, width: Any, visit: Any = 0) -> views.Params:
+    def _params(
+        self, epoch: int, index: np.ndarray, view: int, height: Any, width: Any, visit: Any = 0
+    ) -> views.Params:
         return views.sample(self.augment, self.seed, epoch, index, view, height, width, visit)
 
     def _load(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
         if self._loader is None:
             self._plan = _Plan()
-            self._loader = DataLoader(_Views(self.source, self.augment, self.seed), batch_sampler=self._plan,
-                                      num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=signals.left_to_main,
-                                      persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda")
-        self._plan.steps = [[(epoch, int(i), int(v)) for i, v in zip(*step, strict=True)] for step in zip(parts, again, strict=True)]
+            self._loader = DataLoader(
+                _Views(self.source, self.augment, self.seed),
+                batch_sampler=self._plan,
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=signals.left_to_main,
+                persistent_workers=self.workers > 0,
+                pin_memory=self.device.type == "cuda",
+            )
+        self._plan.steps = [
+            [(epoch, int(i), int(v)) for i, v in zip(*step, strict=True)] for step in zip(parts, again, strict=True)
+        ]
         yield from self._loader
 
     # -- features of the whole set -----------------------------------------------------------------------------------
@@ -245,34 +282,60 @@ class Stream:
         method.eval()
         try:
             where = None if self.workspace is None else self.workspace / f"view{view}-{self.rank}of{self.world}.npy"
-            key = extract.fingerprint(method, view, epoch, self.seed, self.source.fingerprint) if where is not None else ""
-            found = extract.collect(lambda a, b: method.features(self._plain(index[a:b], view, epoch).to(method_device)), len(index),
-                                    path=where, key=key, block=EXTRACT_CHUNK, quiet=self.rank > 0)
+            key = (
+                extract.fingerprint(method, view, epoch, self.seed, self.source.fingerprint)
+                if where is not None
+                else ""
+            )
+            found = extract.collect(
+                lambda a, b: method.features(self._plain(index[a:b], view, epoch).to(method_device)),
+                len(index),
+                path=where,
+                key=key,
+                block=EXTRACT_CHUNK,
+                quiet=self.rank > 0,
+            )
         finally:
             method.train(training)
         return index, found
 
     def _plain(self, part: np.ndarray, view: int | None, epoch: int) -> Tensor:
         """Normalised images of `part`."""
-        augment, crop = (self.augment, self.augment.crops[view]) if view is not None else \
-            views.plain(self.augment, self.augment.crops[0].size)
+        augment, crop = (
+            (self.augment, self.augment.crops[view])
+            if view is not None
+            else views.plain(self.augment, self.augment.crops[0].size)
+        )
         number = view or 0
         if self._array is not None:
             images = on(torch.from_numpy(self._array[part]), self.device)
             height, width = (np.full(len(part), side) for side in images.shape[1:3])
-            params = self._params(epoch, part, number, height, width) if view is not None else \
-                views.whole(height, width, augment.pad)
+            params = (
+                self._params(epoch, part, number, height, width)
+                if view is not None
+                else views.whole(height, width, augment.pad)
+            )
             pixels = views.crop_batch(images, params, crop, augment)
         else:
-            with ThreadPoolExecutor(max(1, self.workers)) as threads:          # decoding and resizing leave the interpreter free
+            with ThreadPoolExecutor(
+                max(1, self.workers)
+            ) as threads:  # decoding and resizing leave the interpreter free
                 found = list(threads.map(lambda i: self._one(augment, crop, int(i), view, epoch), part))
-            pixels, params = on(torch.stack([image for image, _ in found]), self.device), views.joined([drawn for _, drawn in found])
+            pixels, params = (
+                on(torch.stack([image for image, _ in found]), self.device),
+                views.joined([drawn for _, drawn in found]),
+            )
         return views.finish(views.colour(pixels, params, augment), augment, self.seed, epoch, part, number)
 
-    def _one(self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int) -> tuple[Tensor, views.Params]:
+    def _one(
+        self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int
+    ) -> tuple[Tensor, views.Params]:
         image = self.source.image(i)
-        params = views.whole([image.height], [image.width], augment.pad) if view is None else \
-            self._params(epoch, np.array([i]), view, image.height, image.width)
+        params = (
+            views.whole([image.height], [image.width], augment.pad)
+            if view is None
+            else self._params(epoch, np.array([i]), view, image.height, image.width)
+        )
         return views.crop_image(image, params, crop, augment), params
 
 
@@ -292,7 +355,9 @@ class _Views(Dataset):
         drawn = []
         for v, crop in enumerate(self.augment.crops):
             params = views.sample(self.augment, self.seed, items[0][0], index, v, heights, widths, visit)
-            pixels = torch.stack([views.crop_image(im, params, crop, self.augment, row) for row, im in enumerate(images)])
+            pixels = torch.stack(
+                [views.crop_image(im, params, crop, self.augment, row) for row, im in enumerate(images)]
+            )
             drawn.append((pixels, params))
         return drawn
 

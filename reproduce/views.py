@@ -18,6 +18,7 @@ in main memory: nothing is read back from the device.
 Boxes are real numbers, not whole pixels as in torchvision: at 500 pixels that is invisible, at 8 it is the difference
 between nine crops and a continuum. A crop of one fixed scale and ratio (pad and crop) keeps to whole pixels.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -35,8 +36,8 @@ from torch import Tensor
 from engine import rng
 from engine.batch import on
 
-ATTEMPTS = 10                                                  # torchvision's, for a box that fits
-ORDERS = np.array(list(itertools.permutations(range(4))))      # of brightness, contrast, saturation, hue
+ATTEMPTS = 10  # torchvision's, for a box that fits
+ORDERS = np.array(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 _COLUMNS = 2 * ATTEMPTS + 15
 
 
@@ -55,13 +56,13 @@ class Augment:
 
     crops: tuple[Crop, ...]
     flip: float = 0.5
-    jitter: Mapping[str, float] | None = None        # brightness, contrast, saturation, hue, probability
+    jitter: Mapping[str, float] | None = None  # brightness, contrast, saturation, hue, probability
     grayscale: float = 0.0
-    blur: Mapping[str, Any] | None = None            # probability, sigma: [lo, hi]
-    rotate: float = 0.0                              # degrees, uniform in +-
-    noise: float = 0.0                               # standard deviation, pixels in 0..1
-    pad: int = 0                                     # zeros on each side
-    solarize: Mapping[str, float] | None = None      # probability, threshold in 0..1
+    blur: Mapping[str, Any] | None = None  # probability, sigma: [lo, hi]
+    rotate: float = 0.0  # degrees, uniform in +-
+    noise: float = 0.0  # standard deviation, pixels in 0..1
+    pad: int = 0  # zeros on each side
+    solarize: Mapping[str, float] | None = None  # probability, threshold in 0..1
     channels: int = 3
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -69,10 +70,16 @@ class Augment:
     @classmethod
     def of(cls, views: Mapping[str, Any], input: Mapping[str, Any]) -> Augment:
         """From a recipe's `views` and `input` (plain dictionaries, as Recipe.dump() gives)."""
-        crops = tuple(Crop(int(group["size"]), tuple(group["scale"]), tuple(group.get("ratio") or (3 / 4, 4 / 3)))
-                      for group in views["crops"] for _ in range(group["count"]))
-        rest = {k: views[k] for k in ("flip", "jitter", "grayscale", "blur", "rotate", "noise", "pad", "solarize")
-                if k in views}
+        crops = tuple(
+            Crop(int(group["size"]), tuple(group["scale"]), tuple(group.get("ratio") or (3 / 4, 4 / 3)))
+            for group in views["crops"]
+            for _ in range(group["count"])
+        )
+        rest = {
+            k: views[k]
+            for k in ("flip", "jitter", "grayscale", "blur", "rotate", "noise", "pad", "solarize")
+            if k in views
+        }
         return cls(crops, **rest, channels=input["channels"], mean=tuple(input["mean"]), std=tuple(input["std"]))
 
 
@@ -84,18 +91,26 @@ class Params:
     top: np.ndarray
     width: np.ndarray
     height: np.ndarray
-    flip: np.ndarray            # bool
-    jitter: np.ndarray          # bool
-    factors: np.ndarray         # (B, 4) brightness, contrast, saturation factors and the hue's shift in turns
-    order: np.ndarray           # (B, 4) order of the four
-    gray: np.ndarray            # bool
-    sigma: np.ndarray           # of the blur, 0 for none
-    angle: np.ndarray           # degrees, counter-clockwise
-    solarize: np.ndarray        # bool
+    flip: np.ndarray  # bool
+    jitter: np.ndarray  # bool
+    factors: np.ndarray  # (B, 4) brightness, contrast, saturation factors and the hue's shift in turns
+    order: np.ndarray  # (B, 4) order of the four
+    gray: np.ndarray  # bool
+    sigma: np.ndarray  # of the blur, 0 for none
+    angle: np.ndarray  # degrees, counter-clockwise
+    solarize: np.ndarray  # bool
 
 
-def sample(augment: Augment, seed: int, epoch: int, index: np.ndarray, view: int, height: int | np.ndarray,
-           width: int | np.ndarray, visit: int | np.ndarray = 0) -> Params:
+def sample(
+    augment: Augment,
+    seed: int,
+    epoch: int,
+    index: np.ndarray,
+    view: int,
+    height: int | np.ndarray,
+    width: int | np.ndarray,
+    visit: int | np.ndarray = 0,
+) -> Params:
     """Parameters of one view of images `index` (B,).
 
     height, width   pixels, one number or one per image
@@ -103,14 +118,19 @@ def sample(augment: Augment, seed: int, epoch: int, index: np.ndarray, view: int
     """
     u = rng.uniforms(seed, "views", epoch, np.asarray(index, dtype=np.int64), view, _COLUMNS, visit)
     left, top, w, h = _boxes(augment, augment.crops[view], u, height, width)
-    v = u[:, 2 * ATTEMPTS + 2:]
+    v = u[:, 2 * ATTEMPTS + 2 :]
     jitter, blur = augment.jitter or {}, augment.blur or {"sigma": (0.0, 0.0)}
-    factors = np.stack([_around_one(jitter.get(name, 0), v[:, i])
-                        for i, name in enumerate(("brightness", "contrast", "saturation"))]
-                       + [jitter.get("hue", 0) * (2 * v[:, 3] - 1)], axis=1)
+    factors = np.stack(
+        [_around_one(jitter.get(name, 0), v[:, i]) for i, name in enumerate(("brightness", "contrast", "saturation"))]
+        + [jitter.get("hue", 0) * (2 * v[:, 3] - 1)],
+        axis=1,
+    )
     lo, hi = blur["sigma"]
     return Params(
-        left, top, w, h,
+        left,
+        top,
+        w,
+        h,
         flip=v[:, 4] < augment.flip,
         jitter=v[:, 5] < (jitter.get("probability", 1.0) if augment.jitter else 0.0),
         factors=factors,
@@ -127,34 +147,36 @@ def _around_one(strength: float, u: np.ndarray) -> np.ndarray:
     return low + (1 + strength - low) * u
 
 
-def _boxes(augment: Augment, crop: Crop, u: np.ndarray, height: int | np.ndarray,
-           width: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _boxes(
+    augment: Augment, crop: Crop, u: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """left, top, width, height (B,): torchvision's rule, the first of ten draws that fits, else the centre."""
     n = len(u)
     H = np.broadcast_to(np.asarray(height, dtype=np.float64) + 2 * augment.pad, (n,))[:, None]
     W = np.broadcast_to(np.asarray(width, dtype=np.float64) + 2 * augment.pad, (n,))[:, None]
     (s0, s1), (r0, r1) = crop.scale, crop.ratio
     area = H * W * (s0 + (s1 - s0) * u[:, :ATTEMPTS])
-    ratio = np.exp(math.log(r0) + math.log(r1 / r0) * u[:, ATTEMPTS:2 * ATTEMPTS])
+    ratio = np.exp(math.log(r0) + math.log(r1 / r0) * u[:, ATTEMPTS : 2 * ATTEMPTS])
     w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
     fits = (w <= W * (1 + 1e-9)) & (h <= H * (1 + 1e-9))
     first, rows = fits.argmax(1), np.arange(n)
     some = fits[rows, first]
     H, W = H[:, 0], W[:, 0]
-    centre_w, centre_h = np.minimum(W, H * r1), np.minimum(H, W / r0)       # the largest box with an allowed ratio
+    centre_w, centre_h = np.minimum(W, H * r1), np.minimum(H, W / r0)  # the largest box with an allowed ratio
     w = np.minimum(np.where(some, w[rows, first], centre_w), W)
     h = np.minimum(np.where(some, h[rows, first], centre_h), H)
     left = np.where(some, u[:, 2 * ATTEMPTS], 0.5) * (W - w)
     top = np.where(some, u[:, 2 * ATTEMPTS + 1], 0.5) * (H - h)
-    if s0 == s1 and r0 == r1:                                              # a plain random crop: whole pixels
+    if s0 == s1 and r0 == r1:  # a plain random crop: whole pixels
         w, h = np.rint(w), np.rint(h)
         left = np.minimum(np.floor(u[:, 2 * ATTEMPTS] * (W - w + 1)), W - w)
         top = np.minimum(np.floor(u[:, 2 * ATTEMPTS + 1] * (H - h + 1)), H - h)
     return left, top, w, h
 
 
-def finish(view: Tensor, augment: Augment, seed: int, epoch: int, index: np.ndarray, number: int,
-           visit: int | np.ndarray = 0) -> Tensor:
+def finish(
+    view: Tensor, augment: Augment, seed: int, epoch: int, index: np.ndarray, number: int, visit: int | np.ndarray = 0
+) -> Tensor:
     """(B, C, S, S) float32, noisy and normalised, of a rendered view: uint8 0..255 or float 0..1. index, visit: see sample."""
     x = _unit(view)
     if augment.noise:
@@ -173,11 +195,13 @@ def render_batch(images: Tensor, params: Params, crop: Crop, augment: Augment) -
 def crop_batch(images: Tensor, params: Params, crop: Crop, augment: Augment) -> Tensor:
     """(B, channels, size, size) float32 in 0..1: the geometry of render_batch, on the device of `images`."""
     x = _planes(images, augment.channels)
-    p = {k: on(torch.as_tensor(np.ascontiguousarray(getattr(params, k))), x.device)
-         for k in ("left", "top", "width", "height", "flip", "angle")}
+    p = {
+        k: on(torch.as_tensor(np.ascontiguousarray(getattr(params, k))), x.device)
+        for k in ("left", "top", "width", "height", "flip", "angle")
+    }
     if augment.rotate:
         x = _rotate(F.pad(x, [augment.pad] * 4), p)
-    pad = 0 if augment.rotate else augment.pad                # zeros contribute nothing: leave their weights out instead
+    pad = 0 if augment.rotate else augment.pad  # zeros contribute nothing: leave their weights out instead
     rows = _resize_weights(p["top"], p["height"], x.shape[-2], crop.size, pad)
     columns = _resize_weights(p["left"], p["width"], x.shape[-1], crop.size, pad, p["flip"])
     return (rows[:, None] @ x @ columns[:, None].transpose(-1, -2)).clamp_(0, 1)
@@ -225,7 +249,9 @@ def _luma(x: Tensor) -> Tensor:
     return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def _resize_weights(start: Tensor, extent: Tensor, side: int, size: int, pad: int, flip: Tensor | None = None) -> Tensor:
+def _resize_weights(
+    start: Tensor, extent: Tensor, side: int, size: int, pad: int, flip: Tensor | None = None
+) -> Tensor:
     """(B, size, side): output pixel o = sum_i weights[o, i] * input pixel i, PIL's triangle filter over the box.
 
     flip (B,) reads the output backwards. Weights are normalised over the padded line; the columns of the padding itself, which hold zeros, are then dropped.
@@ -237,7 +263,7 @@ def _resize_weights(start: Tensor, extent: Tensor, side: int, size: int, pad: in
         middle = torch.where(flip[:, None], middle.flip(1), middle)
     pixel = torch.arange(side + 2 * pad, device=start.device, dtype=torch.float32) + 0.5
     weights = (pixel - middle.float()[..., None]).abs_().div_(-support[..., None]).add_(1).clamp_(min=0)
-    return weights.div_(weights.sum(-1, keepdim=True))[..., pad:pad + side]
+    return weights.div_(weights.sum(-1, keepdim=True))[..., pad : pad + side]
 
 
 def _rotate(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
@@ -248,9 +274,13 @@ def _rotate(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
     cx, cy = p["left"] + p["width"] / 2, p["top"] + p["height"] / 2
     # output pixel (x, y) reads input (cos dx - sin dy + cx, sin dx + cos dy + cy); grid_sample's units are halves of a side
     ax, ay = 2 * cx / width - 1, 2 * cy / height - 1
-    theta = torch.stack([
-        torch.stack([cos, -sin * height / width, ax - cos * ax + sin * height / width * ay], -1),
-        torch.stack([sin * width / height, cos, ay - sin * width / height * ax - cos * ay], -1)], 1).float()
+    theta = torch.stack(
+        [
+            torch.stack([cos, -sin * height / width, ax - cos * ax + sin * height / width * ay], -1),
+            torch.stack([sin * width / height, cos, ay - sin * width / height * ax - cos * ay], -1),
+        ],
+        1,
+    ).float()
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -259,7 +289,7 @@ def _jitter(x: Tensor, p: Params) -> Tensor:
     """Four colour operations in each image's own order, clamped to 0..1 after each as torchvision does."""
     x = x.clone()
     moved = p.factors != np.array([1.0, 1.0, 1.0, 0.0])
-    moved[:, 2:] &= x.shape[1] == 3                              # a gray image has no colour to change
+    moved[:, 2:] &= x.shape[1] == 3  # a gray image has no colour to change
     for position in range(4):
         for number, operation in enumerate(_COLOUR):
             chosen = np.flatnonzero(p.jitter & (p.order[:, position] == number)) if moved[:, number].any() else ()
@@ -291,7 +321,7 @@ def _hue(x: Tensor, f: Tensor) -> Tensor:
     chroma = value - x.amin(1, keepdim=True)
     r, g, b = x.unbind(1)
     sectors = torch.stack([g - b, b - r, r - g], 1).gather(1, which) / chroma.clamp(min=1e-12) + 2 * which
-    turned = (sectors / 6 + f) * 6                               # in sixths of the circle
+    turned = (sectors / 6 + f) * 6  # in sixths of the circle
     k = (torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + turned) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -304,16 +334,16 @@ def _blur(x: Tensor, sigma: np.ndarray, largest: float) -> Tensor:
     chosen = np.flatnonzero(sigma > 0)
     if not len(chosen):
         return x
-    size, reach = x.shape[-1], max(1, math.ceil(4 * largest))     # of the recipe: an image is blurred alike in any company
+    size, reach = x.shape[-1], max(1, math.ceil(4 * largest))  # of the recipe: an image is blurred alike in any company
     rows, s = on(torch.from_numpy(chosen), x.device), on(torch.from_numpy(sigma[chosen]).float(), x.device)[:, None]
     away = torch.arange(reach + 1, device=x.device) / s
     bell = torch.exp(-(away**2) / 2) * (away < 4 + 1 / s)
-    bell = F.pad(bell / (2 * bell.sum(1, keepdim=True) - bell[:, :1]), (0, 1))           # one zero for all that is further
+    bell = F.pad(bell / (2 * bell.sum(1, keepdim=True) - bell[:, :1]), (0, 1))  # one zero for all that is further
     pixel, source = torch.arange(size, device=x.device), torch.arange(-reach, size + reach, device=x.device)
     weights = bell[:, (pixel[:, None] - source).abs().clamp(max=reach + 1)]
-    inside = weights[..., reach:reach + size].contiguous()
-    inside[..., 0] += weights[..., :reach].sum(-1)               # what falls over the edge belongs to the edge
-    inside[..., -1] += weights[..., reach + size:].sum(-1)
+    inside = weights[..., reach : reach + size].contiguous()
+    inside[..., 0] += weights[..., :reach].sum(-1)  # what falls over the edge belongs to the edge
+    inside[..., -1] += weights[..., reach + size :].sum(-1)
     x = x.clone()
     x[rows] = inside[:, None] @ x[rows] @ inside[:, None].transpose(-1, -2)
     return x
@@ -344,7 +374,9 @@ def joined(rows: Sequence[Params]) -> Params:
 def plain(augment: Augment, size: int) -> tuple[Augment, Crop]:
     """The view without chance: the whole (padded) image at `size`, nothing else; for extracting features."""
     crop = Crop(size, (1.0, 1.0), (1.0, 1.0))
-    return Augment((crop,), flip=0.0, pad=augment.pad, channels=augment.channels, mean=augment.mean, std=augment.std), crop
+    return Augment(
+        (crop,), flip=0.0, pad=augment.pad, channels=augment.channels, mean=augment.mean, std=augment.std
+    ), crop
 
 
 def whole(height: Sequence[float] | np.ndarray, width: Sequence[float] | np.ndarray, pad: int) -> Params:
@@ -352,5 +384,17 @@ def whole(height: Sequence[float] | np.ndarray, width: Sequence[float] | np.ndar
     H, W = np.asarray(height, dtype=np.float64) + 2 * pad, np.asarray(width, dtype=np.float64) + 2 * pad
     side, n = np.minimum(H, W), len(H)
     off = np.zeros(n, dtype=bool)
-    return Params((W - side) / 2, (H - side) / 2, side, side, off, off, np.ones((n, 4)), np.tile(ORDERS[0], (n, 1)),
-                  off, np.zeros(n), np.zeros(n), off)
+    return Params(
+        (W - side) / 2,
+        (H - side) / 2,
+        side,
+        side,
+        off,
+        off,
+        np.ones((n, 4)),
+        np.tile(ORDERS[0], (n, 1)),
+        off,
+        np.zeros(n),
+        np.zeros(n),
+        off,
+    )

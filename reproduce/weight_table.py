@@ -10,6 +10,7 @@ so a row idle for steps s .. t-1 catches up with the product A(t-1) ... A(s) whe
 correction). Row n lives on process n mod R. Rows come into being when they are first taken, from a counter-based draw, so
 neither the number of processes nor the order of visits changes them, and an untouched row costs no memory.
 """
+
 from __future__ import annotations
 
 import mmap
@@ -23,17 +24,17 @@ from torch import Tensor
 from engine import dist, rng
 from engine.batch import on
 
-ON_DEVICE = 1 << 32      # bytes of a table that an accelerator holds, its momentum as much again
-BLOCK = 512       # steps whose products are merged into the older ones at once
+ON_DEVICE = 1 << 32  # bytes of a table that an accelerator holds, its momentum as much again
+BLOCK = 512  # steps whose products are merged into the older ones at once
 
 
 class Idle:
     """Products of A over any span of past steps up to now, at a cost per step that does not grow with the length of the span."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[float, float, float]] = []      # (lr, momentum, decay) of every step so far
-        self._old = np.empty((0, 2, 2))                        # A(boundary-1) ... A(s) for every s before the boundary
-        self._new = np.empty((0, 2, 2))                        # A(now-1) ... A(s) for every s from the boundary on
+        self.steps: list[tuple[float, float, float]] = []  # (lr, momentum, decay) of every step so far
+        self._old = np.empty((0, 2, 2))  # A(boundary-1) ... A(s) for every s before the boundary
+        self._new = np.empty((0, 2, 2))  # A(now-1) ... A(s) for every s from the boundary on
 
     def advance(self, lr: float, momentum: float, decay: float) -> None:
         """One more step has passed."""
@@ -67,9 +68,9 @@ class WeightTable:
         self.rank, self.world = dist.rank(), dist.world_size()
         own = -(-(count - self.rank) // self.world)
         self.weight, self.velocity = _zeros(own, dim), _zeros(own, dim)
-        self.current = torch.full((own,), -1, dtype=torch.int32)                       # step up to which a row is right; -1: unborn
+        self.current = torch.full((own,), -1, dtype=torch.int32)  # step up to which a row is right; -1: unborn
         self.idle = Idle()
-        self.right = -1                                                                # step up to which all rows are right, if known
+        self.right = -1  # step up to which all rows are right, if known
 
     @property
     def now(self) -> int:
@@ -136,7 +137,7 @@ class WeightTable:
         late = where[self.current[where] < self.now]
         if self.correction and len(late):
             at = self._at(late)
-            a = on(torch.from_numpy(self.idle.since(self.current[late].numpy())), at.device)[..., None]      # (n, 2, 2, 1)
+            a = on(torch.from_numpy(self.idle.since(self.current[late].numpy())), at.device)[..., None]  # (n, 2, 2, 1)
             w, v = self.weight[at].double(), self.velocity[at].double()
             self.weight[at] = (a[:, 0, 0] * w + a[:, 0, 1] * v).float()
             self.velocity[at] = (a[:, 1, 0] * w + a[:, 1, 1] * v).float()
@@ -151,8 +152,12 @@ class WeightTable:
 
     def state(self) -> dict[str, Any]:
         """Everything, the same on every process and for any number of them."""
-        return {"weight": self._gather(self.weight).cpu(), "velocity": self._gather(self.velocity).cpu(),
-                "current": self._gather(self.current[:, None])[:, 0], "steps": torch.tensor(self.idle.steps, dtype=torch.float64)}
+        return {
+            "weight": self._gather(self.weight).cpu(),
+            "velocity": self._gather(self.velocity).cpu(),
+            "current": self._gather(self.current[:, None])[:, 0],
+            "steps": torch.tensor(self.idle.steps, dtype=torch.float64),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         mine = slice(self.rank, None, self.world)
@@ -168,15 +173,19 @@ class WeightTable:
         longest = -(-self.count // self.world)
         padded = torch.cat([part, part.new_zeros(longest - len(part), part.shape[1])])
         every = dist.all_gather(padded).view(self.world, longest, -1)
-        return every.transpose(0, 1).reshape(self.world * longest, -1)[:self.count]
+        return every.transpose(0, 1).reshape(self.world * longest, -1)[: self.count]
 
 
 def _zeros(rows: int, columns: int) -> Tensor:
     """(rows, columns) float32 whose memory is taken up a small page at a time, when it is first written to."""
     room = mmap.mmap(-1, max(1, 4 * rows * columns))
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        room.madvise(mmap.MADV_NOHUGEPAGE)                    # a huge page would bring in 4,000 rows for one
-    return torch.frombuffer(room, dtype=torch.float32, count=rows * columns).view(rows, columns) if rows else torch.zeros(0, columns)
+        room.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page would bring in 4,000 rows for one
+    return (
+        torch.frombuffer(room, dtype=torch.float32, count=rows * columns).view(rows, columns)
+        if rows
+        else torch.zeros(0, columns)
+    )
 
 
 class _ShardedSoftmax(torch.autograd.Function):
@@ -184,7 +193,9 @@ class _ShardedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        top = dist.all_reduce_(logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf), "max")
+        top = dist.all_reduce_(
+            logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf), "max"
+        )
         p = (logits - top[:, None]).exp_()
         total = dist.all_reduce_(p.sum(1))
         here = target >= 0

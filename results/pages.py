@@ -141,7 +141,11 @@ def block(built: Built, link: str) -> str:
     """What stands between the markers in README.md: the table, its legend and the sources that its cells refer to."""
     head, rows, right, notes = grid(built)
     sources = "; ".join(f"[{number}] {_link(text)}" for number, text in enumerate(notes.texts, 1))
-    said = [*legend(built), *([f"{sources}."] if sources else []), f"Sources and records of every number: [{link}]({link})."]
+    said = [
+        *legend(built),
+        *([f"{sources}."] if sources else []),
+        f"Sources and records of every number: [{link}]({link}).",
+    ]
     return f"{_filled(built, head, rows, right)}\n\n{' '.join(said)}"
 
 

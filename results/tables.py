@@ -173,7 +173,9 @@ def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catal
     if column.kind == "field":
         return Cell(cells.plain(catalogue.field(row, str(column.field))) or table.missing)
     if column.kind == "published":
-        asked = (catalogue.cell(row, p, metric, by=column.by, source=column.source) for p, _, metric in column.questions)
+        asked = (
+            catalogue.cell(row, p, metric, by=column.by, source=column.source) for p, _, metric in column.questions
+        )
         fact = next(filter(None, asked), None)
         if fact is None:
             return Cell(table.missing)

@@ -38,7 +38,12 @@ TOLERANCES: dict[str, dict[str, Any]] = {
     "swav/deepclusterv2_kmeans*.npz": {r"assign_(it|rank)\d+|empty_assign": (0, 0), ".*": (0, 1e-5)},
     "swav/deepclusterv2_epoch.npz": {"loss": (0, 2e-5), ".*": (0, 1e-6)},
     "swav/unmix_bbox.npz": {".*": (0, 0)},
-    "swav/unmix_swav.npz": {r"meta\.\d\.lam_loss": (0, 1e-9), r"\w+\.mixed": (0, 1e-6), r"\w+\.queue_(before|after)": (0, 1e-6), ".*": (0, 3e-5)},
+    "swav/unmix_swav.npz": {
+        r"meta\.\d\.lam_loss": (0, 1e-9),
+        r"\w+\.mixed": (0, 1e-6),
+        r"\w+\.queue_(before|after)": (0, 1e-6),
+        ".*": (0, 3e-5),
+    },
     "swav/unmix_moco.npz": {r"meta\.\d\.lam_loss": (0, 1e-9), r"\w+\.mixed": (0, 1e-6), ".*": (0, 3e-5)},
     "swav/eval_linear.npz": {"linear_lr_per_epoch": (0, 1e-9), ".*": (0, 1e-4)},
     "swav/resnet_forward.npz": {
@@ -223,7 +228,12 @@ def content(file: str) -> tuple[dict[str, Any], Any]:
     raw = found.pop("meta", None)
     meta = None if raw is None else json.loads(str(raw))
     cases = {f"meta.{i}": case for i, case in enumerate(meta)} if isinstance(meta, list) else {"meta": meta or {}}
-    numbers = {f"{place}.{key}": value for place, case in cases.items() for key, value in case.items() if not isinstance(value, str)}
+    numbers = {
+        f"{place}.{key}": value
+        for place, case in cases.items()
+        for key, value in case.items()
+        if not isinstance(value, str)
+    }
     return found | numbers, meta
 
 

@@ -29,7 +29,9 @@ def atlas() -> str:
     lines = [MARK, "", "Written by `python tests/test_architecture.py` from the first line of each docstring.", ""]
     for room in ROOMS:
         lines += [f"### {room}/", "", "| Module | What it is |", "|---|---|"]
-        lines += [f"| `{path.relative_to(ROOT)}` | {first_line(path).replace('|', ';')} |" for path in modules(room)] + [""]
+        lines += [
+            f"| `{path.relative_to(ROOT)}` | {first_line(path).replace('|', ';')} |" for path in modules(room)
+        ] + [""]
     return "\n".join(lines)
 
 

@@ -34,7 +34,9 @@ def test_one_row_is_measured_tabulated_and_found_again(tmp_path: Path, capsys: p
     assert record.stat().st_mtime_ns == before  # the same command measures nothing twice
 
 
-def test_what_cannot_run_is_told_and_the_rest_is_kept_and_tabulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_run_is_told_and_the_rest_is_kept_and_tabulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--methods", "pixels", "--protocols", "knn_digits", "linear_imagenet_pic", "--processes", "1"]
     assert demo.main(["digits", *words, "--out", str(tmp_path)]) == 2
     out, err = capsys.readouterr()

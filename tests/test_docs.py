@@ -44,7 +44,11 @@ def test_every_measurement_is_listed_with_a_command_that_names_it():
 def test_the_yaml_file_that_the_docs_show_is_a_method(tmp_path):
     text = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
     (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "simsiam.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
-    (tmp_path / "profiles.yaml").write_text((ROOT / "zoo" / "profiles.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "methods" / "simsiam.yaml").write_text(
+        text.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8"
+    )
+    (tmp_path / "profiles.yaml").write_text(
+        (ROOT / "zoo" / "profiles.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     entry = Registry(tmp_path).read().entry("simsiam_digits")
     assert entry.recipe.params == {"dim": 128, "hidden": 64} and entry.recipe.dataset == "digits"

@@ -33,10 +33,25 @@ def options(target: str) -> list[str]:
 
 def test_a_worker_that_dies_is_a_failed_test_and_the_others_still_run(tmp_path):
     (tmp_path / "test_dying.py").write_text(DYING)
-    words = [*options("test"), "-p", "no:cacheprovider", "-p", "no:faulthandler", "--rootdir", str(tmp_path), str(tmp_path)]
+    words = [
+        *options("test"),
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:faulthandler",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 1 and "INTERNALERROR" not in done.stdout + done.stderr, done.stdout[-2000:]
     failed = re.findall(r"^FAILED .*::(\S+) - worker '\w+' crashed", done.stdout, re.MULTILINE)

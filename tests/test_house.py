@@ -99,11 +99,19 @@ def test_every_tolerance_is_that_of_some_array_and_names_are_matched_whole():
         for name in golden.arrays(file):
             table = golden.TOLERANCES[pattern]
             used.add((pattern, next(p for p in table if golden.re.fullmatch(p, name))))
-    assert used == {(pattern, p) for pattern, table in golden.TOLERANCES.items() for p in table}, "a rule that catches nothing"
+    assert used == {(pattern, p) for pattern, table in golden.TOLERANCES.items() for p in table}, (
+        "a rule that catches nothing"
+    )
     losses = golden.tolerances("swav/swav_loss.npz")
-    assert golden.tolerance(losses, "queue.grad_raw_last") == golden.tolerance(losses, "two_crops.grad_raw_last") == (0, 2e-5)
+    assert (
+        golden.tolerance(losses, "queue.grad_raw_last")
+        == golden.tolerance(losses, "two_crops.grad_raw_last")
+        == (0, 2e-5)
+    )
     mixtures = golden.tolerances("swav/unmix_swav.npz")
-    assert golden.tolerance(mixtures, "queue_region.grad_fc") == (0, 3e-5) and golden.tolerance(mixtures, "queue_region.queue_after") == (0, 1e-6)
+    assert golden.tolerance(mixtures, "queue_region.grad_fc") == (0, 3e-5) and golden.tolerance(
+        mixtures, "queue_region.queue_after"
+    ) == (0, 1e-6)
 
 
 def test_a_pinned_tolerance_is_corrected_only_with_a_reason(monkeypatch, tmp_path):

@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m zoo", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     own = commands.add_parser("list", help="all models, or those that match a pattern such as 'swav*'")
-    own.add_argument("pattern", nargs="?", default="*", help="shell pattern for ids and aliases, or the name of a method")
+    own.add_argument(
+        "pattern", nargs="?", default="*", help="shell pattern for ids and aliases, or the name of a method"
+    )
     own.set_defaults(func=_list)
     own = commands.add_parser("show", help="the card of one model, or what a weight file holds and looks like")
     own.add_argument("id", metavar="ID or FILE")

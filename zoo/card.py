@@ -62,7 +62,10 @@ def _inside(tree: Any, *keys: str) -> Any:
 def align(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
     """Rows as lines with columns of equal width."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
 
 
 def card(entry: Entry) -> str:
@@ -117,10 +120,15 @@ def _loading(entry: Entry) -> list[str]:
         lines.append(f'{made}zoo.load("<run folder>")' if entry.recipe else "Nobody released weights.")
         return lines + _labels(entry)
     lines = [f'zoo.load("{entry.id}")   features (B, {entry.network.dim if entry.network else "D"})']
-    lines += [f'zoo.load("{entry.id}", head="{name}")   the released {h.classes}-class classifier' for name, h in entry.heads.items()]
+    lines += [
+        f'zoo.load("{entry.id}", head="{name}")   the released {h.classes}-class classifier'
+        for name, h in entry.heads.items()
+    ]
     if entry.backbone.name in TORCHVISION and not entry.backbone.options:
-        lines.append(f'python -m zoo export {entry.id} --to timm, then')
-        lines.append(f'timm.create_model("{entry.backbone.name}", num_classes=0, checkpoint_path="{entry.id}-timm.pth")')
+        lines.append(f"python -m zoo export {entry.id} --to timm, then")
+        lines.append(
+            f'timm.create_model("{entry.backbone.name}", num_classes=0, checkpoint_path="{entry.id}-timm.pth")'
+        )
     groups = _heads(entry.weights.layouts)
     lines += [f'zoo.load("{entry.id}", part="full")   with its {groups}'] if groups else []
     return [*lines, *_labels(entry), f"file: {', or '.join(where(source) for source in entry.weights.sources)}"]
@@ -187,7 +195,9 @@ def words(settings: Mapping[str, Any]) -> str:
         elif key == "name":
             parts.append(str(value))
         else:
-            shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+            shown = (
+                str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+            )
             parts.append(f"{key} {shown}")
     return ", ".join(parts)
 

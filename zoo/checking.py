@@ -20,7 +20,13 @@ from .settings import INHERITED, Layer, has
 from .yamlfile import describe, locate
 
 Fail = Callable[[tuple[str | int, ...], str], Exception]
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "list": (list,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "list": (list,),
+}
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
 
@@ -50,7 +56,9 @@ def _value(value: Any, default: Any, spec: Any, fail: Fail, keys: tuple[str, ...
     limits = spec.get(name) or ParamSpec()
     if isinstance(default, Mapping):
         if not isinstance(value, Mapping):
-            raise fail(keys, f"params.{name} is {describe(value)}: expected a mapping with {', '.join(map(str, default))}")
+            raise fail(
+                keys, f"params.{name} is {describe(value)}: expected a mapping with {', '.join(map(str, default))}"
+            )
         return _mapping(value, default, spec, fail, keys)
     if value is None and default is None:
         return None
@@ -61,7 +69,9 @@ def _value(value: Any, default: Any, spec: Any, fail: Fail, keys: tuple[str, ...
         raise fail(keys, f"params.{name} is {describe(value)}: expected {_WORDS[kind]}")
     if limits.choices is not None and value not in limits.choices:
         hint = suggest(str(value), [str(choice) for choice in limits.choices])
-        raise fail(keys, f"params.{name} is {describe(value)}: expected one of {', '.join(map(str, limits.choices))}{hint}")
+        raise fail(
+            keys, f"params.{name} is {describe(value)}: expected one of {', '.join(map(str, limits.choices))}{hint}"
+        )
     if isinstance(value, list):
         _items(value, default, fail, keys, name)
     if kind in ("int", "float", "list"):

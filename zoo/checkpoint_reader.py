@@ -79,7 +79,9 @@ def read(path: str | Path) -> Contents:
         elif head.startswith(b"PK"):
             tree = _read_zip(path, size)
         elif head[257:262] == b"ustar":
-            raise UserError(f"{path}: PyTorch's format of 2016, which cannot be read safely; save it again with a newer PyTorch")
+            raise UserError(
+                f"{path}: PyTorch's format of 2016, which cannot be read safely; save it again with a newer PyTorch"
+            )
         else:
             tree = _read_old(path, size)
         _check_claims(tree, size, path)
@@ -139,7 +141,9 @@ def _read_zip(path: Path, size: int) -> Contents:
     root = min(pickles, key=len).removesuffix("data.pkl")
     whole = torch.UntypedStorage.from_file(str(path), False, size)
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
-        order = archive.read(f"{root}byteorder").decode("ascii", "replace") if f"{root}byteorder" in members else "little"
+        order = (
+            archive.read(f"{root}byteorder").decode("ascii", "replace") if f"{root}byteorder" in members else "little"
+        )
         found: dict[str, Any] = {}
 
         def fetch(key: str, dtype: Any, count: int, view: Any) -> Any:
@@ -147,7 +151,9 @@ def _read_zip(path: Path, size: int) -> Contents:
                 member = members.get(f"{root}data/{key}")
                 wanted = count * dtype.itemsize
                 if member is None or member.file_size < wanted:
-                    raise UserError(f"{path}: truncated or damaged: it refers to {wanted} bytes of data/{key} that it lacks. {ADVICE}")
+                    raise UserError(
+                        f"{path}: truncated or damaged: it refers to {wanted} bytes of data/{key} that it lacks. {ADVICE}"
+                    )
                 start = _start(raw, member)
                 if start + wanted > size:
                     raise UserError(f"{path}: truncated or damaged: data/{key} ends beyond the file. {ADVICE}")
@@ -170,12 +176,16 @@ def _members(path: Path, size: int) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except zipfile.BadZipFile:
-        raise UserError(f"{path}: truncated or damaged: a zip file of {size} bytes without a sound directory. {ADVICE}") from None
+        raise UserError(
+            f"{path}: truncated or damaged: a zip file of {size} bytes without a sound directory. {ADVICE}"
+        ) from None
     _refuse_programs(path, [m.filename for m in members])
     unpacked = sum(m.file_size for m in members)
     pickles = [m for m in members if m.filename.endswith("data.pkl")]
     if pickles and (unpacked > size or any(m.compress_type != zipfile.ZIP_STORED for m in members)):
-        raise UserError(f"{path}: refused: a compressed zip ({unpacked} bytes in {size}); checkpoints are stored uncompressed")
+        raise UserError(
+            f"{path}: refused: a compressed zip ({unpacked} bytes in {size}); checkpoints are stored uncompressed"
+        )
     return members
 
 
@@ -264,7 +274,9 @@ def _fill(raw: mmap.mmap, storage: Any, dtype: Any, swapped: bool) -> None:
 
 
 def _plain(content: Any) -> str:
-    what = f"a {type(content).__name__}" + (f" with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, Mapping) else "")
+    what = f"a {type(content).__name__}" + (
+        f" with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, Mapping) else ""
+    )
     return f"truncated, damaged or not a checkpoint: a plain pickle ({what}), not a file of torch.save"
 
 
@@ -393,7 +405,9 @@ def refusal(path: Path, names: list[str], whole: bool = False) -> str:
     """
     live = next((name for name in names if MODULES.match(name)), None)
     first = live or names[0]
-    text = f"{path}: refused: the file asks for {first[:80]}, code that weights never need. Nothing of it was executed. "
+    text = (
+        f"{path}: refused: the file asks for {first[:80]}, code that weights never need. Nothing of it was executed. "
+    )
     clean = (
         'torch.save(model.state_dict(), "weights.pth") where the model can be built, and zoo.load("weights.pth") or '
         'zoo.load_weights(model, "weights.pth") here'

@@ -64,7 +64,10 @@ def guard(main: Callable[[], int | None], who: str = "") -> int:
         if error.errno not in UNUSABLE:
             raise
         where = error.filename or "the folder written to"
-        print(f"{who}error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable", file=sys.stderr)
+        print(
+            f"{who}error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable",
+            file=sys.stderr,
+        )
         return 2
     except Exception as error:
         if not getattr(type(error), "user_error", False):

@@ -50,7 +50,6 @@ class Item:
         end = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(path).name) or "file.pth"
         return f"{self.name.replace('/', '-')}--{end}"
 
-
     @property
     def local(self) -> Path | None:
         """The first source that is a file of this machine, if there is one and it exists, or is the only kind of source."""
@@ -161,10 +160,14 @@ def obtain(wanted: Item, progress: bool = True) -> Path:
 
 def _used_where_it_lies(wanted: Item, file: Path) -> Path:
     if not file.is_file():
-        raise UserError(f"{wanted.name}: its entry names the file {file}, which is not there; put it there, or change weights.sources")
+        raise UserError(
+            f"{wanted.name}: its entry names the file {file}, which is not there; put it there, or change weights.sources"
+        )
     found = digests(file)[0] if wanted.sha256 else None
     if found != wanted.sha256:
-        raise UserError(f"{wanted.name}: {file} is not the expected file: sha256 {str(found)[:16]}…, its entry says {str(wanted.sha256)[:16]}…")
+        raise UserError(
+            f"{wanted.name}: {file} is not the expected file: sha256 {str(found)[:16]}…, its entry says {str(wanted.sha256)[:16]}…"
+        )
     return file
 
 
@@ -176,7 +179,9 @@ class Way:
     copy: Path | None = None
 
     def __str__(self) -> str:
-        return str(self.copy or f"{self.source.url or self.source.gdrive or self.source.file} {self.source.member or ''}")
+        return str(
+            self.copy or f"{self.source.url or self.source.gdrive or self.source.file} {self.source.member or ''}"
+        )
 
     def bring(self, wanted: Item, part: Path, progress: bool) -> None:
         """Write the file to ``part``, with a bar on stderr."""

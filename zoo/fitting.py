@@ -37,12 +37,17 @@ def choose(model: nn.Module, tree: Mapping[str, Any], layouts: Sequence[Any], fo
                 return replace(choice, report=replace(report, mapping=mapping, filled=filled, left=left))
             if not part and report.matched > nearest[0] and report.matched:
                 place = f" at {path}" if path else ""
-                nearest = report.matched, f"nearest{place}: {report.matched} of {report.total} tensors; {'; '.join(report.problems())}"
-    raise UserError(f"{what}: does not fit this model: {nearest[1]}. Nothing was loaded; python -m zoo show {what} lists its keys")
+                nearest = (
+                    report.matched,
+                    f"nearest{place}: {report.matched} of {report.total} tensors; {'; '.join(report.problems())}",
+                )
+    raise UserError(
+        f"{what}: does not fit this model: {nearest[1]}. Nothing was loaded; python -m zoo show {what} lists its keys"
+    )
 
 
 def parts(own: Mapping[str, Any]) -> list[str]:
-    """"" for the model itself, then its modules that are large enough to be a network, the largest first."""
+    """ "" for the model itself, then its modules that are large enough to be a network, the largest first."""
     count: dict[str, int] = {}
     for key in own:
         steps = key.split(".")[:-1]
@@ -52,7 +57,9 @@ def parts(own: Mapping[str, Any]) -> list[str]:
     return ["", *sorted((name for name, n in count.items() if n >= SMALLEST), key=lambda name: -count[name])]
 
 
-def candidates(tree: Mapping[str, Any], layouts: Sequence[Any], form: foreign.Form) -> Iterator[tuple[str, dict[str, Any], Any]]:
+def candidates(
+    tree: Mapping[str, Any], layouts: Sequence[Any], form: foreign.Form
+) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """(place, tensors, layout) to try: bare names first, then the rows of the table whose signs the file has."""
     rows = foreign.rows(form)
     for path in [form.path] if form.path is not None else dict.fromkeys([*foreign.ANYWHERE, *foreign.all_places(tree)]):
@@ -81,4 +88,3 @@ def _fit(wanted: Mapping[str, Sequence[int]], tensors: Mapping[str, Any], layout
         layout = layout.model_copy(update={"ignore": [*layout.ignore, *globs]})
         report = match(given, body, layout)
     return Choice(layout, whole, report)
-

@@ -25,7 +25,18 @@ from .yamlfile import load_mapping
 
 HERE = Path(__file__).parent
 TABLE = HERE / "foreign_layouts.yaml"
-ANYWHERE = ("", "state_dict", "model", "model_state_dict", "teacher", "encoder", "network", "net", "weights", "backbone")
+ANYWHERE = (
+    "",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "teacher",
+    "encoder",
+    "network",
+    "net",
+    "weights",
+    "backbone",
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,9 @@ def signs(row: Any, tree: Mapping[str, Any], tensors: Mapping[str, Any]) -> bool
     keys = {*tensors, *(rename(key, wrappers) for key in tensors)}
 
     def fits(signs: Any) -> bool:
-        return all(name in tree for name in signs.top) and all(any(fnmatchcase(k, glob) for k in keys) for glob in signs.keys)
+        return all(name in tree for name in signs.top) and all(
+            any(fnmatchcase(k, glob) for k in keys) for glob in signs.keys
+        )
 
     return (row.when is None or fits(row.when)) and not (row.unless is not None and fits(row.unless))
 
@@ -171,7 +184,17 @@ def _try(row: Any, path: str, tensors: Mapping[str, Any], form: Form, what: str)
     spec, report, tensors = fitted(tensors, layout, form.backbone, row.small.options)
     if spec is None or report is None or not report.ok:
         return None
-    return Found(row.title, spec, layout, tensors, report, input_of(spec, usual(row, spec), form, what), path, row.note, form.mean is None)
+    return Found(
+        row.title,
+        spec,
+        layout,
+        tensors,
+        report,
+        input_of(spec, usual(row, spec), form, what),
+        path,
+        row.note,
+        form.mean is None,
+    )
 
 
 def usual(row: Any, spec: Mapping[str, Any]) -> Any:
@@ -209,7 +232,9 @@ def fitted(
     return best
 
 
-def averaged(tensors: Mapping[str, Any], wanted: Mapping[str, Sequence[int]], rules: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+def averaged(
+    tensors: Mapping[str, Any], wanted: Mapping[str, Sequence[int]], rules: Sequence[tuple[str, str]]
+) -> Mapping[str, Any]:
     """Running statistics of a split batch norm, one after another in a tensor, as the mean over the splits."""
     made = dict(tensors)
     for key, value in tensors.items():
@@ -229,10 +254,17 @@ def input_of(spec: Mapping[str, Any], seen: Any, form: Form, what: str) -> Any:
     if (form.mean is None) != (form.std is None):
         raise UserError(f"{what}: mean= and std= belong together")
     if form.mean is None and channels != seen.channels:
-        raise UserError(f"{what}: the network takes {channels} channel{'s' * (channels != 1)}; give mean= and std=, one value for each")
+        raise UserError(
+            f"{what}: the network takes {channels} channel{'s' * (channels != 1)}; give mean= and std=, one value for each"
+        )
     if form.mean is None:
         return seen
-    values = {**seen.model_dump(), "channels": channels, "mean": [float(v) for v in form.mean], "std": [float(v) for v in form.std or ()]}
+    values = {
+        **seen.model_dump(),
+        "channels": channels,
+        "mean": [float(v) for v in form.mean],
+        "std": [float(v) for v in form.std or ()],
+    }
     return check(Input, values, [], f"{what}: mean={list(form.mean)} std={list(form.std or ())}", HERE)
 
 
@@ -243,7 +275,11 @@ def places(tree: Mapping[str, Any], paths: Sequence[str]) -> Iterator[tuple[str,
         for step in path.split(".") if path else []:
             node = node.get(step) if isinstance(node, Mapping) else None
         if isinstance(node, Mapping):
-            tensors = {key: value for key, value in node.items() if isinstance(key, str) and hasattr(value, "shape") and hasattr(value, "is_floating_point")}
+            tensors = {
+                key: value
+                for key, value in node.items()
+                if isinstance(key, str) and hasattr(value, "shape") and hasattr(value, "is_floating_point")
+            }
             if tensors:
                 yield path, tensors
 
@@ -258,7 +294,9 @@ def given(tree: Mapping[str, Any], form: Form, what: str) -> Found:
     """
     if form.path is not None and not list(places(tree, [form.path])):
         known = [path for path, _ in places(tree, all_places(tree))]
-        raise UserError(f"{what}: path={form.path!r}: no tensors there (there are some at {', '.join(map(repr, known)) or 'no place'})")
+        raise UserError(
+            f"{what}: path={form.path!r}: no tensors there (there are some at {', '.join(map(repr, known)) or 'no place'})"
+        )
     if form.prefix is None:
         found = recognise(tree, what, form)
         if found is not None:
@@ -280,7 +318,9 @@ def given(tree: Mapping[str, Any], form: Form, what: str) -> Found:
                 closest = report.total - report.matched, text
     near = f"nearest: {closest[1]}" if closest else "nothing in it looks like a ResNet"
     said = ", ".join(f"{key}={value!r}" for key, value in form.given.items())
-    raise UserError(f"{what}: does not fit {said}: {near}. Nothing was loaded; python -m zoo show {what} lists its keys")
+    raise UserError(
+        f"{what}: does not fit {said}: {near}. Nothing was loaded; python -m zoo show {what} lists its keys"
+    )
 
 
 def beside(tensors: Mapping[str, Any], layout: Any, spec: Any, report: Report) -> tuple[Any, Report]:
@@ -304,7 +344,11 @@ def all_places(tree: Mapping[str, Any], depth: int = 4) -> list[str]:
         for path, node in level:
             if list(places({"x": node}, ["x"])):
                 found.append(path)
-            inner += [(f"{path}.{key}".lstrip("."), value) for key, value in node.items() if isinstance(key, str) and isinstance(value, Mapping)]
+            inner += [
+                (f"{path}.{key}".lstrip("."), value)
+                for key, value in node.items()
+                if isinstance(key, str) and isinstance(value, Mapping)
+            ]
         level = inner
     return found
 
@@ -333,9 +377,23 @@ def from_sidecar(tree: Mapping[str, Any], side: Any, form: Form, what: str) -> F
             raise UserError(f"{what}: the file beside it says otherwise: {'; '.join(choice.report.problems())}")
         seen = side.input.model_copy(update={"mean": list(own.mean or ()), "std": list(own.std or ())})
         layout = choice.layout.model_copy(update={"path": None})
-        return Found("what the file beside it says", {"name": name, "options": options}, layout, choice.tensors, choice.report, seen, choice.layout.path or "", None, False)
+        return Found(
+            "what the file beside it says",
+            {"name": name, "options": options},
+            layout,
+            choice.tensors,
+            choice.report,
+            seen,
+            choice.layout.path or "",
+            None,
+            False,
+        )
     found = given(tree, own, what)
-    return replace(found, input=side.input.model_copy(update={"mean": list(own.mean or ()), "std": list(own.std or ())}), assumed=False)
+    return replace(
+        found,
+        input=side.input.model_copy(update={"mean": list(own.mean or ()), "std": list(own.std or ())}),
+        assumed=False,
+    )
 
 
 __all__ = ["FORM", "Form", "Found", "all_places", "from_sidecar", "given", "recognise", "sidecar", "table"]

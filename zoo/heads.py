@@ -51,7 +51,9 @@ class Maps(nn.Module):
     @torch.no_grad()
     def _reductions(self, side: int = 128) -> tuple[int, ...]:
         training = self.backbone.training
-        maps = self.backbone.eval().forward_layers(torch.zeros(1, self.backbone.in_channels, side, side, device="cpu"), self.layers)
+        maps = self.backbone.eval().forward_layers(
+            torch.zeros(1, self.backbone.in_channels, side, side, device="cpu"), self.layers
+        )
         self.backbone.train(training)
         return tuple(side // maps[name].shape[-1] for name in self.layers)
 

@@ -39,7 +39,9 @@ def describe(entry: Entry, name: str) -> str:
         first = entry.published[0]
         whose = "" if first.origin == "authors" else f", {first.by or first.origin}"
         lines.append(f"Published  {first.value:g} {first.metric} ({first.protocol}; {first.source}{whose})")
-    licence = entry.weights.license if entry.weights else "no weights were released; pretrained=False builds the network"
+    licence = (
+        entry.weights.license if entry.weights else "no weights were released; pretrained=False builds the network"
+    )
     lines += [
         f"{'Licence' if entry.weights else 'Weights'}    {licence}",
         f"Input      (B, {entry.input.channels}, H, W): {input_words(entry.input)}",

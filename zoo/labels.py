@@ -58,9 +58,13 @@ def by_name(found: Labels, names: Sequence[str], what: str, fingerprint: str | N
     """
     if found.images is None:
         if found.labels.shape[1] != len(names):
-            raise UserError(f"{what}: labels of {found.labels.shape[1]:,} images, the data set has {len(names):,}; {ADVICE}")
+            raise UserError(
+                f"{what}: labels of {found.labels.shape[1]:,} images, the data set has {len(names):,}; {ADVICE}"
+            )
         if None not in (fingerprint, found.fingerprint) and fingerprint != found.fingerprint:
-            raise UserError(f"{what}: its labels have no names and belong to other images than these; {ADVICE}, with their names")
+            raise UserError(
+                f"{what}: its labels have no names and belong to other images than these; {ADVICE}, with their names"
+            )
         return found.labels
     order = _positions(found.images, names)
     if order is None:
@@ -70,7 +74,9 @@ def by_name(found: Labels, names: Sequence[str], what: str, fingerprint: str | N
         missing, extra = [n for n in names if n not in known], [n for n in found.images if n not in wanted]
         said = [f"{len(missing):,} of {len(names):,} images have no row ({_some(missing)})"] if missing else []
         said += [f"{len(extra):,} rows name images that are not in the data ({_some(extra)})"] if extra else []
-        raise UserError(f"{what}: {' and '.join(said) or 'two images have one name'}; give images without a label -1, or {ADVICE}")
+        raise UserError(
+            f"{what}: {' and '.join(said) or 'two images have one name'}; give images without a label -1, or {ADVICE}"
+        )
     return found.labels[:, order]
 
 
@@ -166,7 +172,9 @@ def _of_npz(path: Path) -> Labels:
     except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}: no labels as `python -m reproduce labels` writes them ({error}); {ADVICE}") from None
     if values.dtype.kind not in "iu" or values.ndim not in (1, 2):
-        raise UserError(f"{path}: labels are {values.dtype} of shape {values.shape}, whole numbers (images, heads) are expected")
+        raise UserError(
+            f"{path}: labels are {values.dtype} of shape {values.shape}, whole numbers (images, heads) are expected"
+        )
     return _checked(torch.from_numpy(values.reshape(len(values), -1).T.astype(np.int64).copy()), names, path)
 
 
@@ -188,11 +196,15 @@ def tensor(file: Path, keys: Sequence[str]) -> Labels:
     key = next((key for key in keys if key in tree), None)
     if key is None:
         have = ", ".join(map(str, list(tree)[:6]))
-        raise UserError(f"{file}: no pseudo-labels under {' or '.join(keys)} (no labels in it; it has {have}); methods that keep some: {KEEP_LABELS}")
+        raise UserError(
+            f"{file}: no pseudo-labels under {' or '.join(keys)} (no labels in it; it has {have}); methods that keep some: {KEEP_LABELS}"
+        )
     value, names = tree[key], tree.get("names")
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.ndim not in (1, 2):
         raise UserError(f"{file}: {key} is not a table of whole numbers")
-    return _checked(value.reshape(-1, value.shape[-1]).long(), [str(n) for n in names] if isinstance(names, list) else None, file)
+    return _checked(
+        value.reshape(-1, value.shape[-1]).long(), [str(n) for n in names] if isinstance(names, list) else None, file
+    )
 
 
 def table(file: Path, heads: int | None = None) -> Labels:
@@ -221,11 +233,19 @@ def table(file: Path, heads: int | None = None) -> Labels:
     for number, cells in rows:
         labels = [_whole(cell) for cell in cells[named : named + heads]]
         if len(cells) != named + heads + len(others) or None in labels:
-            raise UserError(f"{file}:{number}: {','.join(cells)[:60]!r} is not {heads} whole numbers{' behind a name' * named}: not a table of labels")
+            raise UserError(
+                f"{file}:{number}: {','.join(cells)[:60]!r} is not {heads} whole numbers{' behind a name' * named}: not a table of labels"
+            )
         values.append(labels)
         names += cells[:named]
-    numbered = named and (header is None or header[0] not in FILE_COLUMN) and names == [str(i) for i in range(len(names))]
-    return _checked(torch.tensor(values, dtype=torch.int64, device="cpu").T.contiguous(), names if named and not numbered else None, file)
+    numbered = (
+        named and (header is None or header[0] not in FILE_COLUMN) and names == [str(i) for i in range(len(names))]
+    )
+    return _checked(
+        torch.tensor(values, dtype=torch.int64, device="cpu").T.contiguous(),
+        names if named and not numbered else None,
+        file,
+    )
 
 
 def _is_header(first: Sequence[Sequence[str]], heads: int | None) -> bool:
@@ -278,13 +298,19 @@ def released(entry: Any) -> Labels:
     spec = entry.pseudolabels
     if spec.sources:
         file = fetch.path(f"{entry.id}/labels")
-        read_as = {"tensor": lambda: tensor(file, spec.keys), "csv": lambda: table(file, spec.heads), "clusters": lambda: clusters(file)}
+        read_as = {
+            "tensor": lambda: tensor(file, spec.keys),
+            "csv": lambda: table(file, spec.heads),
+            "clusters": lambda: clusters(file),
+        }
         found = read_as[spec.format]()
     else:
         found = tensor(fetch.path(entry.id), spec.keys)
     heads, images = found.labels.shape
     if heads != spec.heads or not images:
-        raise UserError(f"{entry.id}: pseudo-labels of {heads} heads x {images} images; {spec.heads} heads are expected")
+        raise UserError(
+            f"{entry.id}: pseudo-labels of {heads} heads x {images} images; {spec.heads} heads are expected"
+        )
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or (spec.clusters is not None and high >= spec.clusters):
         raise UserError(f"{entry.id}: pseudo-labels from {low} to {high}; 0 to {(spec.clusters or 1) - 1} is expected")

@@ -131,16 +131,22 @@ def _without_counters(choice: Choice, net: nn.Module) -> Choice:
     """The match without batch norm's counters where another layer stands for it that has none."""
     own = net.state_dict()
     gone = [key for key in (*choice.report.mapping, *choice.report.filled) if key not in own]
-    lost = [key for key in gone if not key.endswith(COUNTER)] or [key for key in own if key not in choice.report.mapping and key not in choice.report.filled]
+    lost = [key for key in gone if not key.endswith(COUNTER)] or [
+        key for key in own if key not in choice.report.mapping and key not in choice.report.filled
+    ]
     if lost:
-        raise UserError(f"norm_layer: the released weights and this layer do not go together ({lost[0]}); it must have batch norm's tensors, as FrozenBatchNorm2d has")
-    report = replace(choice.report, mapping={k: v for k, v in choice.report.mapping.items() if k in own}, filled=tuple(k for k in choice.report.filled if k in own))
+        raise UserError(
+            f"norm_layer: the released weights and this layer do not go together ({lost[0]}); it must have batch norm's tensors, as FrozenBatchNorm2d has"
+        )
+    report = replace(
+        choice.report,
+        mapping={k: v for k, v in choice.report.mapping.items() if k in own},
+        filled=tuple(k for k in choice.report.filled if k in own),
+    )
     return replace(choice, report=report)
 
 
-def load_weights(
-    model: nn.Module, name: str | Path, prefix: str | None = None, path: str | None = None
-) -> Report:
+def load_weights(model: nn.Module, name: str | Path, prefix: str | None = None, path: str | None = None) -> Report:
     """Copy the tensors of an id, a run folder or a weight file into ``model``, any module of the caller's.
 
     Of an id or a run the backbone's tensors, under torchvision's names or ours. Of a file whatever fills the model, or one
@@ -210,7 +216,9 @@ def origin(name: str | Path, progress: bool = True, form: foreign.Form | None = 
     """An id or alias, a run folder, a ``weights.pth`` inside one, or a file: recognised, or as ``form`` describes it."""
     place, form = _place(name), form or foreign.Form()
     if form.given and (place is None or _is_run(place)):
-        raise UserError(f"{name}: {', '.join(form.given)} describe{'s' * (len(form.given) == 1)} a weight file; this is {'an id' if place is None else 'a run'} with a recipe of its own")
+        raise UserError(
+            f"{name}: {', '.join(form.given)} describe{'s' * (len(form.given) == 1)} a weight file; this is {'an id' if place is None else 'a run'} with a recipe of its own"
+        )
     if place is None:
         entry = registry.entry(str(name))
         where = f"{entry.file}:{entry.line}: models.{entry.id}.weights.layouts"
@@ -248,7 +256,9 @@ def recognise(path: Path, form: foreign.Form | None = None) -> Origin:
     if len(found) == 1:
         return _normalised(next(iter(found.values())), form)
     if found:
-        raise UserError(f"{path}: fits several networks ({'; '.join(found)}); say which: backbone={{name: …}}, or give its id or run folder")
+        raise UserError(
+            f"{path}: fits several networks ({'; '.join(found)}); say which: backbone={{name: …}}, or give its id or run folder"
+        )
     shown = ", ".join(foreign.all_places(tree)[:4]) or "none"
     raise UserError(
         f"{path}: fits no network of the registry and no known form of another project (places with tensors: {shown}). "

@@ -51,7 +51,9 @@ class Registry:
             content = load_mapping(path, f"zoo/methods/{path.name}")
             if content.get("method") != path.stem:
                 method = describe(content.get("method"))
-                raise UserError(f"{self._place(path, 'method')}: method {method} in a file named {path.name}; they must agree")
+                raise UserError(
+                    f"{self._place(path, 'method')}: method {method} in a file named {path.name}; they must agree"
+                )
             self._models_of(path, content.get("models"))
             methods[path.stem] = content
         self._index(methods)
@@ -75,11 +77,15 @@ class Registry:
             for model, values in content["models"].items():
                 aliases = (values or {}).get("aliases")
                 names: list[tuple[str, tuple[str, ...]]] = [(model, ("models", model))]
-                names += [(str(a), ("models", model, "aliases")) for a in (aliases if isinstance(aliases, list) else [])]
+                names += [
+                    (str(a), ("models", model, "aliases")) for a in (aliases if isinstance(aliases, list) else [])
+                ]
                 for name, keys in names:
                     if name in taken:
                         other = self._place(self.file(taken[name][0]), *taken[name][1])
-                        raise UserError(f"{self._place(self.file(method), *keys)}: the name {name!r} is already taken at {other}")
+                        raise UserError(
+                            f"{self._place(self.file(method), *keys)}: the name {name!r} is already taken at {other}"
+                        )
                     taken[name] = (method, keys)
                 self._models[model] = method
                 self._aliases.update({alias: model for alias, _ in names[1:]})
@@ -120,7 +126,9 @@ class Registry:
         from .checking import check
         from .schema import MethodFile
 
-        return check(MethodFile, self.method(method), [Layer(self._methods[method], self.file(method))], method, self.root)
+        return check(
+            MethodFile, self.method(method), [Layer(self._methods[method], self.file(method))], method, self.root
+        )
 
     def owner(self, model: str) -> str:
         """The method that a model belongs to."""

@@ -66,7 +66,6 @@ def merge_layers(layers: Iterable[Layer]) -> dict[str, Any]:
     return merged
 
 
-
 def normalise_backbone(value: Any) -> Any:
     """``resnet50`` or ``{name, width: 16}`` as ``{name, options: {width: 16}}``; anything else unchanged."""
     if isinstance(value, str):

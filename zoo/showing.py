@@ -19,7 +19,11 @@ def described(path: Path) -> str:
     tree = read(path)
     lines = [f"{path}: {path.stat().st_size / 1e6:,.1f} MB, sha256 {sha256(path)[:16]}…"]
     places = foreign.all_places(tree)
-    beside = [str(key) for key, value in tree.items() if not hasattr(value, "shape") and not any(p.split(".")[0] == key for p in places)]
+    beside = [
+        str(key)
+        for key, value in tree.items()
+        if not hasattr(value, "shape") and not any(p.split(".")[0] == key for p in places)
+    ]
     lines += [f"beside the tensors: {', '.join(beside)}"] if beside else []
     lines += [f"left unread, as weights do not need them: {', '.join(tree.unread)}"] if tree.unread else []
     lines += ["", *_taken_for(path, tree), ""]
@@ -27,7 +31,10 @@ def described(path: Path) -> str:
         numbers = sum(value.numel() for value in tensors.values())
         lines.append(f"{place or 'top level'}: {len(tensors)} tensors, {numbers:,} numbers")
         width = max(map(len, tensors))
-        lines += [f"  {key:<{width}}  {list(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
+        lines += [
+            f"  {key:<{width}}  {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+            for key, value in tensors.items()
+        ]
     return "\n".join(lines)
 
 
@@ -40,7 +47,10 @@ def _taken_for(path: Path, tree: Any) -> list[str]:
     if source.found is not None:
         report, line = source.found.report, source.found.line()
     else:
-        report, line = loading.fit(source, tree)[1].report, f"looks like a file of the registry: {foreign.network_name(source.backbone)} ({source.where})"
+        report, line = (
+            loading.fit(source, tree)[1].report,
+            f"looks like a file of the registry: {foreign.network_name(source.backbone)} ({source.where})",
+        )
     over = list(report.ignored)
     return [line, *([f"left over: {listed(over, 12)}"] if over else []), f'load it: zoo.load("{path}")']
 

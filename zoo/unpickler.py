@@ -194,7 +194,9 @@ def _tensor(stored: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor
     return torch.empty(0, dtype=stored.dtype, device="cpu").set_(stored.storage, offset, size, stride)  # type: ignore[call-overload]
 
 
-def _tensor_of_kind(stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *_: Any) -> Tensor:
+def _tensor_of_kind(
+    stored: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, kind: Any, *_: Any
+) -> Tensor:
     if not isinstance(stored, Stored) or not isinstance(kind, Kind):
         raise TypeError("a tensor of an unusual form")
     return _tensor(Stored(stored.storage, kind.dtype), offset, size, stride)

@@ -123,7 +123,11 @@ def _method(registry: Registry, method: str) -> Iterator[str]:
 
 
 def _dataset(registry: Registry, entry: Entry, known: list[str]) -> Iterator[str]:
-    used = {entry.dataset, entry.recipe.dataset if entry.recipe else None, *(head.dataset for head in entry.heads.values())}
+    used = {
+        entry.dataset,
+        entry.recipe.dataset if entry.recipe else None,
+        *(head.dataset for head in entry.heads.values()),
+    }
     for name in sorted(used - {None} - set(known), key=str):
         yield f"{_at(registry, entry, 'recipe', 'dataset')}: {entry.id}: no data set {name!r} in datasets.yaml{suggest(str(name), known)}"
 
@@ -327,4 +331,7 @@ def _recipe(entry: Entry, rest: str) -> Iterator[Problem]:
             heads, clusters = int(found[1] or 1), int(found[2]) * 1000
             have = (recipe.params.get("heads", heads), recipe.params.get("clusters", clusters))
             if have != (heads, clusters):
-                yield f"{entry.id} says {heads}x{clusters} clusters, but params say {have[0]}x{have[1]}", ("recipe", "params")
+                yield (
+                    f"{entry.id} says {heads}x{clusters} clusters, but params say {have[0]}x{have[1]}",
+                    ("recipe", "params"),
+                )

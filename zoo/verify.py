@@ -56,7 +56,9 @@ def link(one: Item) -> str:
         try:
             reply = requests.head(source.url, allow_redirects=True, timeout=download.TIMEOUT[0])
         except requests.RequestException as error:
-            answer = "no network" if "no network" in str(download.network_failure(source.url, error, 0)) else "unreachable"
+            answer = (
+                "no network" if "no network" in str(download.network_failure(source.url, error, 0)) else "unreachable"
+            )
             continue
         kind, size = reply.headers.get("Content-Type", ""), reply.headers.get("Content-Length", "")
         if reply.status_code >= 400:

@@ -25,7 +25,9 @@ class _Loader(_Base):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if node in self.constructed_objects:
-            raise yaml.constructor.ConstructorError(None, None, "anchors and aliases are not used here", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "anchors and aliases are not used here", node.start_mark
+            )
         return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -113,12 +113,19 @@ def influences(table: Contingency, found: dict[str, float]) -> dict[str, np.ndar
     above = 1 - found["anmi"]
     parts = {  # slope, and what the score divides by
         "nmi": (by_information - found["nmi"] * by_half, half),
-        "anmi": (by_information - found["anmi"] * by_half, (half - mutual_information(table)) / above if above > 1e-9 else 0),
-        "ari": (2 * share - by_chance - found["ari"] * (a + b - by_chance), (in_class + in_cluster) / 2 - in_class * in_cluster),
+        "anmi": (
+            by_information - found["anmi"] * by_half,
+            (half - mutual_information(table)) / above if above > 1e-9 else 0,
+        ),
+        "ari": (
+            2 * share - by_chance - found["ari"] * (a + b - by_chance),
+            (in_class + in_cluster) / 2 - in_class * in_cluster,
+        ),
         "purity": (_largest(table).astype(np.float64), 1.0),
     }
     return {
-        name: (slope - share @ slope) / bottom if bottom > EPS else np.zeros(len(share)) for name, (slope, bottom) in parts.items()
+        name: (slope - share @ slope) / bottom if bottom > EPS else np.zeros(len(share))
+        for name, (slope, bottom) in parts.items()
     }
 
 

@@ -56,7 +56,9 @@ def hierarchy(
         raise ValueError(f"hierarchy: {clusters} clusters in {super_clusters} super-clusters")
     whole = len(rows) // multiple * multiple
     kept = torch.arange(whole)
-    first: list[Any] = [super_clusters, *[clusters // super_clusters] * super_clusters] if starts is None else list(starts)
+    first: list[Any] = (
+        [super_clusters, *[clusters // super_clusters] * super_clusters] if starts is None else list(starts)
+    )
     options: dict[str, Any] = {"iterations": iterations, "empty": "split", "generator": generator, "world": world}
     if super_clusters == 1:
         levels, assigned = [], torch.zeros(whole, dtype=torch.int64)

@@ -120,8 +120,14 @@ def kmeans(
         nearest, rows = NEAREST[backend](spherical, None), Rows(rows, transform=frame.enter)
     best = None
     for _ in range(restarts if isinstance(start, int) else 1):
-        first = STARTS[init](rows, start, generator, spherical, world) if isinstance(start, int) else frame.enter(start.to(rows.device))
-        found = _run(rows, first.to(rows.device, torch.float32), iterations, spherical, empty, generator, nearest, world)
+        first = (
+            STARTS[init](rows, start, generator, spherical, world)
+            if isinstance(start, int)
+            else frame.enter(start.to(rows.device))
+        )
+        found = _run(
+            rows, first.to(rows.device, torch.float32), iterations, spherical, empty, generator, nearest, world
+        )
         if best is None or found.objective < best.objective:
             best = found
     assert best is not None
@@ -197,7 +203,9 @@ def assign(data: Any, centroids: Tensor, *, spherical: bool = False, backend: st
         centres = centroids.to(block)
         label = nearest(block, centres) if spherical else nearest(frame.enter(block), frame.enter(centres))
         labels[low : low + len(block)] = label
-        distances[low : low + len(block)] = ((block - centres[label]) / frame.scale).square().sum(1).double() * frame.scale**2
+        distances[low : low + len(block)] = ((block - centres[label]) / frame.scale).square().sum(
+            1
+        ).double() * frame.scale**2
     return labels, distances
 
 

@@ -92,7 +92,9 @@ def alpha_req(z: Any, first: int = 3, last: int = 100) -> tuple[float, float, in
     values = variances(z)
     end = min(last, int((values > NOISE * values[0]).sum()))
     if end - first < 3:
-        raise Degenerate(f"quality: {end} variances above rounding, and the power law is fitted from rank {first + 1} on")
+        raise Degenerate(
+            f"quality: {end} variances above rounding, and the power law is fitted from rank {first + 1} on"
+        )
     rank = torch.arange(first, end, dtype=values.dtype, device=values.device) + 1
     x, y, w = rank.log(), values[first:end].log(), 1 / rank
     w = w / w.sum()

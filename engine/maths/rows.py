@@ -32,7 +32,9 @@ class Rows:
             raise ValueError(f"rows must be two-dimensional, not {[tuple(s.shape) for s in shards]}")
         self.shards = shards
         self.starts = np.cumsum([0, *(len(s) for s in shards)])
-        self.index = None if index is None else np.asarray(index.cpu() if hasattr(index, "cpu") else index, dtype=np.int64)
+        self.index = (
+            None if index is None else np.asarray(index.cpu() if hasattr(index, "cpu") else index, dtype=np.int64)
+        )
         self.transform = transform
         first = shards[0]
         own = first.device if isinstance(first, (Tensor, Rows)) else "cpu"
@@ -69,7 +71,9 @@ class Rows:
         out = torch.empty(len(where), int(self.shards[0].shape[1]))
         order = np.argsort(where, kind="stable")  # reading a memory map forwards is far quicker
         for shard, start in zip(self.shards, self.starts, strict=False):
-            here = order[np.searchsorted(where, start, sorter=order) : np.searchsorted(where, start + len(shard), sorter=order)]
+            here = order[
+                np.searchsorted(where, start, sorter=order) : np.searchsorted(where, start + len(shard), sorter=order)
+            ]
             if len(here):
                 at = where[here] - start
                 got = shard.take(at) if isinstance(shard, Rows) else shard[at]
@@ -92,7 +96,9 @@ def _tensor(block: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(block) if block.flags.writeable else np.array(block))
 
 
-ON_DEVICE = 1 << 27  # cells of a block on an accelerator, 512 MB of float32: no cache to fit, and each block is launches
+ON_DEVICE = (
+    1 << 27
+)  # cells of a block on an accelerator, 512 MB of float32: no cache to fit, and each block is launches
 
 
 def block_rows(columns: int, in_cache: int, device: torch.device) -> int:
@@ -108,7 +114,9 @@ def sample(rows: Rows, n: int, generator: torch.Generator, world: w.World = "dis
     held = w.counts(len(rows), world)
     total = sum(held)
     if n > total:
-        raise ValueError(f"{n} different rows wanted, only {total} there are: ask for fewer clusters or give more images")
+        raise ValueError(
+            f"{n} different rows wanted, only {total} there are: ask for fewer clusters or give more images"
+        )
     wanted = torch.randperm(total, generator=generator)[:n]
     return everywhere(rows, wanted, world)
 

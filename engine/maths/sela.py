@@ -29,7 +29,10 @@ BLOCK_CELLS = 1 << 18  # 1 MB of float32: the second reading of a block hits the
 RUN = 64  # rows summed in the matrix's own precision before float64 takes over
 STALL = 0.9  # an error that falls by less than a tenth between two looks, and is within rounding, will not fall further
 REACH = 20.0  # rebuild the matrix when log r is further than this from where it was built
-LOWEST = {torch.float32: -69.0, torch.float64: -690.0}  # log of the least entry kept: e^20 times a smaller one is nothing
+LOWEST = {
+    torch.float32: -69.0,
+    torch.float64: -690.0,
+}  # log of the least entry kept: e^20 times a smaller one is nothing
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ class _Problem:
             higher = torch.maximum(top, z.amax(0).double())
             mass = mass * (top - higher).exp() + self.exp_(z - higher.to(z)).sum(0).double()
             top = higher
-        highest = w.max_(top.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), self.world)  # NaN is not comparable: as inf it reaches every rank
+        highest = w.max_(
+            top.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), self.world
+        )  # NaN is not comparable: as inf it reaches every rank
         mass = w.sum_(mass * (top - highest).nan_to_num(nan=-torch.inf).exp(), self.world)
         if not torch.isfinite(highest).all():
             raise Degenerate("sela_labels: logits are not finite")

@@ -47,7 +47,9 @@ def sinkhorn(
     parts = kernel.split(per_block)
     with torch.autocast(scores.device.type, enabled=False):
         masses, columns = _centre_(parts, scores.detach().split(per_block), epsilon, world)
-        total = _sum(mass @ part.sub_(columns).mul_(1 / epsilon).exp_() for part, mass in zip(parts, masses, strict=True))
+        total = _sum(
+            mass @ part.sub_(columns).mul_(1 / epsilon).exp_() for part, mass in zip(parts, masses, strict=True)
+        )
         for _ in range(iterations - 1):
             share = _even(w.sum_(total, world))  # prototypes: equal mass each
             total = _sum(_inverse(part @ share) @ part for part in parts)  # samples: mass 1 each
@@ -71,7 +73,9 @@ def _centre_(
             found = torch.maximum(found, torch.cat([part.amax(0), rows[-1].max().reshape(1)]))
     w.max_(found.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), world)
     if found.device.type != "cpu":
-        found += (found - found).sum()  # NaN if one is not finite: the assignments and the loss too, which the host reads anyway
+        found += (
+            found - found
+        ).sum()  # NaN if one is not finite: the assignments and the loss too, which the host reads anyway
     elif ~found.isfinite().all() & (found[-1] > -torch.inf):  # without a row anywhere, all of them are -inf
         raise Degenerate("sinkhorn: scores are not finite")
     # exp(-80) is the least mass: still a normal float32
@@ -87,7 +91,9 @@ def _sum(terms: Iterator[Tensor]) -> Tensor:
 
 def _even(total: Tensor) -> Tensor:
     share = _inverse(total)
-    return share / share.mean()  # a common factor cancels in the next step; without this it would grow from step to step
+    return (
+        share / share.mean()
+    )  # a common factor cancels in the next step; without this it would grow from step to step
 
 
 def _inverse(x: Tensor) -> Tensor:

@@ -19,7 +19,11 @@ World = Any  # "dist", "local" or a torch.distributed.ProcessGroup
 def is_local(world: World) -> bool:
     if isinstance(world, str) and world not in ("dist", "local"):
         raise ValueError(f'world must be "dist", "local" or a process group, not {world!r}')
-    return world == "local" or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group(world)) == 1
+    return (
+        world == "local"
+        or not (dist.is_available() and dist.is_initialized())
+        or dist.get_world_size(group(world)) == 1
+    )
 
 
 def group(world: World) -> Any:

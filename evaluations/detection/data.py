@@ -340,7 +340,11 @@ def shown_groups(items: Items, group: int, workers: int = 0) -> Iterator[Group]:
 def loaded(items: Items, keys: list[Any], workers: int) -> torch.utils.data.DataLoader[Group]:
     """``items[key]`` for each key, made by ``workers`` processes."""
     return torch.utils.data.DataLoader(  # type: ignore[var-annotated]
-        items, sampler=keys, batch_size=None, num_workers=workers, worker_init_fn=signals.left_to_main  # type: ignore[arg-type]
+        items,
+        sampler=keys,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=signals.left_to_main,  # type: ignore[arg-type]
     )
 
 

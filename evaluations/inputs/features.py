@@ -163,7 +163,9 @@ class Features:
             assert found is not None
         if request not in self._finite:
             for at in range(0, len(found), FINITE_BLOCK):
-                self.refuse_nan(request, np.arange(at, min(at + FINITE_BLOCK, len(found))), found[at : at + FINITE_BLOCK])
+                self.refuse_nan(
+                    request, np.arange(at, min(at + FINITE_BLOCK, len(found))), found[at : at + FINITE_BLOCK]
+                )
             self._finite.add(request)
         return found
 

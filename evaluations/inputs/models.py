@@ -149,10 +149,14 @@ def _run_of(entry: Any, pretrain_seed: int | None, out: str | Path, has: str) ->
 def _snapshot(run: str, epoch: str, pretrain_seed: int | None, out: str | Path) -> Model:
     """The weights that a run had after an epoch, kept by checkpoint_keep: a model of its own."""
     kept = Path("epochs", epoch)
-    folder = Path(run) if Path(run).is_dir() else _run_of(zoo.entry(run), pretrain_seed, out, str(kept / "weights.pth"))[0]
+    folder = (
+        Path(run) if Path(run).is_dir() else _run_of(zoo.entry(run), pretrain_seed, out, str(kept / "weights.pth"))[0]
+    )
     if not (folder / kept / "weights.pth").is_file():
         there = sorted(int(f.parent.name) for f in folder.glob("epochs/*/weights.pth") if f.parent.name.isdigit())
-        known = f"kept are {', '.join(map(str, there))}" if there else "none is kept: run it with checkpoint_keep=EPOCHS"
+        known = (
+            f"kept are {', '.join(map(str, there))}" if there else "none is kept: run it with checkpoint_keep=EPOCHS"
+        )
         raise UserError(f"{run}@{epoch}: {folder} has no weights of epoch {epoch}; {known}")
     return _run_folder(folder / kept, pretrain_seed)
 

@@ -141,10 +141,14 @@ def _own_place(model: Model, head: Head) -> Path | None:
     """The file or run folder with the method's own labels; None where they were released. UserError where there are none."""
     if head.labels:
         if not Path(head.labels).exists():
-            raise UserError(f"head.labels={head.labels}: no such file or run folder; make it: python -m reproduce labels RUN --to {head.labels}")
+            raise UserError(
+                f"head.labels={head.labels}: no such file or run folder; make it: python -m reproduce labels RUN --to {head.labels}"
+            )
         return Path(head.labels)
     folder = Path(model.place)
-    written = next((folder / f"labels{end}" for end in (".csv", ".npz", ".pth") if (folder / f"labels{end}").is_file()), None)
+    written = next(
+        (folder / f"labels{end}" for end in (".csv", ".npz", ".pth") if (folder / f"labels{end}").is_file()), None
+    )
     if written is not None:
         return written
     if (folder / "checkpoint.pt").is_file():

@@ -58,7 +58,9 @@ def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError when a class has too few images, and for settings of a linear probe that few labels do not take."""
     head = head_of(protocol)
     if head.solver != "sgd" or head.classifier != "linear":
-        raise UserError(f"{protocol.id}: head.solver={head.solver}, head.classifier={head.classifier}: few labels take sgd and linear")
+        raise UserError(
+            f"{protocol.id}: head.solver={head.solver}, head.classifier={head.classifier}: few labels take sgd and linear"
+        )
     draw(checks.labels(protocol, protocol.splits.train, open(protocol.splits.train)), head, 0)
     checks.labels(protocol, protocol.splits.test, open(protocol.splits.test))
 

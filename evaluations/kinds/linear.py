@@ -156,7 +156,9 @@ def check_head(protocol: Protocol, model: Model) -> None:
     for name, given in (("lr_of", head.lr_of), ("classifier", head.classifier)):
         for layer in given if isinstance(given, dict) else ():
             if layer not in layers:
-                raise UserError(f"{protocol.id}: head.{name} names layer {layer!r}, which is not among its layers ({', '.join(layers)})")
+                raise UserError(
+                    f"{protocol.id}: head.{name} names layer {layer!r}, which is not among its layers ({', '.join(layers)})"
+                )
     for layer in layers:
         head.classifier_of(layer)
 

@@ -69,7 +69,8 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
         cells = [(-1, cell, None) for cell in range(len(grid))]
         found = sgd.score(features, val, trial, "centre", cells)
         scores = {
-            layer: [mean_average_precision(s, targets_of(protocol, features, val)) for s in f] for layer, f in found.items()
+            layer: [mean_average_precision(s, targets_of(protocol, features, val)) for s in f]
+            for layer, f in found.items()
         }
         chosen = {layer: int(np.argmax(s)) for layer, s in scores.items()}
         selection = Selection(
@@ -102,9 +103,7 @@ def _train(protocol: Protocol, head: Any, features: Features, split: str, grid: 
     """Heads of every layer and cell on one split; trials keep a checkpoint of their own."""
     targets = targets_of(protocol, features, split)
     here = protocol.model_copy(update={"splits": protocol.splits.model_copy(update={"train": split})})
-    return sgd.train(
-        here, head, features, targets, np.ones((1, len(targets)), np.float32), grid, seed, multilabel_loss
-    )
+    return sgd.train(here, head, features, targets, np.ones((1, len(targets)), np.float32), grid, seed, multilabel_loss)
 
 
 def targets_of(protocol: Protocol, features: Features, split: str) -> np.ndarray:

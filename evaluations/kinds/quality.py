@@ -71,11 +71,15 @@ def check(protocol: Protocol, model: Model, open: Callable[[str], Any]) -> None:
     """Raises UserError when there are too few images to measure anything on."""
     head, n = head_of(protocol), len(open(protocol.splits.train))
     if n < FEWEST:
-        raise UserError(f"{protocol.dataset}/{protocol.splits.train}: {n} images; {protocol.id} needs {FEWEST} at least")
+        raise UserError(
+            f"{protocol.dataset}/{protocol.splits.train}: {n} images; {protocol.id} needs {FEWEST} at least"
+        )
     if head.clusters is not None and head.clusters > min(n, head.images):
         raise UserError(f"head.clusters={head.clusters}: only {min(n, head.images)} images to cluster")
     if head.last - head.first < 3:
-        raise UserError(f"head.last={head.last}: alpha is fitted on three ranks at least; set head.last={head.first + 3} or more")
+        raise UserError(
+            f"head.last={head.last}: alpha is fitted on three ranks at least; set head.last={head.first + 3} or more"
+        )
 
 
 def run(protocol: Protocol, features: Features, seed: int) -> Result:
@@ -96,7 +100,9 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
         "lidar": lambda v: maths.lidar(v),
         "alignment": lambda v: float(np.mean([maths.alignment(v[:, a], v[:, b]) for a, b in pairs(v.shape[1])])),
     }
-    metrics |= {name: found for name, measure in each.items() if (found := interval(measure, rows, head.groups)) is not None}
+    metrics |= {
+        name: found for name, measure in each.items() if (found := interval(measure, rows, head.groups)) is not None
+    }
     metrics["cluster_stability"] = stability(z, head, protocol.seeds, seed)
     return Result({name: metrics[name] for name in protocol.metrics if name in metrics})
 

@@ -101,7 +101,9 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
             )
         if not judged.all():
             names = _names(features.source(protocol.splits.train), ~judged)
-            note = f"cost of {names}: the best of the other classes, as no fold has a positive image of it on both sides"
+            note = (
+                f"cost of {names}: the best of the other classes, as no fold has a positive image of it on both sides"
+            )
             features.say(f"{protocol.id}: {note}")
         seen = scores[:, :, judged]
         selection = Selection(

@@ -119,7 +119,11 @@ def _fit(
 def _asked(signals: Signals, compute: Compute) -> bool:
     """Whether any process was asked to stop."""
     received = signals.received is not None
-    return received if dist.world_size() == 1 else bool(dist.all_reduce_(torch.tensor(float(received), device=compute.device)))
+    return (
+        received
+        if dist.world_size() == 1
+        else bool(dist.all_reduce_(torch.tensor(float(received), device=compute.device)))
+    )
 
 
 def one_step(

@@ -3,6 +3,7 @@
 `mocov1` and `mocov2` have no file of their own, so the name without its version is tried: `moco.py`. Where a file defines
 several methods, the class whose name is the method's is taken (MoCoV1), else the first of them (MoCo).
 """
+
 from __future__ import annotations
 
 import importlib
@@ -28,10 +29,15 @@ def find(method: str) -> type[Method]:
     stem = next((s for s in (method, re.sub(r"v\d+$", "", method)) if s in names()), None)
     if stem is None:
         close = get_close_matches(method, names(), 1)
-        raise UserError(f"no method '{method}' in reproduce/methods" + (f"; did you mean '{close[0]}'?" if close else ""))
+        raise UserError(
+            f"no method '{method}' in reproduce/methods" + (f"; did you mean '{close[0]}'?" if close else "")
+        )
     module = importlib.import_module(f".{stem}", __name__)
-    found = [c for _, c in inspect.getmembers(module, inspect.isclass)
-             if issubclass(c, Method) and c.__module__ == module.__name__]
+    found = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, Method) and c.__module__ == module.__name__
+    ]
     named = [c for c in found if c.__name__.lower() == method.lower()] or found[:1]
     if not named:
         raise UserError(f"reproduce/methods/{stem}.py defines no Method")
@@ -43,7 +49,9 @@ def build(recipe: Any, backbone: Backbone, *, instances: int | None = None, clas
 
     instances, classes: facts about the data, handed on to methods that ask for them in `needs`.
     """
-    name, params = (recipe["method"], recipe["params"]) if isinstance(recipe, Mapping) else (recipe.method, recipe.params)
+    name, params = (
+        (recipe["method"], recipe["params"]) if isinstance(recipe, Mapping) else (recipe.method, recipe.params)
+    )
     cls = find(name)
     facts: dict[str, Any] = {}
     for fact, wanted, value in (("instances", cls.needs.instances, instances), ("classes", cls.needs.classes, classes)):
@@ -55,8 +63,10 @@ def build(recipe: Any, backbone: Backbone, *, instances: int | None = None, clas
     for key in params:
         if key not in known:
             close = get_close_matches(key, list(known), 1)
-            raise UserError(f"method {name} has no parameter '{key}'; " +
-                            (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}"))
+            raise UserError(
+                f"method {name} has no parameter '{key}'; "
+                + (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}")
+            )
     method = cls(backbone, **facts, **params)
     method.settings = recipe.dump() if hasattr(recipe, "dump") else dict(recipe) if isinstance(recipe, Mapping) else {}
     method.check(method.settings)
@@ -66,8 +76,11 @@ def build(recipe: Any, backbone: Backbone, *, instances: int | None = None, clas
 def parameters(cls: type[Method]) -> dict[str, Any]:
     """Name -> default of the constructor's settings, as plain values: what the method's YAML must list under params."""
     facts = {"instances", "classes"}
-    return {p.name: _plain(p.default) for p in inspect.signature(cls.__init__).parameters.values()
-            if p.kind is p.KEYWORD_ONLY and p.name not in facts}
+    return {
+        p.name: _plain(p.default)
+        for p in inspect.signature(cls.__init__).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in facts
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ Expect    loss from ln K downwards within every epoch, and back up with each new
 Deviates  see DEVIATIONS. DeeperCluster with super_classes=1 and rotations=false is this method up to its schedule of epochs
 When      clusters are found before every epoch, from the plain images; the head starts afresh; an empty cluster takes half of another
 """
+
 from __future__ import annotations
 
 import math
@@ -38,17 +39,43 @@ from zoo.errors import UserError
 GRAPH = MappingProxyType({"neighbours": 5, "sigma": 0.2, "alpha": 0.001, "precision": None})
 
 DEVIATIONS = (
-    Deviation("dc-faiss-seed", "k-means", "faiss with a start that is random and not kept", "starts drawn from the recipe's seed and the epoch"),
-    Deviation("dc-empty", "an empty cluster takes a perturbed copy of a random non-empty one's centre", "left to faiss, which splits the largest",
-              "splits a cluster drawn in proportion to its size, rows included"),
-    Deviation("dc-layer-order", "features of the network", "the last ReLU is removed from the network and put back around each clustering",
-              "the backbone ends before it (backbone.options.last_relu=false); training applies it"),
-    Deviation("dc-nmi", "mutual information with the labels of ImageNet is shown", "only that with the assignment before is printed",
-              "the same, as `agreement`; with labels: python -m evaluations cluster"),
-    Deviation("dc-pic-precision", "power iteration clustering", "in float32, whose rounding decides many of the clusters", "in float64",
-              "params.graph.precision=float32"),
-    Deviation("dc-pic-singletons", "power iteration clustering", "leaves clusters of one image where no neighbour has company",
-              "the same; each is a class of its own"),
+    Deviation(
+        "dc-faiss-seed",
+        "k-means",
+        "faiss with a start that is random and not kept",
+        "starts drawn from the recipe's seed and the epoch",
+    ),
+    Deviation(
+        "dc-empty",
+        "an empty cluster takes a perturbed copy of a random non-empty one's centre",
+        "left to faiss, which splits the largest",
+        "splits a cluster drawn in proportion to its size, rows included",
+    ),
+    Deviation(
+        "dc-layer-order",
+        "features of the network",
+        "the last ReLU is removed from the network and put back around each clustering",
+        "the backbone ends before it (backbone.options.last_relu=false); training applies it",
+    ),
+    Deviation(
+        "dc-nmi",
+        "mutual information with the labels of ImageNet is shown",
+        "only that with the assignment before is printed",
+        "the same, as `agreement`; with labels: python -m evaluations cluster",
+    ),
+    Deviation(
+        "dc-pic-precision",
+        "power iteration clustering",
+        "in float32, whose rounding decides many of the clusters",
+        "in float64",
+        "params.graph.precision=float32",
+    ),
+    Deviation(
+        "dc-pic-singletons",
+        "power iteration clustering",
+        "leaves clusters of one image where no neighbour has company",
+        "the same; each is a class of its own",
+    ),
 )
 
 
@@ -64,7 +91,11 @@ def reduce(features: Tensor, dim: int) -> Tensor:
     """(n_r, dim) this process's features after PCA with whitening over all processes, unit length; dim 0: unit length only."""
     rows = Rows(features)
     scale = (lambda block: F.normalize(block, dim=1)) if not dim else pca(rows, dim).unit
-    return torch.cat([scale(block) for _, block in rows.blocks(4096)]) if len(rows) else features.new_zeros(0, dim or features.shape[1])
+    return (
+        torch.cat([scale(block) for _, block in rows.blocks(4096)])
+        if len(rows)
+        else features.new_zeros(0, dim or features.shape[1])
+    )
 
 
 class DeepCluster(Method):
@@ -90,16 +121,28 @@ class DeepCluster(Method):
         "usage": ("params.clusters=50", "params.iterations=50", "params.pca=16"),
     }
 
-    def __init__(self, backbone: Backbone, *, clusters: int = 10000, pca: int = 256, iterations: int = 20, reassign: float = 1.0,
-                 clustering: str = "kmeans", graph: Mapping[str, Any] = GRAPH, head_momentum: float = 0.0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        clusters: int = 10000,
+        pca: int = 256,
+        iterations: int = 20,
+        reassign: float = 1.0,
+        clustering: str = "kmeans",
+        graph: Mapping[str, Any] = GRAPH,
+        head_momentum: float = 0.0,
+    ) -> None:
         super().__init__(backbone)
         if pca > backbone.dim:
-            raise UserError(f"params.pca={pca} must be at most the {backbone.dim:,} features of the backbone; set params.pca={backbone.dim}, or params.pca=0")
+            raise UserError(
+                f"params.pca={pca} must be at most the {backbone.dim:,} features of the backbone; set params.pca={backbone.dim}, or params.pca=0"
+            )
         self.head = new_head(backbone.dim, clusters)
         self.clusters, self.pca, self.iterations, self.reassign = clusters, pca, iterations, reassign
         self.pic, self.graph, self.head_momentum = clustering == "pic", dict(graph), head_momentum
         self.collapsed_loss = math.log(clusters)
-        self.labels: Tensor | None = None                     # (1, N), on the CPU
+        self.labels: Tensor | None = None  # (1, N), on the CPU
         self.numbers: dict[str, float] = {}
         self._seen: Tensor | None = None
 
@@ -111,21 +154,31 @@ class DeepCluster(Method):
         previous, self.labels = self.labels, torch.from_numpy(compact(labels.numpy()))
         found = int(self.labels.max()) + 1
         self.replace_head(found if self.pic else self.clusters)
-        self.numbers = {**describe(self.labels, [self.head.out_features], previous), "effective_rank": effective_rank(features),
-                        "clusters": float(found)}
+        self.numbers = {
+            **describe(self.labels, [self.head.out_features], previous),
+            "effective_rank": effective_rank(features),
+            "clusters": float(found),
+        }
 
     def assign(self, rows: Tensor, epoch: int, ctx: Any) -> Tensor:
         """(n_r,) clusters of this process's rows."""
         if self.pic:
             everyone = dist.all_gather_rows(rows)
             similarity, near = search(everyone, everyone, self.graph["neighbours"], exclude_self=True)
-            labels = pic(near.numpy(), (2 - 2 * similarity).clamp(min=0).numpy(), self.graph["sigma"], self.graph["alpha"],
-                         dtype=self.graph["precision"] or "float64")
+            labels = pic(
+                near.numpy(),
+                (2 - 2 * similarity).clamp(min=0).numpy(),
+                self.graph["sigma"],
+                self.graph["alpha"],
+                dtype=self.graph["precision"] or "float64",
+            )
             share = torch.from_numpy(absorb_singletons(labels, near.numpy()))
             before = int(dist.all_gather(torch.tensor([len(rows)]))[: dist.rank()].sum())
             return share[before : before + len(rows)]
         if self.clusters > ctx.n:
-            raise UserError(f"params.clusters={self.clusters}, but there are {ctx.n} images; choose params.clusters={ctx.n} or less")
+            raise UserError(
+                f"params.clusters={self.clusters}, but there are {ctx.n} images; choose params.clusters={ctx.n} or less"
+            )
         draw = rng.generator(ctx.seed, "kmeans", epoch)
         return kmeans(rows, self.clusters, iterations=self.iterations, empty="split", generator=draw).labels
 
@@ -153,8 +206,10 @@ class DeepCluster(Method):
         return cross_entropy(logits, labels), {"accuracy": hits}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [p for p in self.backbone.parameters() if p.requires_grad]},
-                {"params": list(self.head.parameters()), "momentum": self.head_momentum}]
+        return [
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad]},
+            {"params": list(self.head.parameters()), "momentum": self.head_momentum},
+        ]
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Deviates  see DEVIATIONS
 When      assignments change before every epoch, from the embeddings that the epoch before left in a bank (no extra pass);
           an empty cluster keeps its centre
 """
+
 from __future__ import annotations
 
 import math
@@ -28,13 +29,30 @@ from reproduce.method import Deviation, Method, Needs, Numbers, embed, mlp
 from zoo.backbones.base import Backbone
 
 DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("dcv2-bank-state", "nothing said", "the bank lies in one file per process; another number of processes cannot take it up",
-              "part of the checkpoint, for any number of processes"),
-    Deviation("dcv2-first-bank", "nothing said", "the first bank is filled by a pass in training mode, which moves batch-norm statistics",
-              "by a pass in evaluation mode over all images"),
-    Deviation("dcv2-start-rows", "nothing said", "k-means starts from rows of the first process only", "from rows of all processes"),
-    Deviation("dcv2-memory", "nothing said", "all similarities of a process's bank with the prototypes are held at once",
-              "block by block"),
+    Deviation(
+        "dcv2-bank-state",
+        "nothing said",
+        "the bank lies in one file per process; another number of processes cannot take it up",
+        "part of the checkpoint, for any number of processes",
+    ),
+    Deviation(
+        "dcv2-first-bank",
+        "nothing said",
+        "the first bank is filled by a pass in training mode, which moves batch-norm statistics",
+        "by a pass in evaluation mode over all images",
+    ),
+    Deviation(
+        "dcv2-start-rows",
+        "nothing said",
+        "k-means starts from rows of the first process only",
+        "from rows of all processes",
+    ),
+    Deviation(
+        "dcv2-memory",
+        "nothing said",
+        "all similarities of a process's bank with the prototypes are held at once",
+        "block by block",
+    ),
 )
 
 
@@ -43,7 +61,9 @@ def cluster_prediction(scores: Sequence[Tensor], labels: Tensor, temperature: fl
 
     scores  per head (V, B, K_h) cosines with the head's centres;  labels (H, B).
     """
-    losses = [cross_entropy(s.flatten(0, 1) / temperature, y.repeat(len(s))) for s, y in zip(scores, labels, strict=True)]
+    losses = [
+        cross_entropy(s.flatten(0, 1) / temperature, y.repeat(len(s))) for s, y in zip(scores, labels, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
@@ -60,23 +80,43 @@ class DeepClusterV2(Method):
 
     needs = Needs(views=1)
     deviations = DEVIATIONS
-    limits: ClassVar[tuple[Limit, ...]] = (Limit("params.prototypes", "<=", "used"), Limit("params.assign_crops", "<", "views"))
+    limits: ClassVar[tuple[Limit, ...]] = (
+        Limit("params.prototypes", "<=", "used"),
+        Limit("params.assign_crops", "<", "views"),
+    )
     remedies: ClassVar = {
-        "collapse": ("params.temperature=0.2", "optimizer.lr=0.1", "params.prototypes=[100, 100, 100]", "params.head_batchnorm=false"),
+        "collapse": (
+            "params.temperature=0.2",
+            "optimizer.lr=0.1",
+            "params.prototypes=[100, 100, 100]",
+            "params.head_batchnorm=false",
+        ),
         "usage": ("params.prototypes=[100, 100, 100]", "params.kmeans_iterations=20"),
     }
 
-    def __init__(self, backbone: Backbone, *, prototypes: Sequence[int] = (3000, 3000, 3000), dim: int = 128, hidden: int = 2048,
-                 head_batchnorm: bool = True, temperature: float = 0.1, assign_crops: Sequence[int] = (0, 1),
-                 kmeans_iterations: int = 10, freeze_prototypes_steps: int = 300000) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        prototypes: Sequence[int] = (3000, 3000, 3000),
+        dim: int = 128,
+        hidden: int = 2048,
+        head_batchnorm: bool = True,
+        temperature: float = 0.1,
+        assign_crops: Sequence[int] = (0, 1),
+        kmeans_iterations: int = 10,
+        freeze_prototypes_steps: int = 300000,
+    ) -> None:
         super().__init__(backbone)
         self.projection_head = mlp(backbone.dim, hidden, dim, norm=head_batchnorm)
-        self.prototypes = nn.ModuleDict({f"prototypes{h}": nn.Linear(dim, k, bias=False) for h, k in enumerate(prototypes)})
+        self.prototypes = nn.ModuleDict(
+            {f"prototypes{h}": nn.Linear(dim, k, bias=False) for h, k in enumerate(prototypes)}
+        )
         self.clusters, self.temperature, self.assign_crops = list(prototypes), temperature, list(assign_crops)
         self.iterations, self.freeze_steps = kmeans_iterations, freeze_prototypes_steps
         self.collapsed_loss = sum(math.log(k) for k in prototypes) / len(prototypes)
         self.bank = Bank()
-        self.labels: Tensor | None = None                     # (H, N), on the CPU
+        self.labels: Tensor | None = None  # (H, N), on the CPU
         self.numbers: dict[str, float] = {}
         self._seen: Tensor | None = None
 
@@ -86,15 +126,22 @@ class DeepClusterV2(Method):
             views = [ctx.extract(crop) for crop in self.assign_crops]
             self.bank.add(views[0][0], torch.stack([z for _, z in views]))
         index, z = self.bank.rows()
-        starts = [rows_of_images(index, z[self.view_of(h)], k, rng.generator(ctx.seed, "kmeans", epoch, h), f"params.prototypes.{h}")
-                  for h, k in enumerate(self.clusters)]
+        starts = [
+            rows_of_images(
+                index, z[self.view_of(h)], k, rng.generator(ctx.seed, "kmeans", epoch, h), f"params.prototypes.{h}"
+            )
+            for h, k in enumerate(self.clusters)
+        ]
         previous, self.labels = self.labels, self.assign(index, z, starts, ctx.n)
         self.numbers = {**describe(self.labels, self.clusters, previous), "effective_rank": effective_rank(z[0])}
         self.bank = Bank()
 
     def assign(self, index: Tensor, z: Tensor, starts: Sequence[Tensor], n: int) -> Tensor:
         """Cluster every head's bank from its first centres, make the centres its prototypes, and return labels (H, n)."""
-        found = [kmeans(z[self.view_of(h)], start, iterations=self.iterations, spherical=True) for h, start in enumerate(starts)]
+        found = [
+            kmeans(z[self.view_of(h)], start, iterations=self.iterations, spherical=True)
+            for h, start in enumerate(starts)
+        ]
         with torch.no_grad():
             for weight, result in zip(self.prototypes.parameters(), found, strict=True):
                 weight.copy_(result.centroids)
@@ -132,7 +179,7 @@ class DeepClusterV2(Method):
     def after_backward(self, step: int) -> None:
         if step < self.freeze_steps:
             for weight in self.prototypes.parameters():
-                weight.grad = None                            # None, not zero: no momentum and no weight decay either
+                weight.grad = None  # None, not zero: no momentum and no weight decay either
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:
@@ -153,5 +200,11 @@ class DeepClusterV2(Method):
 
     def exported(self) -> dict[str, Tensor]:
         heads = {"projection_head": self.projection_head, "prototypes": self.prototypes}
-        return {**super().exported(), **{f"{name}.{key}": value.detach().cpu() for name, head in heads.items()
-                                         for key, value in head.state_dict().items()}}
+        return {
+            **super().exported(),
+            **{
+                f"{name}.{key}": value.detach().cpu()
+                for name, head in heads.items()
+                for key, value in head.state_dict().items()
+            },
+        }

@@ -12,6 +12,7 @@ When      clusters are found every `reassignment` epochs, from plain images; hea
 Processes A batch has equal parts of all super-classes, in order. With at least S processes each of them sees one super-class, as
           in the authors' process groups; with fewer, each walks several in turn. The numbers are the same
 """
+
 from __future__ import annotations
 
 import math
@@ -36,23 +37,68 @@ from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 DEVIATIONS = (
-    Deviation("drc-tails", "every image has a cluster", "images beyond the last whole batch of the data or of a super-cluster have none",
-              "every image has one"),
-    Deviation("drc-empty", "an empty cluster takes part of another", "the same victim for all empty clusters of a pass, a step of 1e-7, "
-              "counts of all processes used on labels of one", "victims drawn in proportion to size, equal parts, a relative step of 1e-4"),
-    Deviation("drc-resume", "nothing said", "a restart looks for files under a name that is never written, and begins the assignment anew",
-              "assignments, heads and momenta are in the checkpoint"),
-    Deviation("drc-warm-restart", "nothing said", "options warm_restart, epoch and start_iter that do nothing", "no such options"),
-    Deviation("drc-epoch-quarter", "nothing said", "an epoch is a quarter of the data per super-cluster, with rotations or without",
-              "the same by default", "params.epoch_divisor=1"),
-    Deviation("drc-groups", "nothing said", "as many processes as super-classes, or a multiple", "any number that divides the batch"),
-    Deviation("drc-head-copies", "nothing said", "a process holds the cluster head of its own super-class only",
-              "every process holds all S heads: S K / m rows"),
-    Deviation("drc-zero-rows", "unit-length features", "a feature vector of zeros becomes NaN and loses its label", "stays zero"),
-    Deviation("drc-label-gaps", "every cluster is drawn equally often", "an earlier sampler took labels for positions, wrong when some are empty",
-              "goes over the labels that occur"),
-    Deviation("drc-rotations-alone", "rotation prediction needs no clusters", "extracts features and whitens them all the same",
-              "skipped when clusters=1"),
+    Deviation(
+        "drc-tails",
+        "every image has a cluster",
+        "images beyond the last whole batch of the data or of a super-cluster have none",
+        "every image has one",
+    ),
+    Deviation(
+        "drc-empty",
+        "an empty cluster takes part of another",
+        "the same victim for all empty clusters of a pass, a step of 1e-7, "
+        "counts of all processes used on labels of one",
+        "victims drawn in proportion to size, equal parts, a relative step of 1e-4",
+    ),
+    Deviation(
+        "drc-resume",
+        "nothing said",
+        "a restart looks for files under a name that is never written, and begins the assignment anew",
+        "assignments, heads and momenta are in the checkpoint",
+    ),
+    Deviation(
+        "drc-warm-restart",
+        "nothing said",
+        "options warm_restart, epoch and start_iter that do nothing",
+        "no such options",
+    ),
+    Deviation(
+        "drc-epoch-quarter",
+        "nothing said",
+        "an epoch is a quarter of the data per super-cluster, with rotations or without",
+        "the same by default",
+        "params.epoch_divisor=1",
+    ),
+    Deviation(
+        "drc-groups",
+        "nothing said",
+        "as many processes as super-classes, or a multiple",
+        "any number that divides the batch",
+    ),
+    Deviation(
+        "drc-head-copies",
+        "nothing said",
+        "a process holds the cluster head of its own super-class only",
+        "every process holds all S heads: S K / m rows",
+    ),
+    Deviation(
+        "drc-zero-rows",
+        "unit-length features",
+        "a feature vector of zeros becomes NaN and loses its label",
+        "stays zero",
+    ),
+    Deviation(
+        "drc-label-gaps",
+        "every cluster is drawn equally often",
+        "an earlier sampler took labels for positions, wrong when some are empty",
+        "goes over the labels that occur",
+    ),
+    Deviation(
+        "drc-rotations-alone",
+        "rotation prediction needs no clusters",
+        "extracts features and whitens them all the same",
+        "skipped when clusters=1",
+    ),
 )
 
 
@@ -105,35 +151,53 @@ class DeeperCluster(Method):
         "usage": ("params.clusters=64", "params.iterations=20", "params.reassignment=10"),
     }
 
-    def __init__(self, backbone: Backbone, *, super_classes: int = 16, rotations: bool = True, clusters: int = 320000, pca: int = 4096,
-                 reassignment: int = 3, iterations: int = 10, epoch_divisor: int = 4) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        super_classes: int = 16,
+        rotations: bool = True,
+        clusters: int = 320000,
+        pca: int = 4096,
+        reassignment: int = 3,
+        iterations: int = 10,
+        epoch_divisor: int = 4,
+    ) -> None:
         super().__init__(backbone)
         self.super_classes, self.rotations, self.clusters = super_classes, rotations, clusters
         self.super_clusters = super_classes // 4 if rotations else super_classes
         self.pca, self.reassignment, self.iterations, self.divisor = pca, reassignment, iterations, epoch_divisor
         if rotations and super_classes % 4:
-            raise UserError(f"params.super_classes={super_classes} must be a multiple of 4: four turns of an image belong together; set "
-                            f"params.super_classes={max(1, round(super_classes / 4)) * 4}, or params.rotations=false")
+            raise UserError(
+                f"params.super_classes={super_classes} must be a multiple of 4: four turns of an image belong together; set "
+                f"params.super_classes={max(1, round(super_classes / 4)) * 4}, or params.rotations=false"
+            )
         if pca > backbone.dim:
-            raise UserError(f"params.pca={pca} must be at most the {backbone.dim:,} features of the backbone; set params.pca={backbone.dim}")
+            raise UserError(
+                f"params.pca={pca} must be at most the {backbone.dim:,} features of the backbone; set params.pca={backbone.dim}"
+            )
         if clusters < self.super_clusters:
-            raise UserError(f"params.clusters={clusters} must be at least the {self.super_clusters} super-clusters of params.super_classes="
-                            f"{super_classes}; set params.clusters={self.super_clusters}")
+            raise UserError(
+                f"params.clusters={clusters} must be at least the {self.super_clusters} super-clusters of params.super_classes="
+                f"{super_classes}; set params.clusters={self.super_clusters}"
+            )
         self.each = clusters // self.super_clusters
         self.super_head = nn.Linear(backbone.dim, super_classes)
         self.sub_weight, self.sub_bias = self.new_sub_heads()
         self.collapsed_loss = math.log(super_classes) + math.log(self.each)
-        self.labels: Tensor | None = None            # (2, N) on the CPU: super-cluster; cluster, numbered over all of them
+        self.labels: Tensor | None = None  # (2, N) on the CPU: super-cluster; cluster, numbered over all of them
         self.numbers: dict[str, float] = {}
-        self.batch = 0                               # images of the global batch
+        self.batch = 0  # images of the global batch
         self._seen: Tensor | None = None
 
     def new_sub_heads(self) -> tuple[nn.Parameter, nn.Parameter]:
         """(S, K / m, D) weights and (S, K / m) biases, as PyTorch starts a linear layer."""
         bound = self.backbone.dim**-0.5
         shape = (self.super_classes, self.each)
-        return (nn.Parameter(torch.empty(*shape, self.backbone.dim).uniform_(-bound, bound)),
-                nn.Parameter(torch.empty(*shape).uniform_(-bound, bound)))
+        return (
+            nn.Parameter(torch.empty(*shape, self.backbone.dim).uniform_(-bound, bound)),
+            nn.Parameter(torch.empty(*shape).uniform_(-bound, bound)),
+        )
 
     # -- every few epochs --------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
@@ -143,23 +207,35 @@ class DeeperCluster(Method):
             self.labels = torch.zeros(2, ctx.n, dtype=torch.int64)
             return
         if self.clusters > ctx.n:
-            raise UserError(f"params.clusters={self.clusters}, but there are {ctx.n} images; choose params.clusters={ctx.n} or less")
+            raise UserError(
+                f"params.clusters={self.clusters}, but there are {ctx.n} images; choose params.clusters={ctx.n} or less"
+            )
         index, features = ctx.extract(None)
         previous = self.labels
         self.labels = by_image(index, self.assign(index, features, epoch, ctx), ctx.n)
         self.replace_heads()
         sizes = torch.bincount(self.labels[0], minlength=self.super_clusters)
-        self.numbers = {**describe(self.labels[1:], [self.each * self.super_clusters], None if previous is None else previous[1:]),
-                        "largest_super_cluster": float(sizes.max()) / ctx.n, "effective_rank": effective_rank(features)}
+        self.numbers = {
+            **describe(self.labels[1:], [self.each * self.super_clusters], None if previous is None else previous[1:]),
+            "largest_super_cluster": float(sizes.max()) / ctx.n,
+            "effective_rank": effective_rank(features),
+        }
 
     def assign(self, index: np.ndarray, features: Tensor, epoch: int, ctx: Any) -> Tensor:
         """(2, n_r) super-clusters and clusters of this process's features."""
-        enough = max(features.shape[1] * (features.shape[1] - 1) // 2, 4096)       # images for PCA; the authors take the first
+        enough = max(
+            features.shape[1] * (features.shape[1] - 1) // 2, 4096
+        )  # images for PCA; the authors take the first
         white = pca(Rows(features, np.flatnonzero(index % math.ceil(ctx.n / enough) == 0)), self.pca)
         draw = rng.generator(ctx.seed, "clusters", epoch)
         try:
-            found = hierarchy(Rows(features, transform=white.unit), self.super_clusters, self.each * self.super_clusters,
-                              iterations=self.iterations, generator=draw)
+            found = hierarchy(
+                Rows(features, transform=white.unit),
+                self.super_clusters,
+                self.each * self.super_clusters,
+                iterations=self.iterations,
+                generator=draw,
+            )
         except ValueError as error:
             raise UserError(f"{error} (params.clusters, params.super_classes)") from None
         return torch.stack([found.supers, found.supers * self.each + found.subs])
@@ -190,8 +266,10 @@ class DeeperCluster(Method):
 
     def share_of(self, batch: int) -> int:
         if batch % self.super_classes:
-            raise UserError(f"batch={batch} cannot be shared equally by {self.super_classes} super-classes; choose a multiple, e.g. "
-                            f"batch={max(1, round(batch / self.super_classes)) * self.super_classes}")
+            raise UserError(
+                f"batch={batch} cannot be shared equally by {self.super_classes} super-classes; choose a multiple, e.g. "
+                f"batch={max(1, round(batch / self.super_classes)) * self.super_classes}"
+            )
         return batch // self.super_classes
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -215,9 +293,12 @@ class DeeperCluster(Method):
 
     def heads(self, h: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, S) of super-classes, and (B, K / m) of clusters by the head of each image's super-class `of` (B,)."""
-        present = of.unique().tolist()                          # of is in main memory, and so is who goes to which head
+        present = of.unique().tolist()  # of is in main memory, and so is who goes to which head
         sub = [(of == s).nonzero().flatten() for s in present]
-        parts = [F.linear(h[on(rows, h.device)], self.sub_weight[s], self.sub_bias[s]) for s, rows in zip(present, sub, strict=True)]
+        parts = [
+            F.linear(h[on(rows, h.device)], self.sub_weight[s], self.sub_bias[s])
+            for s, rows in zip(present, sub, strict=True)
+        ]
         return self.super_head(h), torch.cat(parts)[on(torch.cat(sub).argsort(), h.device)]
 
     def after_backward(self, step: int) -> None:
@@ -239,10 +320,19 @@ class DeeperCluster(Method):
         return {**self.numbers, **({} if self._seen is None else {"feature_std": spread(self._seen)})}
 
     def exported(self) -> dict[str, Tensor]:
-        return {**super().exported(), **{f"pred_layer.{k}": v.detach().cpu() for k, v in self.super_head.state_dict().items()}}
+        return {
+            **super().exported(),
+            **{f"pred_layer.{k}": v.detach().cpu() for k, v in self.super_head.state_dict().items()},
+        }
 
 
-def accuracies(super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor) -> dict[str, Tensor]:
+def accuracies(
+    super_logits: Tensor, sub_logits: Tensor, super_classes: Tensor, sub_classes: Tensor
+) -> dict[str, Tensor]:
     """Shares of images whose super-class, cluster, and both are right."""
     first, second = super_logits.detach().argmax(1) == super_classes, sub_logits.detach().argmax(1) == sub_classes
-    return {"accuracy": (first & second).float().mean(), "accuracy_super": first.float().mean(), "accuracy_sub": second.float().mean()}
+    return {
+        "accuracy": (first & second).float().mean(),
+        "accuracy_super": first.float().mean(),
+        "accuracy_sub": second.float().mean(),
+    }

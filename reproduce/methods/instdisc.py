@@ -6,6 +6,7 @@ Expect    ImageNet linear 60.6 after 200 epochs (PIC's README); loss from ln(neg
           digits, seed 0: loss 10.3 (step 10) -> 3.5; scores in results/tables/digits.md
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 import math
@@ -23,12 +24,25 @@ from reproduce.method import Deviation, Method, Needs, Numbers, full, mlp, pic_h
 from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
-    Deviation("instdisc-memory-axis", "rows are unit vectors", "the memory is normalised over its columns, so rows are not unit vectors "
-              "until they are visited", "rows are unit vectors from the start", "params.memory_init=columns"),
-    Deviation("instdisc-memory-local", "one memory", "each process updates its own copy for its own images; process 0's is saved",
-              "every process sees every update, so that two processes equal one"),
-    Deviation("instdisc-partition", "one memory", "with data in folders an image moves between processes, whose copies of its row then are stale",
-              "one memory, whoever reads the image"),
+    Deviation(
+        "instdisc-memory-axis",
+        "rows are unit vectors",
+        "the memory is normalised over its columns, so rows are not unit vectors until they are visited",
+        "rows are unit vectors from the start",
+        "params.memory_init=columns",
+    ),
+    Deviation(
+        "instdisc-memory-local",
+        "one memory",
+        "each process updates its own copy for its own images; process 0's is saved",
+        "every process sees every update, so that two processes equal one",
+    ),
+    Deviation(
+        "instdisc-partition",
+        "one memory",
+        "with data in folders an image moves between processes, whose copies of its row then are stale",
+        "one memory, whoever reads the image",
+    ),
     Deviation("instdisc-nce", "noise-contrastive estimation", "a softmax over the drawn negatives", "as released"),
 )
 
@@ -56,10 +70,20 @@ class InstDisc(Method):
     limits = (Limit("params.negatives", "<=", "images", otherwise="an image's negatives are drawn several times each"),)
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.2", "params.momentum=0.9")}
 
-    memory: Tensor                                           # (N, dim) a row for every image, a buffer
+    memory: Tensor  # (N, dim) a row for every image, a buffer
 
-    def __init__(self, backbone: Backbone, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.07,
-                 momentum: float = 0.5, negatives: int = 65536, memory_init: str = "rows") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        instances: int,
+        dim: int = 128,
+        hidden: int = 2048,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        negatives: int = 65536,
+        memory_init: str = "rows",
+    ) -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
         self.temperature, self.momentum, self.negatives, self.seed = temperature, momentum, negatives, 0

@@ -7,6 +7,7 @@ Expect    the loss rises while the queue fills with real keys, towards ln(queue 
           digits, seed 0: loss 6.2 (step 10) -> 4.1 (v1), 6.1 -> 3.7 (v2); scores in results/tables/digits.md
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 import copy
@@ -28,11 +29,19 @@ from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 DEVIATIONS = (
-    Deviation("moco-queue-multiple", "a queue of any length", "the length must be a multiple of the global batch",
-              "any length not below the batch: keys wrap around the end"),
-    Deviation("moco-one-process", "batches shuffled between GPUs, so that batch statistics give nothing away",
-              "needs several processes; with one, nothing is shuffled", "a process may split its batch into groups that are normalised "
-              "apart, keys shuffled between them", "params.splits=8"),
+    Deviation(
+        "moco-queue-multiple",
+        "a queue of any length",
+        "the length must be a multiple of the global batch",
+        "any length not below the batch: keys wrap around the end",
+    ),
+    Deviation(
+        "moco-one-process",
+        "batches shuffled between GPUs, so that batch statistics give nothing away",
+        "needs several processes; with one, nothing is shuffled",
+        "a process may split its batch into groups that are normalised apart, keys shuffled between them",
+        "params.splits=8",
+    ),
 )
 
 
@@ -55,13 +64,17 @@ class SplitBatchNorm(_BatchNorm):
             return super().forward(x)
         parts = x.chunk(self.splits)
         if not self.track_running_stats:
-            return torch.cat([F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in parts])
+            return torch.cat(
+                [F.batch_norm(part, None, None, self.weight, self.bias, True, 0.0, self.eps) for part in parts]
+            )
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         means, variances = ([one.clone() for _ in parts] for one in (self.running_mean, self.running_var))
-        out = [F.batch_norm(part, mean, variance, self.weight, self.bias, True, rate, self.eps)
-               for part, mean, variance in zip(parts, means, variances, strict=True)]
+        out = [
+            F.batch_norm(part, mean, variance, self.weight, self.bias, True, rate, self.eps)
+            for part, mean, variance in zip(parts, means, variances, strict=True)
+        ]
         self.running_mean.copy_(torch.stack(means).mean(0))
         self.running_var.copy_(torch.stack(variances).mean(0))
         return torch.cat(out)
@@ -75,7 +88,9 @@ def split_batchnorm(module: nn.Module, splits: int) -> nn.Module:
     if splits == 1:
         return module
     if isinstance(module, _BatchNorm):
-        new = SplitBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        new = SplitBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
         new.weight, new.bias = module.weight, module.bias
         new.running_mean, new.running_var = module.running_mean, module.running_var
         new.num_batches_tracked, new.splits = module.num_batches_tracked, splits
@@ -101,18 +116,42 @@ class MoCo(Method):
     deviations = DEVIATIONS
     limits = (
         Limit("params.queue", ">=", "batch"),
-        Limit("params.queue", ">=", "batch", times=2, when=lambda s: s["params"]["symmetric"], because="a step has the keys of both views"),
+        Limit(
+            "params.queue",
+            ">=",
+            "batch",
+            times=2,
+            when=lambda s: s["params"]["symmetric"],
+            because="a step has the keys of both views",
+        ),
         Limit("params.queue", "<=", "images", otherwise="earlier keys of an image are among its own negatives"),
         Limit("params.splits", "<=", "part"),
     )
-    remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.2", "params.momentum=0.99",
-                                       "params.queue=4096", "params.splits=4")}
-    queue: Tensor                           # (dim, K) unit columns, a buffer
-    queue_ptr: Tensor                       # (1,) where the next key goes, a buffer
+    remedies: ClassVar = {
+        "collapse": (
+            "optimizer.lr=0.01",
+            "params.temperature=0.2",
+            "params.momentum=0.99",
+            "params.queue=4096",
+            "params.splits=4",
+        )
+    }
+    queue: Tensor  # (dim, K) unit columns, a buffer
+    queue_ptr: Tensor  # (1,) where the next key goes, a buffer
 
-    def __init__(self, backbone: Backbone, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
-                 momentum: float = 0.999, queue: int = 65536, shuffle_bn: bool = True, splits: int = 1,
-                 symmetric: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        dim: int = 128,
+        hidden: int = 2048,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        queue: int = 65536,
+        shuffle_bn: bool = True,
+        splits: int = 1,
+        symmetric: bool = False,
+    ) -> None:
         split_batchnorm(backbone, splits)
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
@@ -127,8 +166,10 @@ class MoCo(Method):
 
     def check(self, recipe: Mapping[str, Any]) -> None:
         if self.splits > 1 and recipe.get("sync_bn"):
-            raise UserError(f"sync_bn=true joins the batch statistics that params.splits={self.splits} keeps apart; "
-                            "set sync_bn=false or params.splits=1")
+            raise UserError(
+                f"sync_bn=true joins the batch statistics that params.splits={self.splits} keeps apart; "
+                "set sync_bn=false or params.splits=1"
+            )
 
     # -- one step ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -145,7 +186,7 @@ class MoCo(Method):
         directions = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
         keys = [self.keys(views[b], step, b) for _, b in directions]
         losses = [self.contrast(self.queries(views[a]), k) for (a, _), k in zip(directions, keys, strict=True)]
-        self.remember(keys)                                                     # after the loss: it saw the queue before
+        self.remember(keys)  # after the loss: it saw the queue before
         return torch.stack(losses).sum(), {}
 
     def queries(self, images: Tensor) -> Tensor:
@@ -161,7 +202,9 @@ class MoCo(Method):
             return self._encode_keys(images)
         share = len(images)
         everyone = dist.all_gather(images)
-        order = on(torch.from_numpy(rng.permutation(self.seed, "shuffle", 2 * step + view, len(everyone))), images.device)
+        order = on(
+            torch.from_numpy(rng.permutation(self.seed, "shuffle", 2 * step + view, len(everyone))), images.device
+        )
         mine = slice(dist.rank() * share, (dist.rank() + 1) * share)
         shuffled = dist.all_gather(self._encode_keys(everyone[order[mine]]))
         back = torch.empty_like(shuffled)
@@ -173,7 +216,9 @@ class MoCo(Method):
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            logits = moco_logits(q, k, self.queue.clone(), self.temperature)    # cloned: the queue changes before backward
+            logits = moco_logits(
+                q, k, self.queue.clone(), self.temperature
+            )  # cloned: the queue changes before backward
             return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
     def remember(self, keys: list[Tensor]) -> None:
@@ -185,10 +230,12 @@ class MoCo(Method):
         """Replace the oldest columns by the keys of all processes (N, D)."""
         length, n = self.queue.shape[1], len(keys)
         if n > length:
-            raise UserError(f"params.queue={length} is shorter than the {n} keys of a step; set params.queue={n} or more")
+            raise UserError(
+                f"params.queue={length} is shorter than the {n} keys of a step; set params.queue={n} or more"
+            )
         self.queue[:, (torch.arange(n, device=keys.device) + self.queue_ptr) % length] = keys.T
         self._stay = length / n
-        self.queue_ptr.add_(n).remainder_(length)              # on the device: the host never asks where the pointer is
+        self.queue_ptr.add_(n).remainder_(length)  # on the device: the host never asks where the pointer is
 
     # -- looking at it -----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, float]:
@@ -209,8 +256,27 @@ class MoCo(Method):
 class MoCoV1(MoCo):
     """MoCo with v1's defaults: a linear head, temperature 0.07."""
 
-    def __init__(self, backbone: Backbone, *, dim: int = 128, hidden: int = 0, temperature: float = 0.07,
-                 momentum: float = 0.999, queue: int = 65536, shuffle_bn: bool = True, splits: int = 1,
-                 symmetric: bool = False) -> None:
-        super().__init__(backbone, dim=dim, hidden=hidden, temperature=temperature, momentum=momentum, queue=queue,
-                         shuffle_bn=shuffle_bn, splits=splits, symmetric=symmetric)
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        dim: int = 128,
+        hidden: int = 0,
+        temperature: float = 0.07,
+        momentum: float = 0.999,
+        queue: int = 65536,
+        shuffle_bn: bool = True,
+        splits: int = 1,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            dim=dim,
+            hidden=hidden,
+            temperature=temperature,
+            momentum=momentum,
+            queue=queue,
+            shuffle_bn=shuffle_bn,
+            splits=splits,
+            symmetric=symmetric,
+        )

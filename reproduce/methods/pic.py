@@ -7,6 +7,7 @@ Expect    loss from ln N (14.1 on ImageNet) downwards; ImageNet linear 68.6 afte
 Deviates  see DEVIATIONS. Recent negative sampling and its weight-update correction are in the paper and were never released:
           they are implemented here from the description (params.negatives, params.correction)
 """
+
 from __future__ import annotations
 
 import math
@@ -32,20 +33,51 @@ WINDOW = MappingProxyType({"size": 131072, "stride": 16384, "mode": "sliding"})
 CLASS_SGD = MappingProxyType({"lr": 0.0, "momentum": 0.9, "weight_decay": 0.0})
 
 DEVIATIONS = (
-    Deviation("pic-window-modulo", "a window over the data slides by its stride and wraps around the data set",
-              "wraps around the window, so that without reshuffling only the first window is ever used, and with it windows are fresh "
-              "random subsets", "slides over the whole data set, in another order at each pass", "params.window.mode=subset"),
-    Deviation("pic-window-epochs", "epochs", "converts epochs and warm-up to windows, and counts windows in its checkpoints",
-              "an epoch is a pass over as many images as the data has, whatever the window"),
-    Deviation("pic-window-resume", "nothing said", "the checkpoint keeps the window's start, neither its permutation nor its random state",
-              "the order is a function of (seed, step): a resume changes nothing"),
-    Deviation("pic-negatives", "recent negative sampling and a correction of idle class weights", "neither", "both; as released by default",
-              "params.negatives=65536"),
-    Deviation("pic-matrix-copies", "nothing said", "every process holds the whole class matrix", "rows are spread over processes"),
-    Deviation("pic-crops-axis", "views are crops", "a batch (B, 3, H, W) is read as three crops of one channel and refused",
-              "views are a list; one view is one crop"),
-    Deviation("pic-nan", "nothing said", "half-precision softmax over all classes; very long runs end in NaN",
-              "features, class weights, logits and loss are float32 at every precision, norms have a floor"),
+    Deviation(
+        "pic-window-modulo",
+        "a window over the data slides by its stride and wraps around the data set",
+        "wraps around the window, so that without reshuffling only the first window is ever used, and with it windows are fresh "
+        "random subsets",
+        "slides over the whole data set, in another order at each pass",
+        "params.window.mode=subset",
+    ),
+    Deviation(
+        "pic-window-epochs",
+        "epochs",
+        "converts epochs and warm-up to windows, and counts windows in its checkpoints",
+        "an epoch is a pass over as many images as the data has, whatever the window",
+    ),
+    Deviation(
+        "pic-window-resume",
+        "nothing said",
+        "the checkpoint keeps the window's start, neither its permutation nor its random state",
+        "the order is a function of (seed, step): a resume changes nothing",
+    ),
+    Deviation(
+        "pic-negatives",
+        "recent negative sampling and a correction of idle class weights",
+        "neither",
+        "both; as released by default",
+        "params.negatives=65536",
+    ),
+    Deviation(
+        "pic-matrix-copies",
+        "nothing said",
+        "every process holds the whole class matrix",
+        "rows are spread over processes",
+    ),
+    Deviation(
+        "pic-crops-axis",
+        "views are crops",
+        "a batch (B, 3, H, W) is read as three crops of one channel and refused",
+        "views are a list; one view is one crop",
+    ),
+    Deviation(
+        "pic-nan",
+        "nothing said",
+        "half-precision softmax over all classes; very long runs end in NaN",
+        "features, class weights, logits and loss are float32 at every precision, norms have a floor",
+    ),
 )
 
 
@@ -93,22 +125,40 @@ class PIC(Method):
     limits = (
         Limit("params.window.size", "<=", "images", off=0),
         Limit("params.negatives", "<=", "images", off=0, otherwise="all classes take part"),
-        *(Limit(f"optimizer.{name}", "is", value, when=lambda s: not _own_rate(s), instead="params.class_sgd.lr=0.3",
-                because="class rows without a rate of their own are trained by the recipe's optimizer, which must be plain SGD")
-          for name, value in (("name", "sgd"), ("nesterov", False))),
+        *(
+            Limit(
+                f"optimizer.{name}",
+                "is",
+                value,
+                when=lambda s: not _own_rate(s),
+                instead="params.class_sgd.lr=0.3",
+                because="class rows without a rate of their own are trained by the recipe's optimizer, which must be plain SGD",
+            )
+            for name, value in (("name", "sgd"), ("nesterov", False))
+        ),
         Limit("optimizer.lr", ">", 0, when=_own_rate, because="the rate of the class rows moves with it"),
     )
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.temperature=0.5", "params.negatives=0")}
 
-    def __init__(self, backbone: Backbone, *, instances: int, dim: int = 128, hidden: int = 2048, temperature: float = 0.2,
-                 window: Mapping[str, Any] = WINDOW, negatives: int = 0, correction: bool = True,
-                 class_sgd: Mapping[str, Any] = CLASS_SGD) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        instances: int,
+        dim: int = 128,
+        hidden: int = 2048,
+        temperature: float = 0.2,
+        window: Mapping[str, Any] = WINDOW,
+        negatives: int = 0,
+        correction: bool = True,
+        class_sgd: Mapping[str, Any] = CLASS_SGD,
+    ) -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
         self.temperature, self.window, self.negatives = temperature, dict(window), negatives
         self.rows = WeightTable(instances, dim, seed=torch.initial_seed(), correction=correction)
-        self.recent = torch.empty(0, dtype=torch.int64)          # images visited last, newest first, of all processes
+        self.recent = torch.empty(0, dtype=torch.int64)  # images visited last, newest first, of all processes
         self.collapsed_loss = math.log(min(instances, negatives or instances))
         self.class_sgd = dict(class_sgd)
         self.step_of_rows: Mapping[str, float] = {}
@@ -122,15 +172,19 @@ class PIC(Method):
         if own["lr"]:
             lr *= own["lr"] / recipe["lr"]
         elif recipe["name"] != "sgd" or recipe.get("nesterov"):
-            raise UserError(f"optimizer.name={recipe['name']}: pic trains its class rows by plain SGD with momentum; set "
-                            "optimizer.name=sgd, optimizer.nesterov=false, or give the rows a rate of their own: params.class_sgd.lr=0.3")
+            raise UserError(
+                f"optimizer.name={recipe['name']}: pic trains its class rows by plain SGD with momentum; set "
+                "optimizer.name=sgd, optimizer.nesterov=false, or give the rows a rate of their own: params.class_sgd.lr=0.3"
+            )
         else:
             own = recipe
         self.step_of_rows = {"lr": lr, "momentum": own.get("momentum") or 0.0, "decay": own.get("weight_decay") or 0.0}
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         seen = dist.all_gather(batch.index)
-        features = [F.normalize(full(self.head(self.backbone(view))), dim=1) for view in batch.views]   # each crop by itself
+        features = [
+            F.normalize(full(self.head(self.backbone(view))), dim=1) for view in batch.views
+        ]  # each crop by itself
         self._seen = features[0].detach()
         with torch.autocast(features[0].device.type, enabled=False):
             loss = self.classify(features, [view.shape[-1] for view in batch.views], seen)
@@ -149,13 +203,13 @@ class PIC(Method):
         self._taken = (ids, rows)
         logits = pic_logits(torch.cat(large), torch.cat(small) if small else large[0][:0], rows, self.temperature)
         target = on(self.column(seen, ids), device).repeat(len(features))
-        return sharded_cross_entropy(logits, target).mean()                # each crop has equal weight
+        return sharded_cross_entropy(logits, target).mean()  # each crop has equal weight
 
     def classes(self, seen: Tensor) -> Tensor:
         """Sorted ids of the softmax's classes; the images seen become the most recent."""
         if not self.negatives:
             return torch.arange(self.rows.count)
-        self.recent = torch.cat([seen, self.recent])[:max(self.negatives, len(seen))]
+        self.recent = torch.cat([seen, self.recent])[: max(self.negatives, len(seen))]
         return torch.unique(self.recent)
 
     @staticmethod
@@ -174,14 +228,14 @@ class PIC(Method):
         assert rows.grad is not None, "backward gives the rows their gradient"
         grad = rows.grad if self._scale == 1.0 else rows.grad / self._scale
         if self._scale != 1.0 and not dist.all_reduce_(grad.isfinite().all().float(), "min"):
-            return                                           # mixed precision overflowed: the engine skips this step as well
+            return  # mixed precision overflowed: the engine skips this step as well
         if self.negatives:
             self.rows.update(ids, grad, **self.step_of_rows)
         else:
             self.rows.update_all(grad, **self.step_of_rows)
 
     def _note_scale(self, grad: Tensor) -> None:
-        self._scale = float(grad)                            # of the loss under mixed precision, else 1
+        self._scale = float(grad)  # of the loss under mixed precision, else 1
 
     # -- the window --------------------------------------------------------------------------------------------------
     def sampler(self, n: int, epoch: int, ctx: Any) -> np.ndarray | None:
@@ -189,18 +243,20 @@ class PIC(Method):
         if not size:
             return None
         if size > n:
-            raise UserError(f"params.window.size={size} is larger than the {n} images; set params.window.size=0 for plain epochs")
-        length = ctx.steps_per_epoch * ctx.batch            # windows follow each other without regard to epochs
+            raise UserError(
+                f"params.window.size={size} is larger than the {n} images; set params.window.size=0 for plain epochs"
+            )
+        length = ctx.steps_per_epoch * ctx.batch  # windows follow each other without regard to epochs
         first, last = epoch * length // size, windows((epoch + 1) * length, size)
         drawn = np.concatenate([self.images(n, number, ctx.seed) for number in range(first, last)])
-        return drawn[epoch * length - first * size:][:length]
+        return drawn[epoch * length - first * size :][:length]
 
     def images(self, n: int, number: int, seed: int) -> np.ndarray:
         """Window `number`, shuffled."""
         size, stride = self.window["size"], self.window["stride"]
         if self.window["mode"] == "subset":
             return rng.permutation(seed, "subset", number, n)[:size]
-        whole = rng.permutation(seed, "windows", number * stride // n, n)       # a window that wraps stays in its pass
+        whole = rng.permutation(seed, "windows", number * stride // n, n)  # a window that wraps stays in its pass
         return window(whole, number, size, stride)[rng.permutation(seed, "window", number, size)]
 
     # -- memory and looks --------------------------------------------------------------------------------------------
@@ -215,7 +271,7 @@ class PIC(Method):
         return embeddings(self._seen)
 
     def export(self) -> dict[str, Tensor]:
-        matrix = self.rows.whole()                            # every process takes part
+        matrix = self.rows.whole()  # every process takes part
         return {**super().export(), "module.sim_matrix": matrix}
 
     def exported(self) -> dict[str, Tensor]:
@@ -236,7 +292,7 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         first = dist.rank() * ctx.share
-        return dist.all_reduce_(grad.contiguous().clone())[first:first + ctx.share] * dist.world_size()
+        return dist.all_reduce_(grad.contiguous().clone())[first : first + ctx.share] * dist.world_size()
 
 
 def _shared(mine: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Expect    loss from about ln K downwards without jumps: labels never change
           digits, seed 0: loss 3.2 (step 10) -> 0.7; scores in results/tables/digits.md: clusters of pixels are good classes there
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 import math
@@ -29,10 +30,24 @@ from zoo.backbones.base import Backbone
 from zoo.errors import UserError
 
 DEVIATIONS = (
-    Deviation("sela-rotation-single", "one head of labels is allowed", "indexes labels of one head wrongly", "any number of heads"),
-    Deviation("sela-rotation-accuracy", "accuracy of the rotation head", "divided by images, not by views: reads up to 4", "a share of the views"),
-    Deviation("sela-rotation-start", "nothing said", "offers PyTorch 0.4's initialisation, and batch-norm scales drawn from U(0, 1)",
-              "the backbone's own initialisation"),
+    Deviation(
+        "sela-rotation-single",
+        "one head of labels is allowed",
+        "indexes labels of one head wrongly",
+        "any number of heads",
+    ),
+    Deviation(
+        "sela-rotation-accuracy",
+        "accuracy of the rotation head",
+        "divided by images, not by views: reads up to 4",
+        "a share of the views",
+    ),
+    Deviation(
+        "sela-rotation-start",
+        "nothing said",
+        "offers PyTorch 0.4's initialisation, and batch-norm scales drawn from U(0, 1)",
+        "the backbone's own initialisation",
+    ),
 )
 
 
@@ -53,22 +68,33 @@ class PseudoLabel(Method):
     deviations = DEVIATIONS
     remedies: ClassVar = {"collapse": ("optimizer.lr=0.01", "params.labels=kmeans:20")}
 
-    def __init__(self, backbone: Backbone, *, instances: int, labels: str = "kmeans:100", columns: Sequence[int] | None = None,
-                 rotations: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        instances: int,
+        labels: str = "kmeans:100",
+        columns: Sequence[int] | None = None,
+        rotations: bool = False,
+    ) -> None:
         super().__init__(backbone)
         self.columns, self.instances = None if columns is None else list(columns), instances
         self.spec = files.find(labels, self.columns)
         self.heads = nn.ModuleList(nn.Linear(backbone.dim, k) for k in self.spec.sizes)
         self.rotation_head = nn.Linear(backbone.dim, 4) if rotations else None
-        self.collapsed_loss = sum(math.log(k) for k in self.spec.sizes) / len(self.heads) + (math.log(4) if rotations else 0)
-        self.labels: Tensor | None = None                     # (H, N), on the CPU
+        self.collapsed_loss = sum(math.log(k) for k in self.spec.sizes) / len(self.heads) + (
+            math.log(4) if rotations else 0
+        )
+        self.labels: Tensor | None = None  # (H, N), on the CPU
         self._as_pixels = False
         self._seen: Tensor | None = None
 
     def check(self, recipe: Mapping[str, Any]) -> None:
         if self.spec.text.startswith("kmeans:") and self.spec.sizes[0] > self.instances:
-            raise UserError(f"params.labels={self.spec.text} must be at most the {self.instances:,} images of the data set; set "
-                            f"params.labels=kmeans:{self.instances}")
+            raise UserError(
+                f"params.labels={self.spec.text} must be at most the {self.instances:,} images of the data set; set "
+                f"params.labels=kmeans:{self.instances}"
+            )
 
     # -- labels ------------------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
@@ -93,7 +119,9 @@ class PseudoLabel(Method):
             index, pixels = ctx.extract(None)
         finally:
             self._as_pixels = False
-        found = kmeans(pixels, self.spec.sizes[0], iterations=20, empty="split", generator=rng.generator(ctx.seed, "kmeans"))
+        found = kmeans(
+            pixels, self.spec.sizes[0], iterations=20, empty="split", generator=rng.generator(ctx.seed, "kmeans")
+        )
         return by_image(index, found.labels[None], ctx.n)
 
     def features(self, images: Tensor) -> Tensor:
@@ -113,10 +141,17 @@ class PseudoLabel(Method):
             if self.rotation_head is not None:
                 turn = self.rotation_head(features).float()
                 losses[-1] = losses[-1] + rotation_loss(turn)
-                turns.append((turn.detach().argmax(1) == torch.arange(4, device=turn.device).repeat_interleave(len(view))).float().mean())
+                turns.append(
+                    (turn.detach().argmax(1) == torch.arange(4, device=turn.device).repeat_interleave(len(view)))
+                    .float()
+                    .mean()
+                )
             self._seen = F.normalize(upright.detach().float(), dim=1)
         logs = {"accuracy": torch.stack(hits).mean()}
-        return torch.stack(losses).mean(), {**logs, **({"accuracy_rotation": torch.stack(turns).mean()} if turns else {})}
+        return torch.stack(losses).mean(), {
+            **logs,
+            **({"accuracy_rotation": torch.stack(turns).mean()} if turns else {}),
+        }
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:
@@ -127,10 +162,19 @@ class PseudoLabel(Method):
 
     # -- looking at it -----------------------------------------------------------------------------------------------
     def health(self) -> dict[str, float]:
-        return {**({} if self.labels is None else describe(self.labels, list(self.spec.sizes))), **embeddings(self._seen)}
+        return {
+            **({} if self.labels is None else describe(self.labels, list(self.spec.sizes))),
+            **embeddings(self._seen),
+        }
 
     def exported(self) -> dict[str, Tensor]:
         heads = [*self.heads] + ([] if self.rotation_head is None else [self.rotation_head])
         names = ["top_layer"] if len(heads) == 1 else [f"top_layer{h}" for h in range(len(heads))]
-        return {**super().exported(), **{f"{name}.{key}": value.detach().cpu() for name, head in zip(names, heads, strict=True)
-                                         for key, value in head.state_dict().items()}}
+        return {
+            **super().exported(),
+            **{
+                f"{name}.{key}": value.detach().cpu()
+                for name, head in zip(names, heads, strict=True)
+                for key, value in head.state_dict().items()
+            },
+        }

@@ -6,6 +6,7 @@ Expect    loss from ln 4 = 1.386 downwards within a hundred steps. On digits it 
           look alike when turned
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 import math
@@ -20,8 +21,12 @@ from reproduce.method import Deviation, Method, Needs, Numbers, full
 from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
-    Deviation("rotnet-nominal-lr", "a learning rate of 0.1", "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
-              "the recipe holds the rates that were used"),
+    Deviation(
+        "rotnet-nominal-lr",
+        "a learning rate of 0.1",
+        "on ImageNet a table overrides it from the first epoch: 0.01, 0.001, …",
+        "the recipe holds the rates that were used",
+    ),
 )
 
 
@@ -58,7 +63,7 @@ class RotNet(Method):
     def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
         turned = [rotations(view, self.angles) for view in batch.views]
         features = [self.classifier_input(self.backbone(view)) for view in turned]
-        self._seen = features[0][: len(batch.views[0])].detach()           # of upright images
+        self._seen = features[0][: len(batch.views[0])].detach()  # of upright images
         logits = [full(self.head(x)) for x in features]
         return torch.stack([rotation_loss(x) for x in logits]).mean(), {}
 

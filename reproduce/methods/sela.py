@@ -8,6 +8,7 @@ Deviates  see DEVIATIONS
 When      labels are renewed `labelings` times, at moments spread over the run (quadratic: densely at the start), the first before
           the first step; every label holds about N / K images, a dead cluster included. `python -m reproduce labels RUN --to FILE`
 """
+
 from __future__ import annotations
 
 import math
@@ -29,25 +30,68 @@ from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed
 from zoo.backbones.base import Backbone
 
-KEPT_CELLS = 1 << 31      # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration
+KEPT_CELLS = (
+    1 << 31
+)  # images x clusters whose matrix one process holds (8 GiB); beyond, it is recomputed in every iteration
 
 DEVIATIONS = (
-    Deviation("sela-dead-cluster", "labels are equally frequent", "a cluster whose probabilities all underflow turns everything NaN, "
-              "and the loop stops as if converged", "logarithms are carried: the cluster gets its share; params.max_iterations bounds the loop"),
-    Deviation("sela-softmax", "nothing said", "the softmax on GPUs is exp over sum, which overflows float32 for logits above 88",
-              "log-softmax relative to the maximum"),
-    Deviation("sela-extra-epoch", "a number of epochs", "trains one epoch more", "trains the epochs given", "schedule.epochs=401"),
-    Deviation("sela-last-labeling", "a number of labelings", "the last falls just behind the end of training and is reached or not by rounding",
-              "the last falls on the last step, and is what `labels` exports"),
-    Deviation("sela-train-mode", "nothing said", "labels are computed in training mode: dropout on, batch statistics, running statistics moving",
-              "in evaluation mode, of one random view (params.label_view=random) or the plain image"),
-    Deviation("sela-iterations", "Sinkhorn-Knopp", "plain iterations", "over-relaxed: the same labels in a third of the iterations",
-              "params.relaxation=1.0"),
-    Deviation("sela-scatter", "nothing said", "labels of several GPUs are scattered onto a permutation of themselves, which aliases",
-              "gathered by image"),
-    Deviation("sela-cifar-heads", "every head has its labels", "on CIFAR one head is renewed per event, in turn; heads not yet renewed keep "
-              "random labels", "all heads at every event", "params.heads_per_labeling=one"),
-    Deviation("sela-test-knn", "nothing said", "on CIFAR the best checkpoint is chosen by kNN on the test set", "the last weights are exported"),
+    Deviation(
+        "sela-dead-cluster",
+        "labels are equally frequent",
+        "a cluster whose probabilities all underflow turns everything NaN, and the loop stops as if converged",
+        "logarithms are carried: the cluster gets its share; params.max_iterations bounds the loop",
+    ),
+    Deviation(
+        "sela-softmax",
+        "nothing said",
+        "the softmax on GPUs is exp over sum, which overflows float32 for logits above 88",
+        "log-softmax relative to the maximum",
+    ),
+    Deviation(
+        "sela-extra-epoch",
+        "a number of epochs",
+        "trains one epoch more",
+        "trains the epochs given",
+        "schedule.epochs=401",
+    ),
+    Deviation(
+        "sela-last-labeling",
+        "a number of labelings",
+        "the last falls just behind the end of training and is reached or not by rounding",
+        "the last falls on the last step, and is what `labels` exports",
+    ),
+    Deviation(
+        "sela-train-mode",
+        "nothing said",
+        "labels are computed in training mode: dropout on, batch statistics, running statistics moving",
+        "in evaluation mode, of one random view (params.label_view=random) or the plain image",
+    ),
+    Deviation(
+        "sela-iterations",
+        "Sinkhorn-Knopp",
+        "plain iterations",
+        "over-relaxed: the same labels in a third of the iterations",
+        "params.relaxation=1.0",
+    ),
+    Deviation(
+        "sela-scatter",
+        "nothing said",
+        "labels of several GPUs are scattered onto a permutation of themselves, which aliases",
+        "gathered by image",
+    ),
+    Deviation(
+        "sela-cifar-heads",
+        "every head has its labels",
+        "on CIFAR one head is renewed per event, in turn; heads not yet renewed keep random labels",
+        "all heads at every event",
+        "params.heads_per_labeling=one",
+    ),
+    Deviation(
+        "sela-test-knn",
+        "nothing said",
+        "on CIFAR the best checkpoint is chosen by kNN on the test set",
+        "the last weights are exported",
+    ),
 )
 
 
@@ -94,23 +138,47 @@ class SeLa(Method):
     deviations = DEVIATIONS
     limits = (
         Limit("params.clusters", "<=", "images"),
-        Limit("params.labelings", "<=", "steps", share=0.1, otherwise="labels are renewed at most once a step, and the last times fall away"),
+        Limit(
+            "params.labelings",
+            "<=",
+            "steps",
+            share=0.1,
+            otherwise="labels are renewed at most once a step, and the last times fall away",
+        ),
     )
     remedies: ClassVar = {
-        "collapse": ("optimizer.lr=0.01", "params.labelings=50", "params.lam=10.0", "params.clusters=100", "params.heads=1"),
+        "collapse": (
+            "optimizer.lr=0.01",
+            "params.labelings=50",
+            "params.lam=10.0",
+            "params.clusters=100",
+            "params.heads=1",
+        ),
         "usage": ("params.tolerance=0.01", "params.max_iterations=10000", "params.lam=50.0"),
     }
 
-    def __init__(self, backbone: Backbone, *, clusters: int = 3000, heads: int = 10, labelings: int = 100, spacing: str = "quadratic",
-                 lam: float = 25.0, tolerance: float = 0.1, max_iterations: int = 2000, relaxation: float = 1.6,
-                 heads_per_labeling: str = "all", label_view: str = "random") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        clusters: int = 3000,
+        heads: int = 10,
+        labelings: int = 100,
+        spacing: str = "quadratic",
+        lam: float = 25.0,
+        tolerance: float = 0.1,
+        max_iterations: int = 2000,
+        relaxation: float = 1.6,
+        heads_per_labeling: str = "all",
+        label_view: str = "random",
+    ) -> None:
         super().__init__(backbone)
         self.heads = nn.ModuleList(nn.Linear(backbone.dim, clusters) for _ in range(heads))
         self.clusters, self.labelings, self.power = clusters, labelings, {"quadratic": 2.0, "linear": 1.0}[spacing]
         self.lam, self.tolerance, self.max_iterations, self.relaxation = lam, tolerance, max_iterations, relaxation
         self.in_turn, self.view = heads_per_labeling == "one", {"random": 0, "plain": None}[label_view]
         self.collapsed_loss = math.log(clusters)
-        self.labels: Tensor | None = None                     # (H, N), on the CPU
+        self.labels: Tensor | None = None  # (H, N), on the CPU
         self.numbers: dict[str, float] = {}
         self._events: list[int] | None = None
         self._seen: Tensor | None = None
@@ -119,7 +187,9 @@ class SeLa(Method):
     def before_step(self, step: int, ctx: Any) -> None:
         if self._events is None:
             last = (ctx.stream.total_steps - 1) * ctx.stream.batch
-            self._events = labeling_steps(labeling_times(last, self.labelings, self.power), ctx.stream.batch, ctx.stream.total_steps)
+            self._events = labeling_steps(
+                labeling_times(last, self.labelings, self.power), ctx.stream.batch, ctx.stream.total_steps
+            )
         if step in self._events or self.labels is None:
             self.renew(self._events.index(step) if step in self._events else 0, ctx)
 
@@ -135,17 +205,28 @@ class SeLa(Method):
         labels = self.labels.clone()
         labels[wanted] = by_image(index, torch.stack([f.labels for f in found]), ctx.n)
         self.labels = labels
-        self.numbers = {**describe(labels, [self.clusters] * len(labels), previous), "effective_rank": effective_rank(features),
-                        "labeling": float(event), "labeling_iterations": float(max(f.iterations for f in found)),
-                        "labeling_error": max(f.error for f in found), "labeling_cost": sum(f.cost for f in found) / len(found)}
+        self.numbers = {
+            **describe(labels, [self.clusters] * len(labels), previous),
+            "effective_rank": effective_rank(features),
+            "labeling": float(event),
+            "labeling_iterations": float(max(f.iterations for f in found)),
+            "labeling_error": max(f.error for f in found),
+            "labeling_cost": sum(f.cost for f in found) / len(found),
+        }
 
     @torch.no_grad()
     def solve(self, features: Any, head: nn.Module) -> SelfLabels:
         """Labels of this process's features (n_r, D): whatever Rows takes."""
         weight, bias = (parameter.detach() for parameter in head.parameters())
         logits = Rows(features, transform=lambda x: x @ weight.T + bias, device=weight.device)
-        return sela_labels(logits, keep=logits.shape[0] * logits.shape[1] <= KEPT_CELLS, lam=self.lam, tolerance=self.tolerance,
-                           max_iterations=self.max_iterations, relaxation=self.relaxation)
+        return sela_labels(
+            logits,
+            keep=logits.shape[0] * logits.shape[1] <= KEPT_CELLS,
+            lam=self.lam,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            relaxation=self.relaxation,
+        )
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:
@@ -174,5 +255,11 @@ class SeLa(Method):
 
     def exported(self) -> dict[str, Tensor]:
         names = ["top_layer"] if len(self.heads) == 1 else [f"top_layer{h}" for h in range(len(self.heads))]
-        return {**super().exported(), **{f"{name}.{key}": value.detach().cpu() for name, head in zip(names, self.heads, strict=True)
-                                         for key, value in head.state_dict().items()}}
+        return {
+            **super().exported(),
+            **{
+                f"{name}.{key}": value.detach().cpu()
+                for name, head in zip(names, self.heads, strict=True)
+                for key, value in head.state_dict().items()
+            },
+        }

@@ -10,6 +10,7 @@ Expect    loss from about ln K downwards, with a small jump at each new assignme
 When      labels change before every epoch, without an extra pass. The transport plan is balanced; hard labels, its largest entries,
           are only nearly so at this epsilon: on digits (seed 0) about 1 of a set's 60 clusters was empty at times
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,12 @@ from reproduce.methods.deepclusterv2 import DeepClusterV2
 from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
-    Deviation("selav2-no-trainer", "appendix D: SwAV's hyper-parameters, three sets of 3000 prototypes", "weights only, no code",
-              "written from the description; what is not published is named in the docstring and is a setting"),
+    Deviation(
+        "selav2-no-trainer",
+        "appendix D: SwAV's hyper-parameters, three sets of 3000 prototypes",
+        "weights only, no code",
+        "written from the description; what is not published is named in the docstring and is a setting",
+    ),
 )
 
 
@@ -40,7 +45,10 @@ def soft_prediction(scores: Sequence[Tensor], targets: Sequence[Tensor], known: 
 
     scores  per head (V, B, K_h) cosines;  targets  per head (B, K_h), rows sum to 1;  known (B,): images that have a label.
     """
-    losses = [mean_over_known(-(q * F.log_softmax(s / temperature, dim=-1)).sum(-1).mean(0), known) for s, q in zip(scores, targets, strict=True)]
+    losses = [
+        mean_over_known(-(q * F.log_softmax(s / temperature, dim=-1)).sum(-1).mean(0), known)
+        for s, q in zip(scores, targets, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
@@ -60,19 +68,45 @@ class SeLaV2(DeepClusterV2):
         Limit("params.freeze_prototypes_steps", "<", "steps", share=0.1, otherwise="the prototypes never move"),
     )
     remedies: ClassVar = {
-        "collapse": ("params.temperature=0.2", "params.epsilon=0.03", "optimizer.lr=0.1", "params.freeze_prototypes_steps=5000"),
+        "collapse": (
+            "params.temperature=0.2",
+            "params.epsilon=0.03",
+            "optimizer.lr=0.1",
+            "params.freeze_prototypes_steps=5000",
+        ),
         "usage": ("params.epsilon=0.03", "params.max_iterations=1000"),
     }
 
-    def __init__(self, backbone: Backbone, *, prototypes: Sequence[int] = (3000, 3000, 3000), dim: int = 128, hidden: int = 2048,
-                 head_batchnorm: bool = True, temperature: float = 0.1, epsilon: float = 0.05, max_iterations: int = 200,
-                 tolerance: float = 0.1, relaxation: float = 1.6, assignment: str = "hard", assign_crops: Sequence[int] = (0, 1),
-                 freeze_prototypes_steps: int = 313) -> None:
-        super().__init__(backbone, prototypes=prototypes, dim=dim, hidden=hidden, head_batchnorm=head_batchnorm,
-                         temperature=temperature, assign_crops=assign_crops, freeze_prototypes_steps=freeze_prototypes_steps)
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        prototypes: Sequence[int] = (3000, 3000, 3000),
+        dim: int = 128,
+        hidden: int = 2048,
+        head_batchnorm: bool = True,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        max_iterations: int = 200,
+        tolerance: float = 0.1,
+        relaxation: float = 1.6,
+        assignment: str = "hard",
+        assign_crops: Sequence[int] = (0, 1),
+        freeze_prototypes_steps: int = 313,
+    ) -> None:
+        super().__init__(
+            backbone,
+            prototypes=prototypes,
+            dim=dim,
+            hidden=hidden,
+            head_batchnorm=head_batchnorm,
+            temperature=temperature,
+            assign_crops=assign_crops,
+            freeze_prototypes_steps=freeze_prototypes_steps,
+        )
         self.epsilon, self.soft = epsilon, assignment == "soft"
         self.max_iterations, self.tolerance, self.relaxation = max_iterations, tolerance, relaxation
-        self.plan: dict[str, Tensor] = {}                     # soft labels: what each image's row is computed from
+        self.plan: dict[str, Tensor] = {}  # soft labels: what each image's row is computed from
 
     # -- once per epoch ----------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
@@ -82,7 +116,11 @@ class SeLaV2(DeepClusterV2):
             self.bank.add(views[0][0], torch.stack([z for _, z in views]))
         index, z = self.bank.rows()
         previous, self.labels = self.labels, self.label(index, z, ctx.n)
-        self.numbers = {**self.numbers, **describe(self.labels, self.clusters, previous), "effective_rank": effective_rank(z[0])}
+        self.numbers = {
+            **self.numbers,
+            **describe(self.labels, self.clusters, previous),
+            "effective_rank": effective_rank(z[0]),
+        }
         self.bank = Bank()
 
     @torch.no_grad()
@@ -91,16 +129,27 @@ class SeLaV2(DeepClusterV2):
         weights = [weight.detach().to(z.device) for weight in self.prototypes.parameters()]
 
         def solve(view: Tensor, weight: Tensor) -> SelfLabels:
-            return sela_labels(Rows(view, transform=lambda rows: rows @ weight.T), 1 / self.epsilon, keep=False,
-                               max_iterations=self.max_iterations, tolerance=self.tolerance, relaxation=self.relaxation)
+            return sela_labels(
+                Rows(view, transform=lambda rows: rows @ weight.T),
+                1 / self.epsilon,
+                keep=False,
+                max_iterations=self.max_iterations,
+                tolerance=self.tolerance,
+                relaxation=self.relaxation,
+            )
 
         found = [solve(z[self.view_of(h)], w) for h, w in enumerate(weights)]
-        self.numbers = {"labelling_iterations": float(max(f.iterations for f in found)),
-                        "labelling_error": max(f.error for f in found)}
+        self.numbers = {
+            "labelling_iterations": float(max(f.iterations for f in found)),
+            "labelling_error": max(f.error for f in found),
+        }
         if self.soft:
             bank = torch.stack([rows_by_image(index, view, n) for view in z])
-            self.plan = {"z": bank, **{f"w{h}": w.clone().cpu() for h, w in enumerate(weights)},
-                         **{f"r{h}": f.log_r.cpu() for h, f in enumerate(found)}}
+            self.plan = {
+                "z": bank,
+                **{f"w{h}": w.clone().cpu() for h, w in enumerate(weights)},
+                **{f"r{h}": f.log_r.cpu() for h, f in enumerate(found)},
+            }
         return by_image(index, torch.stack([f.labels for f in found]), n)
 
     # -- one step ----------------------------------------------------------------------------------------------------

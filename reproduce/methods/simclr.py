@@ -5,6 +5,7 @@ Recipe    zoo/methods/simclr.yaml: PIC's SimCLR script; simclr_digits and simclr
 Expect    ImageNet linear 66.6 after 200 epochs at batch 256 (PIC's README); on digits the loss falls within seconds
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -20,13 +21,26 @@ from reproduce.method import Deviation, Method, Needs, Numbers, embed, full, mlp
 from zoo.backbones.base import Backbone
 
 DEVIATIONS = (
-    Deviation("simclr-detached-gather", "one loss over the whole batch, gradients to both sides of every pair",
-              "features gathered from other processes carry no gradient", "gradients through the gathered features, so that "
-              "two processes equal one", "params.gather=detached"),
-    Deviation("simclr-views-apart", "the views of a batch pass the network together (the authors' TensorFlow code)",
-              "each view passes by itself, normalised by its own batch statistics", "as released", "params.encode=together"),
-    Deviation("simclr-mask", "a view is not its own negative", "1e9 is subtracted from its logit (overflows float16)",
-              "its logit is minus infinity"),
+    Deviation(
+        "simclr-detached-gather",
+        "one loss over the whole batch, gradients to both sides of every pair",
+        "features gathered from other processes carry no gradient",
+        "gradients through the gathered features, so that two processes equal one",
+        "params.gather=detached",
+    ),
+    Deviation(
+        "simclr-views-apart",
+        "the views of a batch pass the network together (the authors' TensorFlow code)",
+        "each view passes by itself, normalised by its own batch statistics",
+        "as released",
+        "params.encode=together",
+    ),
+    Deviation(
+        "simclr-mask",
+        "a view is not its own negative",
+        "1e9 is subtracted from its logit (overflows float16)",
+        "its logit is minus infinity",
+    ),
 )
 
 
@@ -62,8 +76,16 @@ class SimCLR(Method):
     limits = (Limit("batch", ">=", 2, because="views are told from those of other images"),)
     remedies: ClassVar = {"collapse": ("params.temperature=0.5", "optimizer.lr=0.03")}
 
-    def __init__(self, backbone: Backbone, *, dim: int = 128, hidden: int = 2048, temperature: float = 0.1,
-                 gather: str = "differentiable", encode: str = "apart") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        dim: int = 128,
+        hidden: int = 2048,
+        temperature: float = 0.1,
+        gather: str = "differentiable",
+        encode: str = "apart",
+    ) -> None:
         super().__init__(backbone)
         self.head = mlp(backbone.dim, hidden, dim)
         self.temperature, self.detached, self.apart = temperature, gather == "detached", encode == "apart"
@@ -85,10 +107,15 @@ class SimCLR(Method):
             return self._pairs(torch.stack(views))
 
     def _pairs(self, z: Tensor) -> Tensor:
-        every = self._gather(z.transpose(0, 1)).transpose(0, 1)             # (V, N, D): gathered once
+        every = self._gather(z.transpose(0, 1)).transpose(0, 1)  # (V, N, D): gathered once
         first = dist.rank() * z.shape[1]
         pairs = [(a, b) for b in range(len(z)) for a in range(b)]
-        return torch.stack([nt_xent(torch.stack([z[a], z[b]]), torch.stack([every[a], every[b]]), first, self.temperature) for a, b in pairs]).mean()
+        return torch.stack(
+            [
+                nt_xent(torch.stack([z[a], z[b]]), torch.stack([every[a], every[b]]), first, self.temperature)
+                for a, b in pairs
+            ]
+        ).mean()
 
     def _gather(self, rows: Tensor) -> Tensor:
         """(B, ...) -> (N, ...) over processes, in rank order."""

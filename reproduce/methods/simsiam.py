@@ -6,6 +6,7 @@ Expect    loss from 0 to about -0.9; at -1 with dead features it has collapsed
           digits, seed 0: loss -0.05 (step 10) -> -0.82, feature spread 0.98; scores in results/tables/digits.md
 Example   this file and its YAML are all that was written to add the method: see docs/
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -37,11 +38,18 @@ class SimSiam(Method):
     def __init__(self, backbone: Backbone, *, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__(backbone)
         self.projector = nn.Sequential(
-            nn.Linear(backbone.dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
+            nn.Linear(backbone.dim, dim, bias=False),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False),
+            nn.BatchNorm1d(dim, affine=False),
+        )
         self.predictor = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+            nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+        )
         self._seen: Tensor | None = None
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:

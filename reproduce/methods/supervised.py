@@ -2,6 +2,7 @@
 
 Recipe    zoo/methods/supervised.yaml
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar

@@ -6,6 +6,7 @@ Expect    loss from ln K (8.0 for 3000 prototypes) to 3-4; ImageNet linear 75.3 
           at ln K is a collapse: raise an alarm's remedies one by one (they are all settings, see reproduce/health.py)
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 import math
@@ -28,16 +29,37 @@ from zoo.errors import UserError
 QUEUE = MappingProxyType({"length": 0, "start_epoch": 15})
 
 DEVIATIONS = (
-    Deviation("swav-queue-state", "the queue is part of training", "kept in one file per process; another number of processes "
-              "mismatches silently", "part of the checkpoint, for any number of processes"),
-    Deviation("swav-queue-zero", "a queue of the length given", "a length below the batch becomes 0 without a word",
-              "an error that says so; set params.queue.length=0"),
-    Deviation("swav-sinkhorn-overflow", "exp(scores / epsilon)", "overflows float32 when epsilon < 0.0113",
-              "computed relative to the maximum: the same assignments, for any epsilon"),
-    Deviation("swav-scores-half", "nothing said", "scores are half precision under mixed precision",
-              "embeddings, scores and loss are float32 at every precision"),
-    Deviation("swav-hard", "soft assignments; hard ones in an ablation", "soft only; the README names hard ones as a remedy",
-              "soft by default", "params.assignment=hard"),
+    Deviation(
+        "swav-queue-state",
+        "the queue is part of training",
+        "kept in one file per process; another number of processes mismatches silently",
+        "part of the checkpoint, for any number of processes",
+    ),
+    Deviation(
+        "swav-queue-zero",
+        "a queue of the length given",
+        "a length below the batch becomes 0 without a word",
+        "an error that says so; set params.queue.length=0",
+    ),
+    Deviation(
+        "swav-sinkhorn-overflow",
+        "exp(scores / epsilon)",
+        "overflows float32 when epsilon < 0.0113",
+        "computed relative to the maximum: the same assignments, for any epsilon",
+    ),
+    Deviation(
+        "swav-scores-half",
+        "nothing said",
+        "scores are half precision under mixed precision",
+        "embeddings, scores and loss are float32 at every precision",
+    ),
+    Deviation(
+        "swav-hard",
+        "soft assignments; hard ones in an ablation",
+        "soft only; the README names hard ones as a remedy",
+        "soft by default",
+        "params.assignment=hard",
+    ),
 )
 
 
@@ -50,7 +72,7 @@ def swapped_prediction(scores: Tensor, targets: Tensor, crops: Sequence[int], te
     """
     views, batch, _ = scores.shape
     log_p = F.log_softmax(scores / temperature, dim=-1)
-    others = log_p.sum(0) - log_p[list(crops)]                            # (A, B, K)
+    others = log_p.sum(0) - log_p[list(crops)]  # (A, B, K)
     return -(targets * others).sum() / (len(crops) * (views - 1) * batch)
 
 
@@ -72,19 +94,43 @@ class SwAV(Method):
         Limit("params.assign_crops", "<", "views"),
         Limit("params.queue.length", ">=", "batch", off=0),
         Limit("params.queue.length", "multiple of", "batch", off=0, otherwise="it is rounded down to whole batches"),
-        Limit("params.queue.length", "<=", "images", off=0, otherwise="earlier embeddings of an image take part in its own assignment"),
-        Limit("params.queue.start_epoch", "<", "epochs", share=0, when=lambda s: s["params"]["queue"]["length"] > 0,
-              otherwise="the queue never takes part"),
+        Limit(
+            "params.queue.length",
+            "<=",
+            "images",
+            off=0,
+            otherwise="earlier embeddings of an image take part in its own assignment",
+        ),
+        Limit(
+            "params.queue.start_epoch",
+            "<",
+            "epochs",
+            share=0,
+            when=lambda s: s["params"]["queue"]["length"] > 0,
+            otherwise="the queue never takes part",
+        ),
         Limit("params.freeze_prototypes_steps", "<", "steps", share=0.1, otherwise="the prototypes never move"),
         Limit("params.prototypes", "<=", "images", otherwise="some prototypes can have no image"),
     )
 
     collapsed_loss: float
 
-    def __init__(self, backbone: Backbone, *, prototypes: int = 3000, dim: int = 128, hidden: int = 2048,
-                 head_batchnorm: bool = True, temperature: float = 0.1, epsilon: float = 0.05,
-                 sinkhorn_iterations: int = 3, assignment: str = "soft", assign_crops: Sequence[int] = (0, 1),
-                 freeze_prototypes_steps: int = 313, queue: Mapping[str, int] = QUEUE) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        prototypes: int = 3000,
+        dim: int = 128,
+        hidden: int = 2048,
+        head_batchnorm: bool = True,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        assignment: str = "soft",
+        assign_crops: Sequence[int] = (0, 1),
+        freeze_prototypes_steps: int = 313,
+        queue: Mapping[str, int] = QUEUE,
+    ) -> None:
         super().__init__(backbone)
         self.projection_head = mlp(backbone.dim, hidden, dim, norm=head_batchnorm)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
@@ -92,9 +138,9 @@ class SwAV(Method):
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, sinkhorn_iterations
         self.hard, self.assign_crops = assignment == "hard", list(assign_crops)
         self.freeze_steps, self.queue_spec = freeze_prototypes_steps, dict(queue)
-        self.queue: Tensor | None = None        # (A, rows of this process, D), newest first
-        self.pushed, self.share = 0, 0          # batches pushed so far; images of this process's part of a batch
-        self.pushes_per_step = 1                # Un-Mix asks for several losses a step, each of which pushes
+        self.queue: Tensor | None = None  # (A, rows of this process, D), newest first
+        self.pushed, self.share = 0, 0  # batches pushed so far; images of this process's part of a batch
+        self.pushes_per_step = 1  # Un-Mix asks for several losses a step, each of which pushes
         self._seen: dict[str, Tensor] = {}
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -133,13 +179,13 @@ class SwAV(Method):
             if self.queue is not None and self.queue_full:
                 rows = torch.cat([self.prototypes(self.queue[a]), rows])
             q = sinkhorn(rows, self.epsilon, self.iterations, hard=self.hard)
-            targets.append(q[-scores.shape[1]:])
+            targets.append(q[-scores.shape[1] :])
         self._push(z[self.assign_crops])
         return torch.stack(targets)
 
     def after_backward(self, step: int) -> None:
         if step < self.freeze_steps:
-            self.prototypes.weight.grad = None                # None, not zero: no momentum and no weight decay either
+            self.prototypes.weight.grad = None  # None, not zero: no momentum and no weight decay either
 
     # -- the queue ---------------------------------------------------------------------------------------------------
     @property
@@ -152,23 +198,25 @@ class SwAV(Method):
             return
         batch = share * dist.world_size()
         if length < batch:
-            raise UserError(f"params.queue.length={length} is less than the batch of {batch}: set params.queue.length={batch} "
-                            "or more, or 0 for no queue")
+            raise UserError(
+                f"params.queue.length={length} is less than the batch of {batch}: set params.queue.length={batch} "
+                "or more, or 0 for no queue"
+            )
         self.share, self.pushed = share, 0
         self.queue = z.new_zeros(len(self.assign_crops), length // batch * share, z.shape[2])
 
     def _push(self, new: Tensor) -> None:
         """new (A, B, D): the newest rows come first, the oldest fall off."""
         if self.queue is not None:
-            self.queue = torch.cat([new, self.queue[:, :-new.shape[1]]], dim=1)
+            self.queue = torch.cat([new, self.queue[:, : -new.shape[1]]], dim=1)
             self.pushed += 1
 
     def extra_state(self) -> dict[str, Any]:
         if self.queue is None:
             return {}
         world, (crops, _, dim) = dist.world_size(), self.queue.shape
-        parts = dist.all_gather(self.queue[None].contiguous())                           # (R, A, blocks * share, D)
-        parts = parts.reshape(world, crops, -1, self.share, dim).permute(1, 2, 0, 3, 4)   # (A, blocks, R, share, D)
+        parts = dist.all_gather(self.queue[None].contiguous())  # (R, A, blocks * share, D)
+        parts = parts.reshape(world, crops, -1, self.share, dim).permute(1, 2, 0, 3, 4)  # (A, blocks, R, share, D)
         return {"queue": parts.reshape(crops, -1, dim).cpu(), "pushed": self.pushed, "batch": self.share * world}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -181,24 +229,44 @@ class SwAV(Method):
         self.queue = blocks.flatten(1, 2).to(self.prototypes.weight.device).clone()
 
     # -- looking at it -----------------------------------------------------------------------------------------------
-    remedies: ClassVar = MappingProxyType({             # the authors' own advice, in the order in which they give it
-        "collapse": ("params.epsilon=0.03", "params.freeze_prototypes_steps=5000", "params.prototypes=100",
-                     "params.queue.length=0", "params.assignment=hard", "params.head_batchnorm=false", "views.crops.0.scale=[0.5, 1.0]", "optimizer.lr=0.1"),
-        "queue": ("params.queue.length=0", "params.queue.start_epoch=30"),
-    })
+    remedies: ClassVar = MappingProxyType(
+        {  # the authors' own advice, in the order in which they give it
+            "collapse": (
+                "params.epsilon=0.03",
+                "params.freeze_prototypes_steps=5000",
+                "params.prototypes=100",
+                "params.queue.length=0",
+                "params.assignment=hard",
+                "params.head_batchnorm=false",
+                "views.crops.0.scale=[0.5, 1.0]",
+                "optimizer.lr=0.1",
+            ),
+            "queue": ("params.queue.length=0", "params.queue.start_epoch=30"),
+        }
+    )
 
     def health(self) -> dict[str, float]:
         if not self._seen:
             return {}
         usage = self._seen["targets"].mean(0)
         entropy = -(usage * usage.clamp(min=1e-12).log()).sum() / self.collapsed_loss
-        held = 0 if self.queue is None else min(self.pushed, self.queue.shape[1] // self.share)      # batches in the queue
-        age = -(-held // self.pushes_per_step)                                                       # steps since the oldest of them
-        return {"prototype_usage": float(entropy), "largest_cluster": float(usage.max()), **embeddings(self._seen["z"]),
-                "queue_full": float(self.queue_full), **({"queue_age": float(age)} if age else {})}
+        held = 0 if self.queue is None else min(self.pushed, self.queue.shape[1] // self.share)  # batches in the queue
+        age = -(-held // self.pushes_per_step)  # steps since the oldest of them
+        return {
+            "prototype_usage": float(entropy),
+            "largest_cluster": float(usage.max()),
+            **embeddings(self._seen["z"]),
+            "queue_full": float(self.queue_full),
+            **({"queue_age": float(age)} if age else {}),
+        }
 
     def exported(self) -> dict[str, Tensor]:
         heads = {"projection_head": self.projection_head, "prototypes": self.prototypes}
-        return {**super().exported(), **{f"{name}.{key}": value.detach().cpu() for name, head in heads.items()
-                                         for key, value in head.state_dict().items()}}
-
+        return {
+            **super().exported(),
+            **{
+                f"{name}.{key}": value.detach().cpu()
+                for name, head in heads.items()
+                for key, value in head.state_dict().items()
+            },
+        }

@@ -6,6 +6,7 @@ Expect    total loss about twice the base method's; ImageNet linear of MoCo v2 6
           digits on SimCLR, seed 0: loss 10.4 (step 10) -> 7.9; scores in results/tables/digits.md
 Deviates  see DEVIATIONS
 """
+
 from __future__ import annotations
 
 import re
@@ -28,23 +29,56 @@ from zoo.backbones.base import Backbone
 BASES: dict[str, type[Method]] = {"swav": SwAV, "mocov1": MoCoV1, "mocov2": MoCo, "simclr": SimCLR}
 
 DEVIATIONS = (
-    Deviation("unmix-flip", "the mixture read backwards replaces the mixture in both directions of the comparison",
-              "only the assignment of the first crop is read backwards, predictions are not", "predictions and assignments",
-              "params.form=released"),
-    Deviation("unmix-lambda", "one mixing weight per batch", "with several pairs of crops each pair has a box at a place of its own, "
-              "each box changes the weight for the next, and the loss uses the last", "one weight and one place for all crops of a batch",
-              "params.form=released"),
-    Deviation("unmix-queue", "nothing said", "stops with a NameError as soon as SwAV's queue is full", "runs; each of the three losses "
-              "pushes its embeddings"),
-    Deviation("unmix-temperature", "nothing said", "a temperature of its own for mixtures is read and not used", "the base's"),
-    Deviation("unmix-symmetric", "nothing said", "the symmetric loss (CIFAR) uses the mixture of the first view in both directions, although the "
-              "second direction's keys are that view's, and encodes it for each", "the same mixture, encoded once"),
-    Deviation("unmix-batch-size", "nothing said", "SwAV's parts are cut by the option of the batch size, the CIFAR programs read no options at all",
-              "by the batch that is there"),
-    Deviation("unmix-resnet18", "ResNet-18 on CIFAR", "bottleneck blocks [2, 2, 2, 2], 2048 features, and an extra border of zeros in front",
-              "the same network, so that its files load; its entries say so"),
-    Deviation("unmix-partner", "image i with image B-1-i of the process's batch", "the same", "neighbours 2j and 2j+1, which the split "
-              "of a batch over processes does not part; batches are in random order", "params.pairing=reversed"),
+    Deviation(
+        "unmix-flip",
+        "the mixture read backwards replaces the mixture in both directions of the comparison",
+        "only the assignment of the first crop is read backwards, predictions are not",
+        "predictions and assignments",
+        "params.form=released",
+    ),
+    Deviation(
+        "unmix-lambda",
+        "one mixing weight per batch",
+        "with several pairs of crops each pair has a box at a place of its own, "
+        "each box changes the weight for the next, and the loss uses the last",
+        "one weight and one place for all crops of a batch",
+        "params.form=released",
+    ),
+    Deviation(
+        "unmix-queue",
+        "nothing said",
+        "stops with a NameError as soon as SwAV's queue is full",
+        "runs; each of the three losses pushes its embeddings",
+    ),
+    Deviation(
+        "unmix-temperature", "nothing said", "a temperature of its own for mixtures is read and not used", "the base's"
+    ),
+    Deviation(
+        "unmix-symmetric",
+        "nothing said",
+        "the symmetric loss (CIFAR) uses the mixture of the first view in both directions, although the "
+        "second direction's keys are that view's, and encodes it for each",
+        "the same mixture, encoded once",
+    ),
+    Deviation(
+        "unmix-batch-size",
+        "nothing said",
+        "SwAV's parts are cut by the option of the batch size, the CIFAR programs read no options at all",
+        "by the batch that is there",
+    ),
+    Deviation(
+        "unmix-resnet18",
+        "ResNet-18 on CIFAR",
+        "bottleneck blocks [2, 2, 2, 2], 2048 features, and an extra border of zeros in front",
+        "the same network, so that its files load; its entries say so",
+    ),
+    Deviation(
+        "unmix-partner",
+        "image i with image B-1-i of the process's batch",
+        "the same",
+        "neighbours 2j and 2j+1, which the split of a batch over processes does not part; batches are in random order",
+        "params.pairing=reversed",
+    ),
 )
 
 
@@ -91,22 +125,41 @@ class Unmix(Method):
 
     needs = Needs(views=2)
     deviations = DEVIATIONS
-    remedies: ClassVar = {"collapse": ("params.probability=0.5",)}     # an instance adds its base's
+    remedies: ClassVar = {"collapse": ("params.probability=0.5",)}  # an instance adds its base's
 
-    def __init__(self, backbone: Backbone, *, base: str = "swav", probability: float = 0.0, beta: float = 1.0, form: str = "paper",
-                 pairing: str = "neighbours", swav: Mapping[str, Any] = SWAV, mocov1: Mapping[str, Any] = MOCOV1,
-                 mocov2: Mapping[str, Any] = MOCOV2, simclr: Mapping[str, Any] = SIMCLR) -> None:
-        nn.Module.__init__(self)                           # the backbone stays the base's
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        base: str = "swav",
+        probability: float = 0.0,
+        beta: float = 1.0,
+        form: str = "paper",
+        pairing: str = "neighbours",
+        swav: Mapping[str, Any] = SWAV,
+        mocov1: Mapping[str, Any] = MOCOV1,
+        mocov2: Mapping[str, Any] = MOCOV2,
+        simclr: Mapping[str, Any] = SIMCLR,
+    ) -> None:
+        nn.Module.__init__(self)  # the backbone stays the base's
         settings = {"swav": swav, "mocov1": mocov1, "mocov2": mocov2, "simclr": simclr}[base]
         self.base = BASES[base](backbone, **settings)
-        self.probability, self.beta, self.released, self.reversed, self.seed = probability, beta, form == "released", pairing == "reversed", 0
+        self.probability, self.beta, self.released, self.reversed, self.seed = (
+            probability,
+            beta,
+            form == "released",
+            pairing == "reversed",
+            0,
+        )
         self.loss_of = {"swav": self.swav_loss, "simclr": self.simclr_loss}.get(base, self.moco_loss)
         self.collapsed_loss = None if self.base.collapsed_loss is None else 2 * self.base.collapsed_loss
         own, nested = type(self).remedies, re.compile(r"^params\.")
-        self.__dict__["remedies"] = {alarm: (*own.get(alarm, ()), *(nested.sub(f"params.{base}.", word) for word in words))
-                                     for alarm, words in self.base.remedies.items()}
+        self.__dict__["remedies"] = {
+            alarm: (*own.get(alarm, ()), *(nested.sub(f"params.{base}.", word) for word in words))
+            for alarm, words in self.base.remedies.items()
+        }
         if isinstance(self.base, SwAV):
-            self.base.pushes_per_step = 3                    # see swav_total
+            self.base.pushes_per_step = 3  # see swav_total
 
     def check(self, recipe: Mapping[str, Any]) -> None:
         self.base.check(recipe)
@@ -144,36 +197,44 @@ class Unmix(Method):
             one, left = mix(view, self.swap(view), drawn, region)
             mixed.append(one)
             share = left if pair == 0 or self.released else share
-            drawn = left if self.released else drawn         # as released, each box starts from what the last one left
+            drawn = left if self.released else drawn  # as released, each box starts from what the last one left
         return mixed, share
 
     def swap(self, rows: Tensor) -> Tensor:
         """Each image's partner in its place; twice is the identity."""
         if self.reversed:
             return rows.flip(0)
-        paired = len(rows) // 2 * 2                           # an odd one out is its own partner
+        paired = len(rows) // 2 * 2  # an odd one out is its own partner
         return torch.cat([rows[:paired].unflatten(0, (-1, 2)).flip(1).flatten(0, 1), rows[paired:]])
 
     # -- L(x) + lam L(mixture) + (1 - lam) L(mixture backwards), for each base ----------------------------------------
     def swav_loss(self, batch: Any, mixed: list[Tensor], lam: float, step: int) -> Tensor:
         assert isinstance(self.base, SwAV)
-        views, order = batch.views, []                       # crops 2j, 2j+1, mixture j: equal sizes stay together
+        views, order = batch.views, []  # crops 2j, 2j+1, mixture j: equal sizes stay together
         for j, mixture in enumerate(mixed):
-            order += [(True, view) for view in views[2 * j:2 * j + 2]] + [(False, mixture)]
+            order += [(True, view) for view in views[2 * j : 2 * j + 2]] + [(False, mixture)]
         z, scores = self.base.scores([view for _, view in order])
+
         def part(rows: Tensor, wanted: bool) -> Tensor:
             return torch.stack([row for row, (plain, _) in zip(rows, order, strict=True) if plain is wanted])
 
         return self.swav_total(part(z, True), part(scores, True), part(z, False), part(scores, False), lam, batch.epoch)
 
-    def swav_total(self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, lam: float, epoch: int = 0) -> Tensor:
+    def swav_total(
+        self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, lam: float, epoch: int = 0
+    ) -> Tensor:
         """z, scores (V, B, .) of the crops; z_mix, scores_mix (ceil(V/2), B, .) of the mixtures of crops 0, 2, 4, …"""
         assert isinstance(self.base, SwAV)
         own = self.base.swav_loss(z, scores, epoch)
-        return own + lam * self.swav_mixed(z, scores, z_mix, scores_mix, epoch, False) + \
-            (1 - lam) * self.swav_mixed(z, scores, z_mix, scores_mix, epoch, True)
+        return (
+            own
+            + lam * self.swav_mixed(z, scores, z_mix, scores_mix, epoch, False)
+            + (1 - lam) * self.swav_mixed(z, scores, z_mix, scores_mix, epoch, True)
+        )
 
-    def swav_mixed(self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, epoch: int, backwards: bool) -> Tensor:
+    def swav_mixed(
+        self, z: Tensor, scores: Tensor, z_mix: Tensor, scores_mix: Tensor, epoch: int, backwards: bool
+    ) -> Tensor:
         """SwAV's loss with every even crop replaced by its mixture, read backwards or not."""
         assert isinstance(self.base, SwAV)
 
@@ -194,10 +255,12 @@ class Unmix(Method):
         directions = [(image, other, 1), (other, image, 0)] if base.symmetric else [(image, other, 1)]
         q_mix = base.queries(mixed[0])
         keys, losses = [], []
-        for query, key, number in directions:                # only queries are mixed, and the same mixture in both directions
+        for query, key, number in directions:  # only queries are mixed, and the same mixture in both directions
             k = base.keys(key, step, number)
             q = base.queries(query)
-            losses.append(base.contrast(q, k) + lam * base.contrast(q_mix, k) + (1 - lam) * base.contrast(self.swap(q_mix), k))
+            losses.append(
+                base.contrast(q, k) + lam * base.contrast(q_mix, k) + (1 - lam) * base.contrast(self.swap(q_mix), k)
+            )
             keys.append(k)
         base.remember(keys)
         return torch.stack(losses).sum()

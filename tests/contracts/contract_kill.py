@@ -1,4 +1,5 @@
 """Kills a run with SIGKILL from within, at a chosen call of the work that makes assignments."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 240
-Kill = tuple[str, dict[str, Any], Path, str, int]      # case, settings, run folder, place, number of the call
+Kill = tuple[str, dict[str, Any], Path, str, int]  # case, settings, run folder, place, number of the call
 
 
 def places() -> dict[str, tuple[Any, str]]:
@@ -34,6 +35,7 @@ def counted(place: str = "", call: int = 0) -> Iterator[Counter]:
             if name == place and calls[name] == call:
                 os.kill(os.getpid(), signal.SIGKILL)
             return found
+
         return wrapped
 
     originals = {name: getattr(*where) for name, where in places().items()}

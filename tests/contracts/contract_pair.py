@@ -1,4 +1,5 @@
 """Runs a function in two gloo processes and brings back what each returned; torch is imported once, by their common parent."""
+
 from __future__ import annotations
 
 import multiprocessing

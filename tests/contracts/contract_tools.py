@@ -1,4 +1,5 @@
 """Every registered method on a handful of real digits: built, trained for a few steps, and taken apart again."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -14,23 +15,34 @@ from engine.options import RunOptions
 from reproduce import launch
 from zoo import data, registry
 
-IMAGES, BATCH = 100, 16          # six steps in an epoch, four images left over
+IMAGES, BATCH = 100, 16  # six steps in an epoch, four images left over
 # Adam would turn gradients that are zero but for rounding into steps of full size.
 SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
 # Settings of a method that change its mathematics enough to be run as well.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "swav with a queue": ("swav", {"params.queue": {"length": 32, "start_epoch": 0}}),
-    "swav with small crops": ("swav", {"views.crops": [{"count": 2, "size": 10}, {"count": 3, "size": 8, "scale": [0.2, 0.5]}],
-                                        "params.assignment": "hard"}),
+    "swav with small crops": (
+        "swav",
+        {
+            "views.crops": [{"count": 2, "size": 10}, {"count": 3, "size": 8, "scale": [0.2, 0.5]}],
+            "params.assignment": "hard",
+        },
+    ),
     "simclr detached": ("simclr", {"params.gather": "detached"}),
     "simclr apart": ("simclr", {"params.encode": "apart"}),
     "mocov2 symmetric": ("mocov2", {"params.symmetric": True}),
     "pic with negatives and a window": ("pic", {"params.negatives": 24, "params.window": {"size": 48, "stride": 16}}),
-    "pic with small crops": ("pic", {"views.crops": [{"count": 1, "size": 10}, {"count": 2, "size": 8, "scale": [0.2, 0.5]}]}),
+    "pic with small crops": (
+        "pic",
+        {"views.crops": [{"count": 1, "size": 10}, {"count": 2, "size": 8, "scale": [0.2, 0.5]}]},
+    ),
     "pseudolabel with rotations": ("pseudolabel", {"params.rotations": True}),
     "selav2 soft": ("selav2", {"params.assignment": "soft"}),
     "deepcluster, every epoch": ("deepcluster", {"params.reassign": 1.0}),
-    "deepercluster in two levels": ("deepercluster", {"params.super_classes": 8, "params.clusters": 12, "params.reassignment": 1}),
+    "deepercluster in two levels": (
+        "deepercluster",
+        {"params.super_classes": 8, "params.clusters": 12, "params.reassignment": 1},
+    ),
     "unmix of swav": ("unmix", {"params.base": "swav", "params.swav": {"prototypes": 20, "dim": 8, "hidden": 16}}),
     "unmix of mocov2": ("unmix", {"params.base": "mocov2", "params.mocov2": {"dim": 8, "hidden": 16, "queue": 64}}),
 }
@@ -127,12 +139,21 @@ def select(batch: Batch, rows: Any) -> Batch:
     return Batch(batch.index[rows], [v[rows] for v in batch.views], labels, batch.epoch)
 
 
-def fit(recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | None = None, method: Any = None) -> loop.FitResult:
+def fit(
+    recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | None = None, method: Any = None
+) -> loop.FitResult:
     """The engine's loop on the handful of digits, with a checkpoint every other step."""
     world, method = world or dist.World(), method or build(recipe)
     options = RunOptions(stop_after=stop_after, checkpoint_interval=2, log_interval=2, tensorboard=False)
-    return loop.fit(method, stream(recipe, method, world.rank, world.size), recipe=recipe.dump(), folder=folder,
-                    options=options, world=world, provenance={})
+    return loop.fit(
+        method,
+        stream(recipe, method, world.rank, world.size),
+        recipe=recipe.dump(),
+        folder=folder,
+        options=options,
+        world=world,
+        provenance={},
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -20,12 +20,23 @@ from evaluations.result import Result
 from zoo import data, yamlfile
 
 _NUMBER = count()
-HOME = ("folder", "images", "digits", "fashion_mnist", "scenes_fashion_voc")  # sets of protocols at laptop scale, the first best
+HOME = (
+    "folder",
+    "images",
+    "digits",
+    "fashion_mnist",
+    "scenes_fashion_voc",
+)  # sets of protocols at laptop scale, the first best
 # What a kind needs to get separable images right within a second; a newly registered kind runs with CHEAP alone.
 TUNED: dict[str, dict[str, Any]] = {
     "linear": {"head.epochs": 15, "head.batch": 64, "select.folds": 3},
     "linear fast sgd": {"grid.lr": [0.01, 0.1], "grid.weight_decay": [0.0]},
-    "linear faithful sgd": {"grid.lr": [0.01, 0.1], "grid.weight_decay": [0.0], "select.on": "folds", "head.norm": "batch"},
+    "linear faithful sgd": {
+        "grid.lr": [0.01, 0.1],
+        "grid.weight_decay": [0.0],
+        "select.on": "folds",
+        "head.norm": "batch",
+    },
     "knn": {"grid.k": [1, 3], "grid.temperature": [0.1]},
     "fewlabel": {"head.epochs": 30, "head.per_class": 3, "head.draws": 3},
     "svm": {"grid.cost": [0.1, 1.0], "select.folds": 3},
@@ -79,7 +90,11 @@ class Case:
         return self.name.split()[0]
 
 
-DENSE = ("rcnn", "detr", "segmentation")  # they learn boxes and masks, not labels of images: tests/detection is their contract
+DENSE = (
+    "rcnn",
+    "detr",
+    "segmentation",
+)  # they learn boxes and masks, not labels of images: tests/detection is their contract
 
 # They measure images without labels, so nothing here that labels decide concerns them: tests/evaluations/test_quality.py.
 WITHOUT_LABELS = tuple(k for k in protocol.kinds() if not protocol.module_of(k).KIND.labelled)
@@ -128,7 +143,9 @@ class Toy:
     opened: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes: Sequence[str]) -> Toy:
+    def of(
+        cls, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes: Sequence[str]
+    ) -> Toy:
         """Every fourth training image is the part val, the others are fit."""
         chosen = np.arange(len(train[1])) % 4 == 1
         val, fit = (tuple(rows[mask] for rows in train) for mask in (chosen, ~chosen))

@@ -4,6 +4,7 @@ Each function takes the method after `before_step`, its batch and the step, retu
 method's loss code. What a paper treats as a constant (assignments, keys, memories, the other side of SimSiam) is detached here, so
 that gradients are checked as well as values.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def slow(*names: str) -> Callable:
     def keep(function: Callable) -> Callable:
         LOSSES.update(dict.fromkeys(names, function))
         return function
+
     return keep
 
 
@@ -82,7 +84,9 @@ def swav_of(method: Any, z: list[Tensor], assigned: list[Tensor] | None = None) 
     weight, losses = rows(method.prototypes.weight), []
     for a, crop in enumerate(method.assign_crops):
         before = [] if not method.queue_full else [constant(method.queue[a])]
-        q = sinkhorn(torch.cat([*before, constant((assigned or z)[crop])]) @ weight.detach().T, method.epsilon, method.iterations)
+        q = sinkhorn(
+            torch.cat([*before, constant((assigned or z)[crop])]) @ weight.detach().T, method.epsilon, method.iterations
+        )
         q = torch.nn.functional.one_hot(q.argmax(1), q.shape[1]) if method.hard else q
         for v in range(len(z)):
             if v != crop:
@@ -106,7 +110,7 @@ def clustered(method: Any, batch: Any, step: int) -> Tensor:
         weight, head = rows(layer.weight), []
         for i, row in enumerate(z):
             image, logits = images[i % len(images)], weight @ row / method.temperature
-            if getattr(method, "soft", False):               # its row of the transport plan, which is a softmax
+            if getattr(method, "soft", False):  # its row of the transport plan, which is a softmax
                 bank = constant(method.plan["z"][h % len(method.assign_crops), image])
                 e = torch.exp(constant(method.plan[f"w{h}"]) @ bank / method.epsilon + constant(method.plan[f"r{h}"]))
                 head.append(sum(e[k] / e.sum() * cross_entropy(logits, k) for k in range(len(e))))
@@ -119,7 +123,9 @@ def clustered(method: Any, batch: Any, step: int) -> Tensor:
 @slow("deepcluster", "deepcluster, every epoch")
 def deepcluster(method: Any, batch: Any, step: int) -> Tensor:
     weight, bias, losses = rows(method.head.weight), rows(method.head.bias), []
-    for row, image in zip(rows(method.backbone(torch.cat(batch.views))), batch.index.tolist() * len(batch.views), strict=True):
+    for row, image in zip(
+        rows(method.backbone(torch.cat(batch.views))), batch.index.tolist() * len(batch.views), strict=True
+    ):
         losses.append(cross_entropy(linear(weight, bias, row.clamp(min=0)), int(method.labels[0, image])))
     return mean(losses)
 
@@ -135,7 +141,9 @@ def deepercluster(method: Any, batch: Any, step: int) -> Tensor:
             h, image = row.clamp(min=0), int(batch.index[i])
             cluster = int(method.labels[1, image]) - int(method.labels[0, image]) * method.each
             above = linear(rows(method.super_head.weight), rows(method.super_head.bias), h)
-            losses.append(cross_entropy(above, of[i]) + cross_entropy(linear(weights[of[i]], biases[of[i]], h), cluster))
+            losses.append(
+                cross_entropy(above, of[i]) + cross_entropy(linear(weights[of[i]], biases[of[i]], h), cluster)
+            )
     return mean(losses)
 
 
@@ -152,7 +160,9 @@ def turns(method: Any, head: Any, features: list[Tensor], size: int) -> Tensor:
     """Cross entropy of the turn of each image, `size` images upright, then the same turned once, and so on."""
     losses = []
     for view in features:
-        losses += [cross_entropy(linear(rows(head.weight), rows(head.bias), row), i // size) for i, row in enumerate(view)]
+        losses += [
+            cross_entropy(linear(rows(head.weight), rows(head.bias), row), i // size) for i, row in enumerate(view)
+        ]
     return mean(losses)
 
 
@@ -173,8 +183,10 @@ def pseudolabel(method: Any, batch: Any, step: int) -> Tensor:
     losses = []
     for h, head in enumerate(method.heads):
         for view in features:
-            for image, row in zip(batch.index.tolist(), view[:len(batch.index)], strict=True):
-                losses.append(cross_entropy(linear(rows(head.weight), rows(head.bias), row), int(method.labels[h, image])))
+            for image, row in zip(batch.index.tolist(), view[: len(batch.index)], strict=True):
+                losses.append(
+                    cross_entropy(linear(rows(head.weight), rows(head.bias), row), int(method.labels[h, image]))
+                )
     return mean(losses) + (turns(method, method.rotation_head, features, len(batch.index)) if rotated else 0)
 
 
@@ -192,7 +204,11 @@ def nt_xent(a: Tensor, b: Tensor, t: float, detached: bool = False) -> Tensor:
 @slow("simclr", "simclr apart", "simclr detached")
 def simclr(method: Any, batch: Any, step: int) -> Tensor:
     """apart: each view passes the backbone by itself, and the head with the others."""
-    features = torch.cat([method.backbone(view) for view in batch.views]) if method.apart else method.backbone(torch.cat(batch.views))
+    features = (
+        torch.cat([method.backbone(view) for view in batch.views])
+        if method.apart
+        else method.backbone(torch.cat(batch.views))
+    )
     a, b = unit(rows(method.head(features))).reshape(2, len(batch.index), -1)
     return nt_xent(a, b, method.temperature, method.detached)
 
@@ -213,8 +229,10 @@ def moco_key(method: Any, images: Tensor) -> Tensor:
 def moco(method: Any, batch: Any, step: int) -> Tensor:
     ways = [(0, 1), (1, 0)] if method.symmetric else [(0, 1)]
     keys = [moco_key(method, batch.views[b]) for _, b in ways]
-    return sum(moco_of(moco_query(method, batch.views[a]), k, constant(method.queue), method.temperature)
-               for (a, _), k in zip(ways, keys, strict=True))
+    return sum(
+        moco_of(moco_query(method, batch.views[a]), k, constant(method.queue), method.temperature)
+        for (a, _), k in zip(ways, keys, strict=True)
+    )
 
 
 @slow("instdisc")
@@ -233,14 +251,16 @@ def pic(method: Any, batch: Any, step: int) -> Tensor:
     recent = [] if not method.negatives else method.recent.tolist()
     images, classes = batch.index.tolist(), list(range(method.rows.count))
     if method.negatives:
-        classes = sorted(set((images + recent)[:max(method.negatives, len(images))]))
+        classes = sorted(set((images + recent)[: max(method.negatives, len(images))]))
     method.class_rows = rows(method.rows.whole()[classes]).requires_grad_()
     weight, losses = unit(method.class_rows), []
     for view in batch.views:
         f = unit(rows(method.head(method.backbone(view))))
         small = view.shape[-1] < max(other.shape[-1] for other in batch.views)
-        losses += [cross_entropy((weight.detach() if small else weight) @ f[b] / method.temperature, classes.index(images[b]))
-                   for b in range(len(f))]
+        losses += [
+            cross_entropy((weight.detach() if small else weight) @ f[b] / method.temperature, classes.index(images[b]))
+            for b in range(len(f))
+        ]
     return mean(losses)
 
 
@@ -279,7 +299,11 @@ def unmix_swav(method: Any, batch: Any, step: int) -> Tensor:
     first, second = batch.views
     mixed, partner, share = mixture(method, first, step)
     a, b, m = swav_embeddings(method.base, [first, second, mixed])
-    return swav_of(method.base, [a, b]) + share * swav_of(method.base, [m, b]) + (1 - share) * swav_of(method.base, [m[partner], b])
+    return (
+        swav_of(method.base, [a, b])
+        + share * swav_of(method.base, [m, b])
+        + (1 - share) * swav_of(method.base, [m[partner], b])
+    )
 
 
 @slow("unmix of mocov2")
@@ -287,7 +311,10 @@ def unmix_moco(method: Any, batch: Any, step: int) -> Tensor:
     base, (first, second) = method.base, batch.views
     mixed, partner, share = mixture(method, first, step)
     m, key, q = moco_query(base, mixed), moco_key(base, second), moco_query(base, first)
-    return sum(w * moco_of(x, key, constant(base.queue), base.temperature) for w, x in ((1, q), (share, m), (1 - share, m[partner])))
+    return sum(
+        w * moco_of(x, key, constant(base.queue), base.temperature)
+        for w, x in ((1, q), (share, m), (1 - share, m[partner]))
+    )
 
 
 @slow("simsiam")
@@ -308,5 +335,11 @@ def rotnet(method: Any, batch: Any, step: int) -> Tensor:
 @slow("supervised")
 def supervised(method: Any, batch: Any, step: int) -> Tensor:
     features = rows(method.backbone(torch.cat(batch.views)))
-    return mean([cross_entropy(linear(rows(method.head.weight), rows(method.head.bias), row), int(batch.labels[i % len(batch.labels)]))
-                 for i, row in enumerate(features)])
+    return mean(
+        [
+            cross_entropy(
+                linear(rows(method.head.weight), rows(method.head.bias), row), int(batch.labels[i % len(batch.labels)])
+            )
+            for i, row in enumerate(features)
+        ]
+    )

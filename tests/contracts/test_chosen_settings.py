@@ -47,7 +47,9 @@ def test_a_rate_that_learns_is_taken_and_one_that_does_not_is_not(name, good_fir
 def test_a_draw_of_few_labels_is_the_same_beside_other_draws(name, tmp_path):
     draw = np.random.default_rng(3)
     train, test = np.repeat(np.arange(3), 20), np.repeat(np.arange(3), 40)
-    blurred = lambda labels, seed: bars(labels, seed=seed, noise=255) // 2 + draw.integers(0, 120, (len(labels), 8, 8), dtype=np.uint8)
+    blurred = lambda labels, seed: (
+        bars(labels, seed=seed, noise=255) // 2 + draw.integers(0, 120, (len(labels), 8, 8), dtype=np.uint8)
+    )
     toy = Toy.of((blurred(train, 1), train), (blurred(test, 2), test), "abc")
     alone, among = (measure(CASES[name], toy, tmp_path, **{"head.draws": n, "head.per_class": 2})[0] for n in (1, 12))
     assert 0 < np.mean(alone.predictions != test) < 0.67, "the images overlap"

@@ -1,4 +1,5 @@
 """A run that is killed while it clusters or labels goes on with the same command and ends with the bits of an undisturbed one."""
+
 import contract_kill
 import contract_tools as tools
 import pytest
@@ -14,9 +15,13 @@ CASES = {
     "selav2 soft": {"features", "transport"},
     "pseudolabel": {"features", "k-means"},
 }
-SETTINGS = {"deepercluster in two levels": {"params.epoch_divisor": 4}}           # an epoch of six steps, hence two assignments
-ONCE = {"pseudolabel": "labels are found once, before the first step", "deepclusterv2": "features are collected once, then kept",
-        "selav2": "as deepclusterv2", "selav2 soft": "as deepclusterv2"}
+SETTINGS = {"deepercluster in two levels": {"params.epoch_divisor": 4}}  # an epoch of six steps, hence two assignments
+ONCE = {
+    "pseudolabel": "labels are found once, before the first step",
+    "deepclusterv2": "features are collected once, then kept",
+    "selav2": "as deepclusterv2",
+    "selav2 soft": "as deepclusterv2",
+}
 
 
 def recipe(name):
@@ -34,13 +39,17 @@ def runs(tmp_path_factory):
         assert set(calls) == expected, name
         for place in sorted(calls):
             parts = home / f"parts{number}-{place}"
-            kills.append((name, SETTINGS.get(name, {}), parts, place, calls[place] - (place != "features")))      # within the last assignment
+            kills.append(
+                (name, SETTINGS.get(name, {}), parts, place, calls[place] - (place != "features"))
+            )  # within the last assignment
             found[name, place] = whole, parts
     codes = contract_kill.kill(kills)
     return {key: (*folders, code) for (key, folders), code in zip(found.items(), codes, strict=True)}
 
 
-@pytest.mark.parametrize(("name", "place"), [(name, place) for name, places in CASES.items() for place in sorted(places)])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, places in CASES.items() for place in sorted(places)]
+)
 def test_a_kill_inside_an_assignment_costs_no_bit(name, place, runs):
     whole, parts, code = runs[name, place]
     assert code == -9, "the run was to be killed inside its assignment"

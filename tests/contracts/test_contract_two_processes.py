@@ -2,6 +2,7 @@
 
 One pair of processes runs every method, since starting them costs more than the training.
 """
+
 import contract_pair
 import contract_tools as tools
 import pytest
@@ -15,7 +16,9 @@ CASES = tools.cases()
 
 def settings(name):
     """Batch statistics over both processes, so that the networks can be equal at all."""
-    return tools.recipe(name, **{"sync_bn": True, "schedule.images": STEPS * tools.BATCH, **tools.WHOLE_BATCH.get(name, {})})
+    return tools.recipe(
+        name, **{"sync_bn": True, "schedule.images": STEPS * tools.BATCH, **tools.WHOLE_BATCH.get(name, {})}
+    )
 
 
 def on_rank(rank, folder, names):
@@ -24,7 +27,11 @@ def on_rank(rank, folder, names):
         method = tools.build(settings(name))
         result = tools.fit(settings(name), folder / str(number), world=dist.World(rank, 2, rank), method=method)
         parameters = torch.cat([p.detach().flatten() for p in method.parameters()])
-        found[name] = (result.loss, {k: v.numpy() for k, v in tools.weights(folder / str(number)).items()}, parameters.numpy())
+        found[name] = (
+            result.loss,
+            {k: v.numpy() for k, v in tools.weights(folder / str(number)).items()},
+            parameters.numpy(),
+        )
     return found
 
 
@@ -59,7 +66,13 @@ def resumed_on_rank(rank, folder, name, overrides):
     for number, stops in enumerate(([0], [2, 4, 6, 0])):
         for stop in stops:
             method = tools.build(tools.recipe(name, **overrides))
-            tools.fit(tools.recipe(name, **overrides), folder / str(number), world=dist.World(rank, 2, rank), method=method, stop_after=stop)
+            tools.fit(
+                tools.recipe(name, **overrides),
+                folder / str(number),
+                world=dist.World(rank, 2, rank),
+                method=method,
+                stop_after=stop,
+            )
         found.append({k: v.numpy().copy() for k, v in method.state_dict().items()})
     return [key for key, value in found[0].items() if not (value == found[1][key]).all() and "running" not in key]
 

@@ -1,4 +1,5 @@
 """A run that diverges ends in one line, whatever the method was doing: step, rate, last loss, and remedies that are settings."""
+
 import math
 import re
 
@@ -12,9 +13,11 @@ from engine.errors import NonFiniteLoss
 from engine.options import RunOptions
 from zoo.settings import parse
 
-LINE = re.compile(r"(?P<what>[^.()]+(\([^)]*\))?[^()]*) at step (?P<step>\d+) \((loss before it [-\d.e+]+, )?learning rate (?P<rate>[\d.e+]+)\); "
-                  r"training stopped, (no checkpoint was written|the checkpoint of step \d+ is intact)\. Try (?P<remedies>\S+=\S+(, or \S+=\S+)*)")
-EPOCH = 6          # steps in an epoch of the contract's handful of digits
+LINE = re.compile(
+    r"(?P<what>[^.()]+(\([^)]*\))?[^()]*) at step (?P<step>\d+) \((loss before it [-\d.e+]+, )?learning rate (?P<rate>[\d.e+]+)\); "
+    r"training stopped, (no checkpoint was written|the checkpoint of step \d+ is intact)\. Try (?P<remedies>\S+=\S+(, or \S+=\S+)*)"
+)
+EPOCH = 6  # steps in an epoch of the contract's handful of digits
 
 
 def end_of(name, tmp_path, *, wrap=None, stream=None, **settings):
@@ -28,7 +31,15 @@ def end_of(name, tmp_path, *, wrap=None, stream=None, **settings):
         stream(batches)
     options = RunOptions(checkpoint_interval=100, log_interval=1, tensorboard=False)
     with pytest.raises(NonFiniteLoss) as caught:
-        loop.fit(method, batches, recipe=recipe.dump(), folder=tmp_path / "run", options=options, world=tools.dist.World(), provenance={})
+        loop.fit(
+            method,
+            batches,
+            recipe=recipe.dump(),
+            folder=tmp_path / "run",
+            options=options,
+            world=tools.dist.World(),
+            provenance={},
+        )
     assert not (tmp_path / "run" / "weights.pth").exists()
     return str(caught.value), recipe
 
@@ -62,6 +73,7 @@ def test_a_batch_that_is_not_finite(name, tmp_path):
                     for view in batch.views:
                         view[0] = math.nan
                 yield batch
+
         batches.epoch = epoch
 
     message, recipe = end_of(name, tmp_path, stream=poison)
@@ -72,6 +84,7 @@ def test_a_batch_that_is_not_finite(name, tmp_path):
 @pytest.mark.parametrize("name", tools.cases())
 def test_weights_that_turn_bad_just_before_the_work_between_epochs(name, tmp_path):
     """k-means, PCA, Sinkhorn and labelling meet features that are not finite before any loss does."""
+
     def poison(method):
         plain = method.after_backward
 
@@ -79,6 +92,7 @@ def test_weights_that_turn_bad_just_before_the_work_between_epochs(name, tmp_pat
             plain(step)
             if step == EPOCH - 1:
                 next(p for p in method.backbone.parameters() if p.grad is not None).grad.fill_(math.nan)
+
         method.after_backward = after_backward
 
     message, recipe = end_of(name, tmp_path, wrap=poison)

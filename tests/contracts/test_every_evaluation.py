@@ -70,7 +70,9 @@ def test_images_that_are_all_the_same_say_nothing_but_the_most_frequent_class(ca
         low, high = result.metrics["mean_per_class"].ci
         assert low < 100 / 3 < high and high - low < 60
     elif "nmi" in result.metrics:
-        assert result.metrics["nmi"].value == pytest.approx(0, abs=1e-9) and result.metrics["hungarian"].value == pytest.approx(60)
+        assert result.metrics["nmi"].value == pytest.approx(0, abs=1e-9) and result.metrics[
+            "hungarian"
+        ].value == pytest.approx(60)
     if "map" in result.metrics:
         blind = [average_precision(np.zeros(len(test)), (test == c).astype(np.uint8)) for c in range(3)]
         assert result.metrics["map"].value == pytest.approx(100 * np.mean(blind))
@@ -79,7 +81,9 @@ def test_images_that_are_all_the_same_say_nothing_but_the_most_frequent_class(ca
 @each_case
 def test_images_that_come_three_times_are_still_right(case, tmp_path):
     toy = separable(each=8)
-    toy = Toy.of(tuple(np.tile(v, (3,) + (1,) * (v.ndim - 1)) for v in toy.parts["train"]), toy.parts["test"], toy.classes)
+    toy = Toy.of(
+        tuple(np.tile(v, (3,) + (1,) * (v.ndim - 1)) for v in toy.parts["train"]), toy.parts["test"], toy.classes
+    )
     assert outcome(case, toy, tmp_path) == pytest.approx(100)
 
 
@@ -260,7 +264,10 @@ def overlapping():
 
 def numbers(case, out):
     result, features = measure(case, overlapping(), out)
-    return {n: m.value for n, m in result.metrics.items()}, features.selection and (features.selection.chosen, features.selection.score)
+    return {n: m.value for n, m in result.metrics.items()}, features.selection and (
+        features.selection.chosen,
+        features.selection.score,
+    )
 
 
 def on_rank(rank, folder, out):

@@ -1,4 +1,5 @@
 """The contract that a method passes because it is registered: nothing here names one, except where a rule cannot hold."""
+
 import io
 import math
 
@@ -16,8 +17,10 @@ from zoo.yamlfile import load_mapping
 
 REGISTERED, TRAINED, CASES = tools.registered(), tools.trained(), tools.cases()
 # The order of the batch is part of these methods' mathematics.
-ORDER_MATTERS = {"unmix": "image i is mixed with image B-1-i",
-                 "deepercluster": "each part of a batch belongs to one super-class"}
+ORDER_MATTERS = {
+    "unmix": "image i is mixed with image B-1-i",
+    "deepercluster": "each part of a batch belongs to one super-class",
+}
 
 
 def on(names):
@@ -132,10 +135,14 @@ def test_no_two_draws_of_an_epoch_show_the_same_view(name):
     method = tools.build(settings)
     batches = tools.stream(settings, method)
     tools.begin(method, batches)
-    shown = [(int(i), view.numpy().tobytes()) for batch in batches.epoch(0) for i, view in zip(batch.index, batch.views[0], strict=True)]
+    shown = [
+        (int(i), view.numpy().tobytes())
+        for batch in batches.epoch(0)
+        for i, view in zip(batch.index, batch.views[0], strict=True)
+    ]
     assert len(set(shown)) == len(shown) == batches.steps_per_epoch * tools.BATCH
     if method.sampler(tools.IMAGES, 0, batches.context(method, 0)) is not None:
-        assert len({i for i, _ in shown}) < len(shown)          # it does draw images again
+        assert len({i for i, _ in shown}) < len(shown)  # it does draw images again
 
 
 # -- memory --------------------------------------------------------------------------------------------------------------
@@ -170,7 +177,7 @@ def test_a_run_that_is_stopped_twice_ends_with_the_bits_of_an_undisturbed_one(na
     whole = tools.fit(settings, tmp_path / "whole")
     assert whole.finished
     if name in CASES:
-        for stop in (4, 7):                        # within the first epoch, and within the second
+        for stop in (4, 7):  # within the first epoch, and within the second
             assert not tools.fit(settings, tmp_path / "parts", stop_after=stop).finished
     result = tools.fit(settings, tmp_path / "parts")
     assert result.finished and result.resumed_from == (7 if name in CASES else None)

@@ -1,4 +1,5 @@
 """Every limit that a method declares: the plan and the run refuse what is beyond it in one and the same line, or both only warn."""
+
 import math
 
 import contract_tools as tools
@@ -14,15 +15,22 @@ from zoo.settings import parse
 
 UNMIXED = [f"unmix of {base}" for base in ("swav", "mocov1", "mocov2", "simclr")]
 # What must be set for a conditional limit to hold at all, by its path, and by its place where two have one path.
-SWITCHES = {"params.queue.start_epoch": {"params.queue.length": 256}, "params.graph.neighbours": {"params.clustering": "pic"},
-            "optimizer.name": {"params.class_sgd.lr": 0.0}, "optimizer.nesterov": {"params.class_sgd.lr": 0.0, "optimizer.name": "sgd"},
-            ("params.queue", 2): {"params.symmetric": True}}
+SWITCHES = {
+    "params.queue.start_epoch": {"params.queue.length": 256},
+    "params.graph.neighbours": {"params.clustering": "pic"},
+    "optimizer.name": {"params.class_sgd.lr": 0.0},
+    "optimizer.nesterov": {"params.class_sgd.lr": 0.0, "optimizer.name": "sgd"},
+    ("params.queue", 2): {"params.symmetric": True},
+}
 
 
 def settings_of(name):
     """The digits model of a method, or of Un-Mix on a base, and the settings that make it one."""
     method, _, base = name.partition(" of ")
-    return f"{method}_digits", {} if method == "pixels" else {"backbone.options.width": 16, **({"params.base": base} if base else {})}
+    return f"{method}_digits", {} if method == "pixels" else {
+        "backbone.options.width": 16,
+        **({"params.base": base} if base else {}),
+    }
 
 
 def limits_of(name):
@@ -37,7 +45,15 @@ def facts(model, settings):
     with torch.device("meta"):
         method = methods.build(recipe, backbones.build(recipe.backbone), instances=len(source), classes=10)
     stream = launch.streamed(recipe, source, method)
-    return Run(recipe.dump(), len(source), method.backbone.dim, recipe.views.count, 1, stream.total_steps, stream.steps_per_epoch)
+    return Run(
+        recipe.dump(),
+        len(source),
+        method.backbone.dim,
+        recipe.views.count,
+        1,
+        stream.total_steps,
+        stream.steps_per_epoch,
+    )
 
 
 def beyond(limit, run):
@@ -48,11 +64,15 @@ def beyond(limit, run):
     if limit.relation == "is":
         return "adamw" if bound == "sgd" else True if bound is False else 128
     value = run.get(limit.path)
-    wrong = {"<=": bound + 1, "<": math.ceil(bound), ">=": bound - 1, ">": bound, "multiple of": bound + 1}[limit.relation]
+    wrong = {"<=": bound + 1, "<": math.ceil(bound), ">=": bound - 1, ">": bound, "multiple of": bound + 1}[
+        limit.relation
+    ]
     return [wrong] if isinstance(value, list) else wrong
 
 
-@pytest.mark.parametrize("name, number", [(name, n) for name in [*tools.registered(), *UNMIXED] for n in range(len(limits_of(name)))])
+@pytest.mark.parametrize(
+    "name, number", [(name, n) for name in [*tools.registered(), *UNMIXED] for n in range(len(limits_of(name)))]
+)
 def test_plan_and_run_agree_about_every_limit(name, number, tmp_path):
     limit, (model, settings) = limits_of(name)[number], settings_of(name)
     group = f"params.{name.partition(' of ')[2]}." if " of " in name else "params."

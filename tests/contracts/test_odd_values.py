@@ -54,5 +54,7 @@ def test_unmix_limits_the_settings_of_a_base_as_the_base_does(base):
         with open(f"{ROOT}/methods/{method}.yaml") as file:
             return yaml.safe_load(file)["params_spec"]
 
-    mixed = {name.removeprefix(f"{base}."): limits for name, limits in spec("unmix").items() if name.startswith(f"{base}.")}
+    mixed = {
+        name.removeprefix(f"{base}."): limits for name, limits in spec("unmix").items() if name.startswith(f"{base}.")
+    }
     assert mixed == spec(base)

@@ -1,4 +1,5 @@
 """Every setting of every method does what it says: another value moves a stated quantity in a stated direction."""
+
 from __future__ import annotations
 
 import math
@@ -14,7 +15,7 @@ import torch
 
 from reproduce import methods, stream
 
-Quantity = Callable[[Any, Any, Any], float]        # of a method after three steps, its next batch and the context
+Quantity = Callable[[Any, Any, Any], float]  # of a method after three steps, its next batch and the context
 UP, DOWN, OTHER = "up", "down", "other"
 
 
@@ -61,7 +62,10 @@ def imbalance(method, batch, ctx):
 
 def prototypes_moved(method, batch, ctx):
     """How far prototypes turned in three steps, from where the first of them found them."""
-    now, before = ([p.detach() for p in m.prototypes.parameters()] for m in (method, tools.warm(method.method_name, 0, **method.overrides)[0]))
+    now, before = (
+        [p.detach() for p in m.prototypes.parameters()]
+        for m in (method, tools.warm(method.method_name, 0, **method.overrides)[0])
+    )
     unit = torch.nn.functional.normalize
     return sum(float((unit(a, dim=1) - unit(b, dim=1)).norm()) for a, b in zip(now, before, strict=True))
 
@@ -104,6 +108,7 @@ def label_sum(method, batch, ctx):
 
 def clustering(name, value):
     """`value` of what the k-means (`name` in the method's file) that is called next was given and gave."""
+
     def quantity(method, batch, ctx):
         seen, module = [], type(method).__module__
         plain = getattr(__import__(module, fromlist=[name]), name)
@@ -116,10 +121,14 @@ def clustering(name, value):
         with mock.patch(f"{module}.{name}", spied):
             method.before_epoch(0, ctx)
         return seen[0]
+
     return quantity
 
 
-WIDTH, PASSES = clustering("kmeans", lambda data, _: data.shape[1]), clustering("kmeans", lambda _, found: len(found.history))
+WIDTH, PASSES = (
+    clustering("kmeans", lambda data, _: data.shape[1]),
+    clustering("kmeans", lambda _, found: len(found.history)),
+)
 WIDTH2 = clustering("hierarchy", lambda data, _: data.shape[1])
 PASSES2 = clustering("hierarchy", lambda _, found: max(len(level.history) for level in found.levels))
 
@@ -242,67 +251,142 @@ def head_outputs(method, batch, ctx):
 
 
 SIZES = {"dim": Does(96, parameters, UP), "hidden": Does(40, parameters, OTHER)}
-SWAV_QUEUE = {"queue.length": Does(64, queue_rows, UP, {"params.queue": {"length": 32, "start_epoch": 0}}),
-              "queue.start_epoch": Does(1, queue_rows, DOWN, {"params.queue": {"length": 32, "start_epoch": 0}})}
+SWAV_QUEUE = {
+    "queue.length": Does(64, queue_rows, UP, {"params.queue": {"length": 32, "start_epoch": 0}}),
+    "queue.start_epoch": Does(1, queue_rows, DOWN, {"params.queue": {"length": 32, "start_epoch": 0}}),
+}
 TRAINED_PROTOTYPES = Does(0, prototypes_moved, UP)
-CLUSTERING = {**SIZES, "head_batchnorm": Does(False, norms, DOWN), "prototypes": Does([30, 60], collapsed, DOWN),
-              "assign_crops": Does([1], banked_views, DOWN)}
+CLUSTERING = {
+    **SIZES,
+    "head_batchnorm": Does(False, norms, DOWN),
+    "prototypes": Does([30, 60], collapsed, DOWN),
+    "assign_crops": Does([1], banked_views, DOWN),
+}
 GRAPH = {"params.clustering": "pic"}
-MOCO = {**SIZES, "momentum": Does(0.5, key_distance, DOWN), "queue": Does(600, collapsed, UP), "symmetric": Does(True, queue_pointer, UP),
-        "shuffle_bn": Does(False, key_changes_with_its_company, DOWN, {"params.splits": 2}),
-        "splits": Does(2, query_depends_on_the_other_half, DOWN)}
+MOCO = {
+    **SIZES,
+    "momentum": Does(0.5, key_distance, DOWN),
+    "queue": Does(600, collapsed, UP),
+    "symmetric": Does(True, queue_pointer, UP),
+    "shuffle_bn": Does(False, key_changes_with_its_company, DOWN, {"params.splits": 2}),
+    "splits": Does(2, query_depends_on_the_other_half, DOWN),
+}
 WINDOW = {"params.window": {"size": 48, "stride": 16, "mode": "sliding"}}
 CLASSES = {"params.class_sgd": {"lr": 0.1, "momentum": 0.1, "weight_decay": 0.0}}
 # The temperature of a loss is looked at below.
 SETTINGS: dict[str, dict[str, Does]] = {
-    "swav": {**SIZES, "head_batchnorm": Does(False, norms, DOWN), "prototypes": Does(80, collapsed, UP),
-             "assignment": Does("hard", entropy, DOWN), "epsilon": Does(0.5, entropy, UP), "sinkhorn_iterations": Does(30, imbalance, DOWN),
-             "assign_crops": Does([1], lambda *a: len(targets(*a)), DOWN), "freeze_prototypes_steps": TRAINED_PROTOTYPES, **SWAV_QUEUE},
-    "deepclusterv2": {**CLUSTERING, "kmeans_iterations": Does(0, cosine_with_centre, DOWN, {"params.prototypes": [8]}), "freeze_prototypes_steps": TRAINED_PROTOTYPES},
-    "selav2": {**CLUSTERING, "freeze_prototypes_steps": TRAINED_PROTOTYPES, "assignment": Does("soft", lambda m, *_: len(m.plan), UP),
-               "epsilon": Does(5.0, label_imbalance, UP),
-               "max_iterations": Does(2, health("labelling_iterations"), DOWN), "tolerance": Does(1e-4, health("labelling_error"), DOWN),
-               "relaxation": Does(1.0, health("labelling_iterations"), UP, {"params.epsilon": 0.002, "params.max_iterations": 5000})},
-    "deepcluster": {"clusters": Does(30, collapsed, UP), "pca": Does(16, WIDTH, DOWN), "iterations": Does(1, PASSES, DOWN, {"params.clusters": 6, "params.pca": 4}),
-                    "reassign": Does(2.0, epoch_size, DOWN), "clustering": Does("pic", found_clusters, OTHER),
-                    "graph.neighbours": Does(20, found_clusters, DOWN, GRAPH), "graph.sigma": Does(2.0, label_sum, OTHER, GRAPH),
-                    "graph.alpha": Does(0.9, label_sum, OTHER, GRAPH), "graph.precision": Does("float32", label_sum, OTHER, GRAPH),
-                    "head_momentum": Does(0.9, lambda m, *_: m.param_groups()[1]["momentum"], UP)},
-    "deepercluster": {"super_classes": Does(8, lambda m, *_: m.super_head.out_features, UP),
-                      "rotations": Does(False, lambda m, *_: m.super_clusters, UP), "clusters": Does(30, collapsed, UP),
-                      "pca": Does(16, WIDTH2, DOWN), "reassignment": Does(1, assignments, UP), "iterations": Does(1, PASSES2, DOWN),
-                      "epoch_divisor": Does(4, epoch_size, DOWN)},
-    "sela": {"clusters": Does(30, collapsed, DOWN), "heads": Does(6, parameters, UP), "labelings": Does(4, lambda *a: len(events(*a)), DOWN),
-             "spacing": Does("linear", lambda *a: sum(events(*a)), UP), "lam": Does(0.5, label_imbalance, UP, {"params.clusters": 20}),
-             "tolerance": Does(1e-4, health("labeling_error"), DOWN), "max_iterations": Does(3, health("labeling_iterations"), DOWN),
-             "relaxation": Does(1.0, health("labeling_iterations"), UP, {"params.lam": 500.0, "params.tolerance": 1e-4}),
-             "heads_per_labeling": Does("one", heads_renewed, DOWN), "label_view": Does("plain", plain_extractions, UP)},
-    "simclr": {**SIZES, "gather": Does("detached", lambda m, b, c: m.detached, UP),     # the gradient: test_slow_losses
-               "encode": Does("together", views_share_statistics, UP, {"params.encode": "apart"})},
+    "swav": {
+        **SIZES,
+        "head_batchnorm": Does(False, norms, DOWN),
+        "prototypes": Does(80, collapsed, UP),
+        "assignment": Does("hard", entropy, DOWN),
+        "epsilon": Does(0.5, entropy, UP),
+        "sinkhorn_iterations": Does(30, imbalance, DOWN),
+        "assign_crops": Does([1], lambda *a: len(targets(*a)), DOWN),
+        "freeze_prototypes_steps": TRAINED_PROTOTYPES,
+        **SWAV_QUEUE,
+    },
+    "deepclusterv2": {
+        **CLUSTERING,
+        "kmeans_iterations": Does(0, cosine_with_centre, DOWN, {"params.prototypes": [8]}),
+        "freeze_prototypes_steps": TRAINED_PROTOTYPES,
+    },
+    "selav2": {
+        **CLUSTERING,
+        "freeze_prototypes_steps": TRAINED_PROTOTYPES,
+        "assignment": Does("soft", lambda m, *_: len(m.plan), UP),
+        "epsilon": Does(5.0, label_imbalance, UP),
+        "max_iterations": Does(2, health("labelling_iterations"), DOWN),
+        "tolerance": Does(1e-4, health("labelling_error"), DOWN),
+        "relaxation": Does(
+            1.0, health("labelling_iterations"), UP, {"params.epsilon": 0.002, "params.max_iterations": 5000}
+        ),
+    },
+    "deepcluster": {
+        "clusters": Does(30, collapsed, UP),
+        "pca": Does(16, WIDTH, DOWN),
+        "iterations": Does(1, PASSES, DOWN, {"params.clusters": 6, "params.pca": 4}),
+        "reassign": Does(2.0, epoch_size, DOWN),
+        "clustering": Does("pic", found_clusters, OTHER),
+        "graph.neighbours": Does(20, found_clusters, DOWN, GRAPH),
+        "graph.sigma": Does(2.0, label_sum, OTHER, GRAPH),
+        "graph.alpha": Does(0.9, label_sum, OTHER, GRAPH),
+        "graph.precision": Does("float32", label_sum, OTHER, GRAPH),
+        "head_momentum": Does(0.9, lambda m, *_: m.param_groups()[1]["momentum"], UP),
+    },
+    "deepercluster": {
+        "super_classes": Does(8, lambda m, *_: m.super_head.out_features, UP),
+        "rotations": Does(False, lambda m, *_: m.super_clusters, UP),
+        "clusters": Does(30, collapsed, UP),
+        "pca": Does(16, WIDTH2, DOWN),
+        "reassignment": Does(1, assignments, UP),
+        "iterations": Does(1, PASSES2, DOWN),
+        "epoch_divisor": Does(4, epoch_size, DOWN),
+    },
+    "sela": {
+        "clusters": Does(30, collapsed, DOWN),
+        "heads": Does(6, parameters, UP),
+        "labelings": Does(4, lambda *a: len(events(*a)), DOWN),
+        "spacing": Does("linear", lambda *a: sum(events(*a)), UP),
+        "lam": Does(0.5, label_imbalance, UP, {"params.clusters": 20}),
+        "tolerance": Does(1e-4, health("labeling_error"), DOWN),
+        "max_iterations": Does(3, health("labeling_iterations"), DOWN),
+        "relaxation": Does(1.0, health("labeling_iterations"), UP, {"params.lam": 500.0, "params.tolerance": 1e-4}),
+        "heads_per_labeling": Does("one", heads_renewed, DOWN),
+        "label_view": Does("plain", plain_extractions, UP),
+    },
+    "simclr": {
+        **SIZES,
+        "gather": Does("detached", lambda m, b, c: m.detached, UP),  # the gradient: test_slow_losses
+        "encode": Does("together", views_share_statistics, UP, {"params.encode": "apart"}),
+    },
     "mocov1": MOCO | {"hidden": Does(40, parameters, UP)},
     "mocov2": MOCO,
-    "instdisc": {**SIZES, "momentum": Does(0.95, memory_moved, DOWN), "negatives": Does(700, collapsed, UP),
-                 "memory_init": Does("columns", row_lengths_off_one, UP)},
-    "pic": {**SIZES, "window.size": Does(24, images_of_an_epoch, UP, WINDOW), "window.stride": Does(1, images_of_an_epoch, DOWN, WINDOW),
-            "window.mode": Does("subset", images_of_an_epoch, OTHER, WINDOW), "negatives": Does(24, classes_in_softmax, DOWN),
-            "correction": Does(False, rows_moved, DOWN, {"params.negatives": 24, "params.class_sgd.weight_decay": 0.1}),
-            "class_sgd.lr": Does(1.0, way_of_rows, UP, CLASSES), "class_sgd.momentum": Does(0.9, way_of_rows, UP, CLASSES),
-            "class_sgd.weight_decay": Does(1.0, length_of_rows, DOWN, CLASSES)},
-    "pseudolabel": {"labels": Does("kmeans:10", found_clusters, DOWN), "rotations": Does(True, collapsed, UP),
-                    "columns": Does([0], collapsed, OTHER)},                               # see test_pseudolabel
+    "instdisc": {
+        **SIZES,
+        "momentum": Does(0.95, memory_moved, DOWN),
+        "negatives": Does(700, collapsed, UP),
+        "memory_init": Does("columns", row_lengths_off_one, UP),
+    },
+    "pic": {
+        **SIZES,
+        "window.size": Does(24, images_of_an_epoch, UP, WINDOW),
+        "window.stride": Does(1, images_of_an_epoch, DOWN, WINDOW),
+        "window.mode": Does("subset", images_of_an_epoch, OTHER, WINDOW),
+        "negatives": Does(24, classes_in_softmax, DOWN),
+        "correction": Does(False, rows_moved, DOWN, {"params.negatives": 24, "params.class_sgd.weight_decay": 0.1}),
+        "class_sgd.lr": Does(1.0, way_of_rows, UP, CLASSES),
+        "class_sgd.momentum": Does(0.9, way_of_rows, UP, CLASSES),
+        "class_sgd.weight_decay": Does(1.0, length_of_rows, DOWN, CLASSES),
+    },
+    "pseudolabel": {
+        "labels": Does("kmeans:10", found_clusters, DOWN),
+        "rotations": Does(True, collapsed, UP),
+        "columns": Does([0], collapsed, OTHER),
+    },  # see test_pseudolabel
     "rotnet": {"angles": Does(2, head_outputs, DOWN)},
     "simsiam": {"dim": Does(200, parameters, UP), "hidden": Does(96, parameters, UP)},
     "supervised": {},
-    "unmix": {"base": Does("mocov1", has_momentum, UP, {"params.mocov1": {"queue": 64}}),
-              "probability": Does(0.9, whole_mixtures, UP), "beta": Does(8.0, spread_of_lam, DOWN),
-              "pairing": Does("reversed", first_partner, UP),
-              "form": Does("released", lambda m, *_: m.released, UP, {"params.base": "swav", "params.swav": {"prototypes": 20, "hidden": 0}})},
+    "unmix": {
+        "base": Does("mocov1", has_momentum, UP, {"params.mocov1": {"queue": 64}}),
+        "probability": Does(0.9, whole_mixtures, UP),
+        "beta": Does(8.0, spread_of_lam, DOWN),
+        "pairing": Does("reversed", first_partner, UP),
+        "form": Does(
+            "released",
+            lambda m, *_: m.released,
+            UP,
+            {"params.base": "swav", "params.swav": {"prototypes": 20, "hidden": 0}},
+        ),
+    },
 }
 
 
 def names(params: Mapping[str, Any], before: str = "") -> set[str]:
     inner = {name: value for name, value in params.items() if isinstance(value, Mapping)}
-    return {before + name for name in params if name not in inner}.union(*(names(v, f"{before}{k}.") for k, v in inner.items()))
+    return {before + name for name in params if name not in inner}.union(
+        *(names(v, f"{before}{k}.") for k, v in inner.items())
+    )
 
 
 def test_every_setting_of_every_method_is_listed():
@@ -311,7 +395,9 @@ def test_every_setting_of_every_method_is_listed():
         assert there - {"temperature"} == set(SETTINGS[name]), name
 
 
-LISTED = [(name, key) for name, effects in SETTINGS.items() for key in effects if (name, key) != ("pseudolabel", "columns")]
+LISTED = [
+    (name, key) for name, effects in SETTINGS.items() for key in effects if (name, key) != ("pseudolabel", "columns")
+]
 
 
 @pytest.mark.parametrize(("name", "key"), LISTED, ids=lambda word: word)
@@ -327,7 +413,9 @@ def test_another_value_moves_its_quantity(name, key):
     assert {UP: after > before, DOWN: after < before, OTHER: after != before}[effect.way], found
 
 
-@pytest.mark.parametrize("name", [name for name in tools.trained() if "temperature" in methods.parameters(methods.find(name))])
+@pytest.mark.parametrize(
+    "name", [name for name in tools.trained() if "temperature" in methods.parameters(methods.find(name))]
+)
 def test_at_a_high_temperature_nothing_is_told_apart(name):
     """The loss is ln of the number of candidates then, and is not at the recipe's own."""
     found = []

@@ -1,11 +1,12 @@
 """Every method's loss equals a slow and obvious version of itself, in value and in every gradient."""
+
 import contract_tools as tools
 import pytest
 import torch
 from slow_losses import APART, LOSSES
 
 CASES = tools.cases()
-STEPS = 3                # warm-up: queues fill, momentum encoders and heads drift apart
+STEPS = 3  # warm-up: queues fill, momentum encoders and heads drift apart
 
 
 def test_every_method_that_trains_has_a_slow_loss():
@@ -42,7 +43,9 @@ def test_the_loss_and_its_gradients_equal_their_equation_in_loops(name):
         method, batch = warm(name)
         loss = LOSSES[name](method, batch, STEPS) if slow else method.loss(batch, STEPS)[0]
         loss.backward()
-        found = {key: p.grad for key, p in method.named_parameters()} | {f"view {v}": view.grad for v, view in enumerate(batch.views)}
+        found = {key: p.grad for key, p in method.named_parameters()} | {
+            f"view {v}": view.grad for v, view in enumerate(batch.views)
+        }
         apart = APART.get(tools.VARIANTS.get(name, (name,))[0])
         values.append(loss.item())
         gradients.append(found | ({"apart": apart(method)} if apart else {}))
@@ -56,8 +59,12 @@ def test_the_loss_and_its_gradients_equal_their_equation_in_loops(name):
 
 
 # These compare cosines; in the others the last layer itself runs in half precision.
-COSINES = [name for name in CASES if tools.VARIANTS.get(name, (name,))[0] in
-           ("swav", "deepclusterv2", "selav2", "simclr", "mocov1", "mocov2", "instdisc", "pic", "simsiam", "unmix")]
+COSINES = [
+    name
+    for name in CASES
+    if tools.VARIANTS.get(name, (name,))[0]
+    in ("swav", "deepclusterv2", "selav2", "simclr", "mocov1", "mocov2", "instdisc", "pic", "simsiam", "unmix")
+]
 
 
 @pytest.mark.parametrize("name", COSINES)

@@ -3,6 +3,7 @@
 A step is what the loop runs between two batches: before_step, loss, backward, after_backward, the optimiser. Parameters, memories
 and views are on the device; the positions of images and the tables of labels are in main memory.
 """
+
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -18,7 +19,15 @@ from engine.maths import rows as maths_rows
 from engine.maths import sela, sinkhorn
 from engine.maths.rows import Rows
 
-WAITS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal", "aten::item"}
+WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::equal",
+    "aten::item",
+}
 
 
 class Watched(TorchDispatchMode):
@@ -37,10 +46,20 @@ class Watched(TorchDispatchMode):
         there = [t for t in tensors if t.device.type == self.device]
         name = function._schema.name
         inside = torch.device((kwargs or {}).get("device") or "cpu").type == self.device
-        waiting = name == "aten::_to_copy" and inside and not there and tensors[0].numel() and not (kwargs or {}).get("non_blocking")
+        waiting = (
+            name == "aten::_to_copy"
+            and inside
+            and not there
+            and tensors[0].numel()
+            and not (kwargs or {}).get("non_blocking")
+        )
         elsewhere = there and name.startswith("aten::index") and any(t.device.type != self.device for t in tensors)
         masked = name.startswith("aten::index") and any(t.dtype == torch.bool for t in there if t is not args[0])
-        leaves = name == "aten::_to_copy" and there and (kwargs or {}).get("device", torch.device(self.device)).type != self.device
+        leaves = (
+            name == "aten::_to_copy"
+            and there
+            and (kwargs or {}).get("device", torch.device(self.device)).type != self.device
+        )
         if waiting or elsewhere or (there and (name in WAITS or masked or leaves)):
             self.waits.append(name)
         if not function.is_view and name != "aten::squeeze_":
@@ -74,24 +93,32 @@ def test_a_step_reads_nothing_back_from_the_device(name):
     method.before_epoch(0, ctx)
     method.before_step(0, ctx)
     first, second = list(batches.epoch(0))[:2]
-    method.loss(first, 0)[0].backward()                             # memories and queues come into being
+    method.loss(first, 0)[0].backward()  # memories and queues come into being
     method.after_backward(0)
     method.zero_grad(set_to_none=True)
     there = method.to("meta")
-    for owner in there.modules():                                   # what methods keep on the device beside parameters and buffers
+    for owner in there.modules():  # what methods keep on the device beside parameters and buffers
         for key, value in list(vars(owner).items()):
             if isinstance(value, torch.Tensor) and key not in ("labels", "recent"):
                 setattr(owner, key, value.to("meta"))
     if hasattr(there, "_events"):
-        there._events = [0]                                         # a step between two labellings, which are work on all images
-    batch = Batch(second.index, [view.to("meta") for view in second.views], None if second.labels is None else second.labels.to("meta"), 0)
+        there._events = [0]  # a step between two labellings, which are work on all images
+    batch = Batch(
+        second.index,
+        [view.to("meta") for view in second.views],
+        None if second.labels is None else second.labels.to("meta"),
+        0,
+    )
     with Watched() as watched:
         loss, logs = step(there, recipe, batch, ctx)
     assert loss.device.type == "meta" and not watched.waits, watched.waits
     assert not any(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in logs.values())
 
 
-@pytest.mark.parametrize("harmful", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: x.cpu(), lambda x: bool(x.any())])
+@pytest.mark.parametrize(
+    "harmful",
+    [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: x.cpu(), lambda x: bool(x.any())],
+)
 def test_the_count_notices_what_waits(harmful):
     """The same operations on a CPU's tensors, which do not fail, are counted."""
     with Watched("cpu") as watched:

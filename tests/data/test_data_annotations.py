@@ -79,7 +79,9 @@ def test_an_image_of_the_voc_segmentation_list_alone_has_no_class_that_counts(tm
         path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if not line.startswith("000002")))
     source = data.open_source("voc2007_segmentation", "train", tmp_path)
     rows = dict(zip(source.image_ids, source.targets.tolist(), strict=True))
-    assert set(rows["000002"]) == {255} and all(255 not in set(row) or 1 in row for name, row in rows.items() if name != "000002")
+    assert set(rows["000002"]) == {255} and all(
+        255 not in set(row) or 1 in row for name, row in rows.items() if name != "000002"
+    )
 
 
 def test_voc_annotations_are_part_of_the_fingerprint(tmp_path):
@@ -87,7 +89,9 @@ def test_voc_annotations_are_part_of_the_fingerprint(tmp_path):
         build_voc2007(tmp_path / name)
     path = tmp_path / "two/VOCdevkit/VOC2007/ImageSets/Main/cat_train.txt"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0].split()[0] + ("  1" if lines[0].split()[1] == "-1" else " -1"), *lines[1:]]) + "\n")
+    path.write_text(
+        "\n".join([lines[0].split()[0] + ("  1" if lines[0].split()[1] == "-1" else " -1"), *lines[1:]]) + "\n"
+    )
     one, two = (data.open_source("voc2007", "train", tmp_path / name) for name in ("one", "two"))
     assert one.fingerprint != two.fingerprint and one.identity != two.identity
 
@@ -117,7 +121,9 @@ def test_voc_colours_follow_the_classes_when_they_are_numbered_anew(tmp_path):
     turned = source.renumbered(source.classes[::-1], np.arange(20)[::-1]).subset([2, 0])
     assert {20 - int(k) for k in np.unique(turned.segmentation(1)) if 0 < k < 255} == {0, 1}
     for i, k in ((1, 0), (0, 2)):
-        assert {turned.classes[c] for c in turned.objects(i).classes} == {source.classes[c] for c in source.objects(k).classes}
+        assert {turned.classes[c] for c in turned.objects(i).classes} == {
+            source.classes[c] for c in source.objects(k).classes
+        }
         assert turned.targets[i].tolist() == source.targets[k][::-1].tolist()
 
 

@@ -41,7 +41,11 @@ def test_a_name_without_images_counts_for_nothing():
         (numbered(2), named("ab"), "class 'a' of val"),
         (named("aba"), named("ab"), "train has several classes called 'a'"),
         (named("ab"), named(["a", "a"]), "val has several classes called 'a'"),
-        (named(["0", "1", "10", "2"]), numbered(4, [1, 1, 1, 0]), "numbers only: is its 1 the class '1' or the second one"),
+        (
+            named(["0", "1", "10", "2"]),
+            numbered(4, [1, 1, 1, 0]),
+            "numbers only: is its 1 the class '1' or the second one",
+        ),
     ],
 )
 def test_what_cannot_be_joined_is_an_error(train, part, told):
@@ -51,7 +55,9 @@ def test_what_cannot_be_joined_is_an_error(train, part, told):
 
 def test_numbers_without_names_are_the_training_parts_numbers():
     found, notes = numbers(named("abc"), numbered(3))
-    assert found.tolist() == [0, 1, 2] and notes == ["the part gives its classes by number only; its numbers are taken as those of train"]
+    assert found.tolist() == [0, 1, 2] and notes == [
+        "the part gives its classes by number only; its numbers are taken as those of train"
+    ]
     assert numbers(named(["0", "1", "2"]), numbered(3))[1] == []
     assert numbers(numbered(3), named(["0", "2"]))[0].tolist() == [0, 2]
     assert numbers(numbered(3), numbered(2))[0].tolist() == [0, 1]

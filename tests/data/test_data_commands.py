@@ -110,7 +110,10 @@ def test_check_compares_the_classes_of_the_parts(run, tmp_path):
     shutil.rmtree(root / "val/ant")
     status, out, _ = run("check", root)
     assert status == 0 and "note: val: 1 of 3 classes has images in train and none in val: 'ant'" in out
-    assert "val: numbers its classes otherwise than train ('bee' is 0 here and 1 there): evaluations join them by name" in out
+    assert (
+        "val: numbers its classes otherwise than train ('bee' is 0 here and 1 there): evaluations join them by name"
+        in out
+    )
     (root / "val/bee").rename(root / "val/Bee")
     status, out, _ = run("check", root)
     assert status == 1 and "problem: val: class 'Bee' of val has no images in train; did you mean 'bee'" in out

@@ -72,7 +72,17 @@ def tiff_of_12_bits(values):
     """A TIFF whose samples have 12 bits, two in three bytes."""
     a, b = values[::2], values[1::2]
     strip = b"".join(bytes([x >> 4, (x & 15) << 4 | y >> 8, y & 255]) for x, y in zip(a, b, strict=True))
-    tags = [(256, 4, len(values)), (257, 4, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 4, 1), (279, 4, len(strip))]
+    tags = [
+        (256, 4, len(values)),
+        (257, 4, 1),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, 1),
+        (279, 4, len(strip)),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
 
@@ -130,7 +140,11 @@ def test_every_road_scales_deep_gray_alike(tmp_path):
     from evaluations.inputs import datasets
     from zoo.data.archive_sets import write_shards
 
-    for name, content in {"ant": STATED["16-bit png"], "bee": STATED["12-bit tiff"], "cat": STATED["12-bit pgm"]}.items():
+    for name, content in {
+        "ant": STATED["16-bit png"],
+        "bee": STATED["12-bit tiff"],
+        "cat": STATED["12-bit pgm"],
+    }.items():
         place = tmp_path / "set/train" / name
         place.mkdir(parents=True)
         (place / f"0.{content[1]}").write_bytes(content[0])
@@ -139,10 +153,14 @@ def test_every_road_scales_deep_gray_alike(tmp_path):
     write_shards(folder, tmp_path / "tar", "train")
     opened = [folder, train(tmp_path / "zip"), train(tmp_path / "tar"), train(tmp_path / "zip", cache="full")]
     for source in opened:
-        assert [source.pixels(i)[0, :, 0].tolist() for i in range(3)] == [STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")]
+        assert [source.pixels(i)[0, :, 0].tolist() for i in range(3)] == [
+            STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")
+        ]
     items = datasets._torchvision("torchvision:ImageFolder", "train", str(tmp_path / "set/train"), False)
     assert isinstance(items._items, ImageFolder)
-    assert [items.pixels(i)[0, :, 0].tolist() for i in range(3)] == [STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")]
+    assert [items.pixels(i)[0, :, 0].tolist() for i in range(3)] == [
+        STATED[k][2] for k in ("16-bit png", "12-bit tiff", "12-bit pgm")
+    ]
 
 
 def test_names_beyond_ascii_and_beyond_utf8_are_read(tmp_path):
@@ -275,7 +293,9 @@ def test_missing_and_unreadable_images_count_against_the_limit_together(monkeypa
     spec = data.describe("folder").model_copy(update={"splits": {"train": complete}})
     monkeypatch.setattr(specs, "load", lambda *_: {"folder": spec})
     next((root / "train/ant").iterdir()).write_bytes(b"no image")
-    with pytest.raises(UserError, match="1 of 13 images are missing and 1 of 12 images cannot be read.*more than max_bad=1"):
+    with pytest.raises(
+        UserError, match="1 of 13 images are missing and 1 of 12 images cannot be read.*more than max_bad=1"
+    ):
         train(root, max_bad=1)
     assert len(train(root, max_bad=2)) == 11
 

@@ -110,7 +110,13 @@ def test_a_class_may_have_the_name_of_a_part_in_it(tmp_path):
 
 
 def test_usual_names_mean_one_part_each():
-    assert [parts.known(n) for n in ("Validation", "EVAL", "Training", "trainval", "train2017")] == ["val", "test", "train", None, None]
+    assert [parts.known(n) for n in ("Validation", "EVAL", "Training", "trainval", "train2017")] == [
+        "val",
+        "test",
+        "train",
+        None,
+        None,
+    ]
     assert parts.spelled("train2017", ["train", "train2017"], ".") == "train2017"
 
 

@@ -71,7 +71,9 @@ def voc_out(root):
 
 def places_out(root):
     build_places(root)
-    edited(root / "trainvalsplit_places205/train_places205.csv", "a/abbey/gsun_0.jpg", "../../../../../../../outside.jpg")
+    edited(
+        root / "trainvalsplit_places205/train_places205.csv", "a/abbey/gsun_0.jpg", "../../../../../../../outside.jpg"
+    )
     return "places205"
 
 
@@ -119,13 +121,18 @@ def test_validation_images_never_leave_their_folder(tmp_path, kind, name, capsys
     path = picture(root / "val/ILSVRC2012_val_00000001.jpg", 0)
     path.rename(path.with_suffix(".JPEG"))
     if kind == "csv":
-        (root / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\nILSVRC2012_val_00000001,{name} 1 1 2 2\n")
+        (root / "LOC_val_solution.csv").write_text(
+            f"ImageId,PredictionString\nILSVRC2012_val_00000001,{name} 1 1 2 2\n"
+        )
     elif kind == "kit":
         from scipy.io import savemat
 
         kit = root / "ILSVRC2012_devkit_t12/data"
         kit.mkdir(parents=True)
-        savemat(kit / "meta.mat", {"synsets": np.array([(1, name), (2, "n1")], dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])})
+        savemat(
+            kit / "meta.mat",
+            {"synsets": np.array([(1, name), (2, "n1")], dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O")])},
+        )
         (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n")
     else:
         (root / "train/n1").mkdir(parents=True)
@@ -173,7 +180,9 @@ def test_a_zip_that_states_far_more_than_it_stores_is_refused_when_it_is_listed(
     assert archive.stat().st_size < 2**18
 
     def read():
-        with pytest.raises(UserError, match=r"train.zip@/a/0.png: \d+,\d+ bytes that unpack to 209,715,200, which no image does"):
+        with pytest.raises(
+            UserError, match=r"train.zip@/a/0.png: \d+,\d+ bytes that unpack to 209,715,200, which no image does"
+        ):
             zip_members(archive)
 
     assert peak(read) < 4 * 2**20
@@ -190,7 +199,9 @@ def test_a_zip_that_unpacks_to_more_than_it_states_stops_there(tmp_path, stated)
     source = data.open_source("folder", "train", tmp_path)
 
     def read():
-        with pytest.raises(data.ImageError, match=rf"{archive.name}@/a/0.png: unpacks to more than the {stated:,} bytes"):
+        with pytest.raises(
+            data.ImageError, match=rf"{archive.name}@/a/0.png: unpacks to more than the {stated:,} bytes"
+        ):
             source.raw(0)
 
     assert peak(read) < 8 * 2**20
@@ -208,7 +219,9 @@ def test_a_stored_member_beyond_the_end_is_refused_before_memory_is_taken_for_it
 
 
 def test_an_index_that_reaches_beyond_its_shard_is_refused(tmp_path):
-    write_shards(data.open_source("folder", "train", folders(tmp_path / "loose", parts=("train",))), tmp_path / "tar", "train")
+    write_shards(
+        data.open_source("folder", "train", folders(tmp_path / "loose", parts=("train",))), tmp_path / "tar", "train"
+    )
     lines = (tmp_path / "tar/train.index.tsv").read_text().splitlines()
     lines[3] = "\t".join([*lines[3].split("\t")[:4], str(2**40)])
     (tmp_path / "tar/train.index.tsv").write_text("\n".join(lines))
@@ -357,7 +370,16 @@ def test_packing_writes_into_the_folder_that_was_named(tmp_path, capsys):
     root = folders(tmp_path / "set", parts=("train",))
     (tmp_path / "few.txt").write_text("ant/ant_0.jpg\nbee/bee_0.jpg\n")
     for command, written in (("pack", "train.zip"), ("shard", "train.index.tsv")):
-        words = ["data", command, "folder", str(root), "--to", str(tmp_path / command), "--split", f"train@{tmp_path}/few.txt"]
+        words = [
+            "data",
+            command,
+            "folder",
+            str(root),
+            "--to",
+            str(tmp_path / command),
+            "--split",
+            f"train@{tmp_path}/few.txt",
+        ]
         assert guard(lambda words=words: main(words)) == 0, capsys.readouterr().err
         assert (tmp_path / command / written).is_file()
         assert len(data.open_source("folder", "train", tmp_path / command)) == 2

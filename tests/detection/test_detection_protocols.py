@@ -172,7 +172,9 @@ def test_regions_of_selective_search_are_those_of_the_image(world):
 def test_fast_rcnn_goes_without_selective_search(world, tmp_path):
     home, models = world
     given = {**cheap(protocol.load("voc07_detection_all")), "data": str(home / "voc2007"), "head.proposals": "rpn"}
-    found = records.read(measure.evaluate("voc07_detection_all", str(models["vgg"]), given, out=str(tmp_path), quiet=True))
+    found = records.read(
+        measure.evaluate("voc07_detection_all", str(models["vgg"]), given, out=str(tmp_path), quiet=True)
+    )
     assert "map" in found.metrics
     with pytest.raises(UserError, match="head.freeze says nothing of resnet18"):
         measure.evaluate("voc07_detection_all", str(models["resnet"]), given, out=str(tmp_path), quiet=True)

@@ -177,7 +177,9 @@ def test_killed_three_times_it_ends_with_the_same_bits(name, world, tmp_path):
 def in_a_process(rank, name, world, out):
     found = evaluate(name, world, out) if dist.is_main() else None
     if found is None:
-        measure.evaluate(name, str(world[1]), {**CASES[name], "data": str(world[0]), **CHECKED}, out=str(out), quiet=True)
+        measure.evaluate(
+            name, str(world[1]), {**CASES[name], "data": str(world[0]), **CHECKED}, out=str(out), quiet=True
+        )
     return None if found is None else {k: m.value for k, m in found.metrics.items()}
 
 

@@ -105,7 +105,9 @@ def small(name, **options):
     ("name", "protocol", "classes"), [("voc_c4", "detect_voc0712_c4", 20), ("coco_c4_mask", "detect_coco_c4_1x", 80)]
 )
 def test_c4_has_detectron2s_parameters(name, protocol, classes):
-    wanted = load("detection/detectron2_c4_parameters.json").checked(name, "its numbers are compared below, and its names")
+    wanted = load("detection/detectron2_c4_parameters.json").checked(
+        name, "its numbers are compared below, and its names"
+    )
     with torch.device("meta"):
         net = rcnn.build(backbones.build("resnet50"), classes, head(protocol, **{"head.extra_norm": True}), None)
     # torchvision predicts a box and a mask for the background too

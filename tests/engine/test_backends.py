@@ -25,7 +25,11 @@ def as_before(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     benchmark, convolution, product, deterministic = told()
     yield
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = benchmark, convolution, product
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = (
+        benchmark,
+        convolution,
+        product,
+    )
     torch.use_deterministic_algorithms(deterministic)
 
 

@@ -73,7 +73,12 @@ def test_the_content_is_on_the_disk_before_the_name_moves(saved, monkeypatch):
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, name=name, original=original: (calls.append(name), original(*a))[1])
     checkpoint.save(saved, {"step": 4})
-    assert calls == ["fsync", "replace", "replace", "fsync"]  # the old file takes its second name, then the new one its first
+    assert calls == [
+        "fsync",
+        "replace",
+        "replace",
+        "fsync",
+    ]  # the old file takes its second name, then the new one its first
 
 
 def test_equal_tensors_make_equal_files(tmp_path):

@@ -95,8 +95,12 @@ def test_the_loss_is_read_a_step_late_and_told_of_its_own_step(tmp_path, monkeyp
     toys.run(tmp_path, Counts(reset_every=0), options=replace(toys.QUIET, log_interval=4, checkpoint_interval=6))
     assert [step for step, _ in reads] == list(range(20))
     late = {step for step, done in reads if done == step + 2}
-    assert late == {step for step in range(20) if (step + 1) % 4 and (step + 1) % 6 and (step + 1) % 5}  # 5 steps an epoch
-    assert [(line["step"], line["loss"]) for line in log_of(tmp_path) if "loss" in line] == [(s, s - 1) for s in (4, 8, 12, 16, 20)]
+    assert late == {
+        step for step in range(20) if (step + 1) % 4 and (step + 1) % 6 and (step + 1) % 5
+    }  # 5 steps an epoch
+    assert [(line["step"], line["loss"]) for line in log_of(tmp_path) if "loss" in line] == [
+        (s, s - 1) for s in (4, 8, 12, 16, 20)
+    ]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

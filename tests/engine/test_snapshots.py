@@ -54,7 +54,9 @@ def test_a_run_that_was_interrupted_keeps_the_same_files(tmp_path, stop):
     toys.run(tmp_path / "parts", options=replace(options, stop_after=stop))
     toys.run(tmp_path / "parts", options=options)
     for epoch in (1, 2, 3, 4):
-        whole, parts = ((tmp_path / name / "epochs" / str(epoch) / "weights.pth").read_bytes() for name in ("whole", "parts"))
+        whole, parts = (
+            (tmp_path / name / "epochs" / str(epoch) / "weights.pth").read_bytes() for name in ("whole", "parts")
+        )
         assert whole == parts
 
 
@@ -82,7 +84,9 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_goes_on_to_the_same_
     result, _ = toys.run(folder)
     assert result.resumed_from == before and result.finished
     said = capsys.readouterr().err
-    assert f"going on from the checkpoint before it, of step {before}" in said and "checkpoint.pt cannot be read" in said
+    assert (
+        f"going on from the checkpoint before it, of step {before}" in said and "checkpoint.pt cannot be read" in said
+    )
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert any(event.get("event") == "fallback" and "cannot be read" in event["message"] for event in events)
     assert (folder / "weights.pth").read_bytes() == (tmp_path / "whole" / "weights.pth").read_bytes()

@@ -64,7 +64,10 @@ def test_each_step_uses_its_own_rate_and_its_own_gradient(tmp_path):
 
 
 def test_each_step_and_each_process_draws_random_numbers_of_its_own(tmp_path):
-    drawn = [toys.run(tmp_path / str(rank), Slope(), toys.Stream(), optimizer=PLAIN, world=World(rank, 1))[1].drawn for rank in (0, 1)]
+    drawn = [
+        toys.run(tmp_path / str(rank), Slope(), toys.Stream(), optimizer=PLAIN, world=World(rank, 1))[1].drawn
+        for rank in (0, 1)
+    ]
     assert len({*drawn[0], *drawn[1]}) == 40
 
 

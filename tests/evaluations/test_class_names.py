@@ -188,7 +188,10 @@ def test_several_labels_per_image_are_joined_by_name_too(out, tmp_path, write, d
         row = np.asarray(Image.open(BytesIO(opened.raw(i))))[::2].mean(1).argmax()
         assert shown == {"abcd"[row]}
     if dataset == "coco":
-        of_file = {c["name"]: c["id"] for c in json.loads((tmp_path / "annotations/instances_test.json").read_text())["categories"]}
+        of_file = {
+            c["name"]: c["id"]
+            for c in json.loads((tmp_path / "annotations/instances_test.json").read_text())["categories"]
+        }
         assert [of_file.get(name, -1) for name in opened.classes] == opened.category_ids.tolist()
         assert {opened.classes[k] for i in range(len(opened)) for k in opened.objects(i).classes} == set(test)
         few = opened.subset([len(opened) - 1])
@@ -224,7 +227,9 @@ def test_a_class_that_only_the_training_part_has_is_told_once(out, tmp_path, cap
     datasets._say.cache_clear()
     top1(out, tmp_path, "knn_folder", grid__k=[1])
     told = [line for line in capfd.readouterr().err.splitlines() if "none in test" in line]
-    assert told == ["folder: 2 of 4 classes have images in train and none in test: 'a', 'c'; scores are over the others"]
+    assert told == [
+        "folder: 2 of 4 classes have images in train and none in test: 'a', 'c'; scores are over the others"
+    ]
 
 
 def test_parts_that_agree_keep_the_key_of_their_records(out, tmp_path):
@@ -268,7 +273,9 @@ def test_a_torchvision_set_is_joined_by_its_classes(out, monkeypatch):
     found = records.read(measure.evaluate("knn_folder", "pixels_digits", given, out=str(out), quiet=True))
     datasets._torchvision.cache_clear()
     assert found.metrics["top1"].value == 100 and found.metrics["top1"].n == 2 * EACH
-    test = datasets.joined(protocol("knn_folder"), lambda split: datasets._torchvision("torchvision:FakeData", split, None, False))("test")
+    test = datasets.joined(
+        protocol("knn_folder"), lambda split: datasets._torchvision("torchvision:FakeData", split, None, False)
+    )("test")
     assert test.labels.tolist() == [2] * EACH + [0] * EACH and test.subset([0, 20]).labels.tolist() == [2, 0]
     assert np.array_equal(test.subset([20]).pixels(0), test.pixels(20))
     datasets._torchvision.cache_clear()

@@ -36,9 +36,7 @@ def golden_sized(model: str) -> backbones.Backbone:
     with torch.device("meta"):
         net = backbones.build(backbones.variants(zoo.entry(model).backbone)[0])
     net.stem, net.map_shape, net.dim = Stem("rgb"), (4, 2, 2), 8
-    net.features = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
-    )
+    net.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
     net.classifier = nn.Sequential(nn.Linear(16, 8))
     return net
 
@@ -116,7 +114,13 @@ def test_every_classifier_takes_fc7_after_its_relu_and_everything_else_the_netwo
     monkeypatch.setattr(backbones, "build", lambda spec: small)
     hub = zoo.load(model, pretrained=False, num_classes=3)  # what the entry points of hubconf.py call
     hub.backbone.load_state_dict(net.state_dict())
-    layers = {Tuned(net, 3): "pred_layer", tuned: "pred_layer", heads.Classifier(net, 3): "fc", hub: "fc", full: "heads.clusters"}
+    layers = {
+        Tuned(net, 3): "pred_layer",
+        tuned: "pred_layer",
+        heads.Classifier(net, 3): "fc",
+        hub: "fc",
+        full: "heads.clusters",
+    }
     for module, name in layers.items():
         seen = inputs_of(module.get_submodule(name))
         with torch.no_grad():
@@ -143,7 +147,8 @@ def test_a_protocol_reads_the_classifier_input_exactly_when_it_trains_classifier
         return
     compares = wanted.kind in ("knn", "clustering", "quality")
     before, after = (
-        layers_of(wanted, models.Model(m, m, None, zoo.entry(m))) for m in ("deepercluster_vgg16_yfcc", "sela_alexnet_1k")
+        layers_of(wanted, models.Model(m, m, None, zoo.entry(m)))
+        for m in ("deepercluster_vgg16_yfcc", "sela_alexnet_1k")
     )
     assert before == ["output" if compares else "classifier_input"] and after == ["output"]
 

@@ -198,9 +198,7 @@ def gradients(rows):
     build = [lambda: LinearProbe((6, 3, 3), 4, "batch_affine"), lambda: nonlinear.build("mlp", (6, 3, 3), 4)]
     heads = [[dist.convert_sync_bn(make()) for make in build] for _ in allowed]
     found = sgd.Trained(torch.nn.Identity(), {"output": heads}, Grid((0.1, 0.1)))
-    sgd.total_loss(
-        found, {"output": maps[rows]}, labels[rows], allowed[:, rows], sgd.cross_entropy
-    ).backward()
+    sgd.total_loss(found, {"output": maps[rows]}, labels[rows], allowed[:, rows], sgd.cross_entropy).backward()
     sgd._average_gradients(found)
     statistics = [b.float() for h in found.all() for b in h.buffers()]
     return torch.cat([p.grad.flatten() for h in found.all() for p in h.parameters()]), torch.stack(
@@ -263,7 +261,9 @@ def test_ten_crops_and_a_drifting_trunk_are_options_and_the_drift_outlives_an_in
         "head.norm": "batch",
         "grid.lr": [0.05],
     }
-    again = lambda: records.read(measure.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True))
+    again = lambda: records.read(
+        measure.evaluate("linear_digits", "random_digits", given, out=str(tmp_path), quiet=True)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(sgd, "_pass", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):  # all epochs are done, nothing has been scored

@@ -26,7 +26,12 @@ def opened(rank, root):
 
 def test_every_process_is_told_that_there_is_no_room(tmp_path):
     first, second = together(opened, tmp_path)
-    assert first == second and "needs 28,000 bytes" in first and "No space left on device" in first and str(tmp_path) in first
+    assert (
+        first == second
+        and "needs 28,000 bytes" in first
+        and "No space left on device" in first
+        and str(tmp_path) in first
+    )
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 

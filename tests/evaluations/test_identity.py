@@ -57,7 +57,9 @@ def test_another_folder_with_the_same_names_and_sizes_keeps_the_record_of_the_fi
     assert first != second and first.is_file() and second.is_file()
     one, two = records.read(first), records.read(second)
     assert one.question == two.question and one.data_fingerprint != two.data_fingerprint
-    assert judged(out, paint(tmp_path / "z" / "copy"), protocol) == first, "the same images elsewhere are the same measurement"
+    assert judged(out, paint(tmp_path / "z" / "copy"), protocol) == first, (
+        "the same images elsewhere are the same measurement"
+    )
 
 
 def test_an_image_that_is_edited_in_place_is_measured_again_from_its_new_pixels(out, tmp_path):
@@ -125,8 +127,12 @@ def test_weight_files_of_one_name_have_records_of_their_own(tmp_path):
 
 
 def test_clusters_of_two_folders_of_one_last_name_are_kept(out, tmp_path):
-    written = [cluster_folder.cluster("random_digits", str(paint(tmp_path / where / "photos", seed)), {"clusters": 2, "out": str(out)})
-               for seed, where in enumerate("xy")]
+    written = [
+        cluster_folder.cluster(
+            "random_digits", str(paint(tmp_path / where / "photos", seed)), {"clusters": 2, "out": str(out)}
+        )
+        for seed, where in enumerate("xy")
+    ]
     assert written[0][0].parent != written[1][0].parent and all(path.is_file() for one in written for path in one)
     more = cluster_folder.cluster("random_digits", str(tmp_path / "x" / "photos"), {"clusters": 3, "out": str(out)})
     assert more[0].parent not in (written[0][0].parent, written[1][0].parent)

@@ -21,7 +21,10 @@ SETTINGS = batched.Grid((1e-9, 0.1))
 
 
 def overlapping(train=300, test=200):
-    return FakeFeatures({"train": blobs(train, CLASSES, seed=1, distance=1.0), "test": blobs(test, CLASSES, seed=2, distance=1.0)}, CLASSES)
+    return FakeFeatures(
+        {"train": blobs(train, CLASSES, seed=1, distance=1.0), "test": blobs(test, CLASSES, seed=2, distance=1.0)},
+        CLASSES,
+    )
 
 
 def test_a_probe_chooses_the_rate_that_learns_and_reports_that_rates_number():
@@ -29,7 +32,11 @@ def test_a_probe_chooses_the_rate_that_learns_and_reports_that_rates_number():
     wanted = protocol("linear_digits", head__epochs=15, head__batch=64, grid__lr=[1e-9, 0.1], grid__weight_decay=[0.0])
     metric = linear.run(wanted, f, seed=0).metrics["top1"]
     assert f.selection.chosen["lr"] == 0.1 and [row["score"] < 60 for row in f.selection.grid] == [True, False]
-    assert metric.value > 85 and f.selection.score == pytest.approx(np.mean(metric.per_fold)) and 85 < f.selection.score < 100
+    assert (
+        metric.value > 85
+        and f.selection.score == pytest.approx(np.mean(metric.per_fold))
+        and 85 < f.selection.score < 100
+    )
 
 
 def test_the_mean_over_folds_decides_and_not_the_best_fold():
@@ -61,10 +68,16 @@ def test_a_machine_takes_the_cost_that_its_class_chose_on_images_held_out(monkey
     f.source = lambda split: type("Source", (), {"targets": None, "classes": tuple("abcde")})()
     taken = []
     solve = svm.solve
-    monkeypatch.setattr(svm, "solve", lambda x, targets, costs, head: taken.append((len(x), costs)) or solve(x, targets, costs, head))
+    monkeypatch.setattr(
+        svm, "solve", lambda x, targets, costs, head: taken.append((len(x), costs)) or solve(x, targets, costs, head)
+    )
     best = np.array([0, 1, 0, 1, 1])
     monkeypatch.setattr(svm, "choose", lambda scores: (best, np.ones(CLASSES, bool)))
-    svm.run(protocol("linear_voc07", splits__train="train", grid__cost=[0.1, 1.0], select__folds=3, head__shots=[]), f, seed=0)
+    svm.run(
+        protocol("linear_voc07", splits__train="train", grid__cost=[0.1, 1.0], select__folds=3, head__shots=[]),
+        f,
+        seed=0,
+    )
     assert [n for n, _ in taken] == [200, 200, 200, 300] and taken[-1][1] == [0.1, 1.0, 0.1, 1.0, 1.0]
 
 
@@ -78,7 +91,9 @@ def test_each_draw_of_few_labels_learns_its_own_labels_alone():
     for draw in range(4):
         rows = per_class(labels, 2, 0, draw)
         grid = batched.Grid((wanted.grid["lr"][0],), (wanted.grid.get("weight_decay", [0.0])[0],))
-        trained = batched.train(x[rows], labels[rows], np.ones((1, len(rows)), np.float32), grid, head.settings(0), classes=CLASSES)
+        trained = batched.train(
+            x[rows], labels[rows], np.ones((1, len(rows)), np.float32), grid, head.settings(0), classes=CLASSES
+        )
         alone.append(100 * float((batched.all_scores(queries, trained)[:, 0].argmax(1).numpy() == truth).mean()))
     assert metric.per_seed == pytest.approx(alone, abs=1.0) and metric.value == pytest.approx(np.mean(metric.per_seed))
     assert max(alone) - min(alone) > 3
@@ -123,12 +138,17 @@ def test_two_models_are_compared_as_a_textbooks_table_of_pairs():
 
 def test_a_class_without_a_positive_is_left_out_of_the_mean():
     targets = np.array([[1, 0], [0, 0], [1, 0]], dtype=np.uint8)
-    assert scores.mean_average_precision(np.array([[0.9, 1.0], [0.5, 2.0], [0.1, 3.0]]), targets) == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert scores.mean_average_precision(np.array([[0.9, 1.0], [0.5, 2.0], [0.1, 3.0]]), targets) == pytest.approx(
+        100 * (1 + 2 / 3) / 2
+    )
 
 
 def test_another_evaluation_seed_or_precision_is_another_measurement(tmp_path):
     case = next(c for c in cases() if c.kind == "knn")
     plain = task(case, separable(), tmp_path)
-    others = [replace(plain, settings=replace(plain.settings, **change)) for change in ({"seed": 1}, {"precision": "bfloat16"})]
+    others = [
+        replace(plain, settings=replace(plain.settings, **change))
+        for change in ({"seed": 1}, {"precision": "bfloat16"})
+    ]
     assert len({plain.key, *(other.key for other in others)}) == 3
     assert replace(plain, settings=replace(plain.settings, batch=7)).key == plain.key

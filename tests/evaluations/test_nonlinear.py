@@ -149,7 +149,9 @@ def test_the_embedding_is_that_of_the_whole_file_and_its_neighbours_are_found_th
     np.testing.assert_allclose(found[:20], wanted["projection"], atol=1e-4)
     given = {"layers": ["projection"], "grid.k": [200], "grid.temperature": [0.1], "select.on": "none"}
     [here, plain] = (
-        records.read(measure.evaluate("knn_digits", str(folder), g, out=str(tmp_path), quiet=True)).metrics["top1"].value
+        records.read(measure.evaluate("knn_digits", str(folder), g, out=str(tmp_path), quiet=True))
+        .metrics["top1"]
+        .value
         for g in (given, {**given, "layers": ["output"]})
     )
     assert here != plain and here > 20

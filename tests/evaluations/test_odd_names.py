@@ -43,7 +43,9 @@ def images(tmp_path):
 
 
 def test_a_folder_is_cut_in_two_and_judged(out, images):
-    path = measure.evaluate("knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1]}, out=str(out), quiet=True)
+    path = measure.evaluate(
+        "knn_folder", "random_digits", {**OWN, "data": str(images), "grid.k": [1]}, out=str(out), quiet=True
+    )
     assert records.read(path).metrics["top1"].value == 100
 
 
@@ -85,7 +87,16 @@ def test_commands_print_such_names(images, out):
     found = command("zoo", "data", "check", str(images))
     assert found.returncode == 1 and b"caf\\udce9.png: cannot be decoded" in found.stdout and not found.stderr.strip()
     shutil.copy(images / "a/a1.png", broken)
-    again = command("evaluations", "cluster", "random_digits", str(images), "clusters=3", f"out={out}", "transform.resize=16", "transform.crop=16")
+    again = command(
+        "evaluations",
+        "cluster",
+        "random_digits",
+        str(images),
+        "clusters=3",
+        f"out={out}",
+        "transform.resize=16",
+        "transform.crop=16",
+    )
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(b"\n") == 3
 
@@ -105,7 +116,10 @@ def test_a_recipe_that_could_not_be_read_back_is_refused_before_the_run(images, 
 
 def test_many_sizes_are_told_in_one_short_line():
     items = [torch.zeros(3, 10 + k, 20 + 2 * k) for k in range(40)]
-    with pytest.raises(UserError, match=r"images of 40 sizes in one batch \(10 to 49 pixels high, 20 to 98 wide\): give .*transform.resize") as told:
+    with pytest.raises(
+        UserError,
+        match=r"images of 40 sizes in one batch \(10 to 49 pixels high, 20 to 98 wide\): give .*transform.resize",
+    ) as told:
         views._stack(items)
     assert len(str(told.value)) < 200
 

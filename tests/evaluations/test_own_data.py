@@ -91,7 +91,9 @@ def test_a_part_under_another_name_is_not_passed_over_for_a_fifth_of_train(out, 
     with pytest.raises(UserError, match="second holds folders of the classes of train .* rename it to test"):
         knn(out, images)
     with pytest.raises(UserError, match="second holds folders of the classes of train"):
-        measure.evaluate("knn_folder", "random_digits", {**OWN, "dataset": str(images), "grid.k": [1]}, out=str(out), quiet=True)
+        measure.evaluate(
+            "knn_folder", "random_digits", {**OWN, "dataset": str(images), "grid.k": [1]}, out=str(out), quiet=True
+        )
     shutil.rmtree(images / "second")
     (images / "notes" / "drafts").mkdir(parents=True)
     knn(out, images)
@@ -159,7 +161,8 @@ def test_an_unlabelled_folder_is_clustered_with_a_montage(out, tmp_path):
     assert np.load(written[1]).shape == (3, 64) and Image.open(written[2]).size == (56 + 12 * 64, 3 * 64)
     before = [p.read_bytes() for p in written]
     assert [
-        p.read_bytes() for p in cluster_folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
+        p.read_bytes()
+        for p in cluster_folder.cluster("random_digits", str(images), {"clusters": 3, "out": str(out), **OWN})
     ] == before
     with pytest.raises(UserError, match="only 19 images"):
         cluster_folder.cluster("random_digits", str(images), {"clusters": 20, "out": str(out), **OWN})

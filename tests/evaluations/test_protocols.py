@@ -86,7 +86,9 @@ def test_an_unknown_protocol_has_a_suggestion():
 
 
 def test_a_protocol_like_another_says_what_differs_and_inherits_neither_version_nor_title(tmp_path, monkeypatch):
-    (tmp_path / "linear_digits.yaml").write_text(protocol.path_of("linear_digits").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "linear_digits.yaml").write_text(
+        protocol.path_of("linear_digits").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     monkeypatch.setattr(protocol, "FOLDER", tmp_path)
     protocol._read.cache_clear()
     mine = "id: mine\nlike: linear_digits\nversion: 3\ntitle: my own\nhead: {epochs: 7}\n"

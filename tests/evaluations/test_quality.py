@@ -1,4 +1,5 @@
 """The kind `quality`: known values from images whose pixels are the features, no label opened, intervals, refusals."""
+
 from __future__ import annotations
 
 import json
@@ -47,7 +48,9 @@ class Forbidden(data.ArraySource):
 def measured(tmp_path, images, **more):
     given = {"head.images": 4096, "head.views": 2, "head.viewed": 16, "head.clusters": 2, "seeds": 3, **more}
     settings = Settings.of({k.replace("__", "."): v for k, v in given.items()}, str(tmp_path))
-    wanted = protocol.complete(protocol.load("quality_folder", settings.overrides)).model_copy(update={"dataset": f"toy-{tmp_path.name}"})
+    wanted = protocol.complete(protocol.load("quality_folder", settings.overrides)).model_copy(
+        update={"dataset": f"toy-{tmp_path.name}"}
+    )
     source = Forbidden(images, np.zeros(len(images), np.int64), ("only",), "train")
     task = Task(wanted, models.resolve(str(network(tmp_path))), settings, datasets.joined(wanted, lambda split: source))
     return task.measure()[0].metrics
@@ -66,7 +69,7 @@ def test_values_are_those_of_the_pixels_and_no_label_is_opened(tmp_path):
     assert found["rankme"].value == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
     spread = np.linalg.eigvalsh(np.cov(z.numpy().astype(np.float64).T))
     assert found["participation_ratio"].value == pytest.approx(spread.sum() ** 2 / (spread**2).sum(), rel=1e-5)
-    assert found["effective_rank"].value > 60 and found["rankme"].n == 300        # noise in 64 pixels uses all of them
+    assert found["effective_rank"].value > 60 and found["rankme"].n == 300  # noise in 64 pixels uses all of them
     assert set(found) == set(protocol.load("quality_folder").metrics)
 
 
@@ -99,12 +102,15 @@ def test_the_order_of_views_and_images_is_fixed_and_few_images_are_drawn(tmp_pat
     assert other["rankme"].value != one["rankme"].value
 
 
-@pytest.mark.parametrize("images, more, told", [
-    (np.full((20, SIDE, SIDE), 7, np.uint8), {}, ["collapsed to a point", "net", "layer output"]),
-    (noise(4), {}, ["4 images", "needs 8"]),
-    (noise(20), {"head.clusters": 21}, ["head.clusters=21", "only 20 images"]),
-    (noise(20), {"head.first": 5, "head.last": 6}, ["head.last=6", "head.last=8"]),
-])
+@pytest.mark.parametrize(
+    "images, more, told",
+    [
+        (np.full((20, SIDE, SIDE), 7, np.uint8), {}, ["collapsed to a point", "net", "layer output"]),
+        (noise(4), {}, ["4 images", "needs 8"]),
+        (noise(20), {"head.clusters": 21}, ["head.clusters=21", "only 20 images"]),
+        (noise(20), {"head.first": 5, "head.last": 6}, ["head.last=6", "head.last=8"]),
+    ],
+)
 def test_what_cannot_be_measured_is_one_line(tmp_path, images, more, told):
     with pytest.raises(UserError) as caught:
         measured(tmp_path, images, **more)
@@ -127,7 +133,17 @@ def test_a_flat_folder_and_a_folder_of_one_class_from_the_command_line(tmp_path,
     run = str(network(tmp_path))
     ranks = set()
     for place in ("flat", "one"):
-        words = ["run", "quality_folder", run, "dataset=folder", f"data={tmp_path / place}", f"out={tmp_path}", "head.views=2", "head.viewed=8", "seeds=2"]
+        words = [
+            "run",
+            "quality_folder",
+            run,
+            "dataset=folder",
+            f"data={tmp_path / place}",
+            f"out={tmp_path}",
+            "head.views=2",
+            "head.viewed=8",
+            "seeds=2",
+        ]
         assert guard(lambda words=words: main(words)) == 0
         record = json.loads(Path(capsys.readouterr().out.split()[-1]).read_text())
         ranks.add(record["metrics"]["rankme"]["value"])
@@ -136,7 +152,14 @@ def test_a_flat_folder_and_a_folder_of_one_class_from_the_command_line(tmp_path,
 
 
 def test_the_same_on_digits_as_a_named_set(tmp_path):
-    words = {"head.views": 2, "head.viewed": 32, "head.images": 200, "seeds": 2, "out": str(tmp_path), "transform.crop": 8}
+    words = {
+        "head.views": 2,
+        "head.viewed": 32,
+        "head.images": 200,
+        "seeds": 2,
+        "out": str(tmp_path),
+        "transform.crop": 8,
+    }
     from evaluations.measure import evaluate
 
     found = json.loads(evaluate("quality_digits", str(network(tmp_path)), words, quiet=True).read_text())["metrics"]

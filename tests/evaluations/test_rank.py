@@ -1,4 +1,5 @@
 """`python -m evaluations rank FOLDER`: ranks respect paired tests, ties are ties, and an interrupted command goes on."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -16,11 +17,11 @@ from zoo.errors import guard
 def test_models_that_a_paired_test_does_not_tell_apart_share_a_rank():
     right = np.arange(200) < 190
     close, worse = right.copy(), np.arange(200) < 120
-    close[:3] = False                                       # three images of 200: McNemar's p = 0.25
+    close[:3] = False  # three images of 200: McNemar's p = 0.25
     assert ranks([worse, right, close]) == [3, 1, 1]
     assert ranks([right]) == [1] and ranks([right, right]) == [1, 1]
     six = right.copy()
-    six[:6] = False                                          # p = 2 / 2^6 = 0.031: told apart alone, not among four models
+    six[:6] = False  # p = 2 / 2^6 = 0.031: told apart alone, not among four models
     assert ranks([right, six]) == [1, 2] and ranks([right, six, right, right]) == [1, 1, 1, 1]
 
 
@@ -62,18 +63,31 @@ def test_the_better_model_is_first_and_its_line_loads_it(place, capsys):
     words = (place / "photos", f"out={place / 'runs'}", "models=[sb]*")
     status, out, err = command(capsys, *words)
     lines = out.splitlines()
-    assert status == 0 and "sharp" in lines[1] and lines[1].split()[0] == "1" and "blind" in lines[2] and lines[2].split()[0] == "2"
+    assert (
+        status == 0
+        and "sharp" in lines[1]
+        and lines[1].split()[0] == "1"
+        and "blind" in lines[2]
+        and lines[2].split()[0] == "2"
+    )
     assert "60 images held out" in lines[3] and "other" not in out and "model 2 of 2" in err
     scope = {}
-    exec(lines[-1].removeprefix("load it: "), scope)      # noqa: S102
+    exec(lines[-1].removeprefix("load it: "), scope)  # noqa: S102
     image = Image.open(next((place / "photos").rglob("*.png")))
     assert scope["backbone"](scope["change"](image)[None]).shape == (1, 64)
     before = sorted(p.stat().st_mtime_ns for p in (place / "runs" / "measured").rglob("*.json"))
     again, second, _ = command(capsys, *words)
-    assert again == 0 and second == out and before == sorted(p.stat().st_mtime_ns for p in (place / "runs" / "measured").rglob("*.json"))
+    assert (
+        again == 0
+        and second == out
+        and before == sorted(p.stat().st_mtime_ns for p in (place / "runs" / "measured").rglob("*.json"))
+    )
 
 
 def test_mistakes_are_one_line(place, capsys):
-    for words, told in (([place / "none"], "no such folder"), ([place / "photos", "models=nothing*", f"out={place / 'runs'}"], "no model at hand")):
+    for words, told in (
+        ([place / "none"], "no such folder"),
+        ([place / "photos", "models=nothing*", f"out={place / 'runs'}"], "no model at hand"),
+    ):
         status, out, err = command(capsys, *words)
         assert status == 2 and not out and told in err and err.count("\n") == 1

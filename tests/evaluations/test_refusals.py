@@ -27,31 +27,59 @@ NONSENSE = {
     "a number below its range": ("linear_digits", ["head.epochs=0"], "head.epochs"),
     "a word for a number": ("knn_digits", ["head.queries=many"], "head.queries"),
     "a solver for another grid": ("linear_digits", ["head.solver=ridge"], "needs grid.penalty, and takes no grid.lr"),
-    "a classifier that kept features cannot feed": ("linear_digits", ["head.classifier=mlp"], "only with form=faithful"),
+    "a classifier that kept features cannot feed": (
+        "linear_digits",
+        ["head.classifier=mlp"],
+        "only with form=faithful",
+    ),
     "a classifier for no layer": ("linear_digits", ["form=faithful", "head.classifier={res9: mlp}"], "'res9'"),
-    "a warm-up as long as the training": ("linear_digits", ["head.schedule.warmup=60", "head.epochs=60"], "schedule.warmup=60"),
+    "a warm-up as long as the training": (
+        "linear_digits",
+        ["head.schedule.warmup=60", "head.epochs=60"],
+        "schedule.warmup=60",
+    ),
     "no whole number of neighbours": ("knn_digits", ["grid.k=[2.5]"], "grid.k=2.5"),
     "more neighbours than images": ("knn_digits", ["grid.k=[5000]"], "grid.k: 5000 neighbours of 1258 training images"),
     "a temperature of zero": ("knn_digits", ["grid.temperature=0"], "grid.temperature=0"),
     "a negative rate": ("fewlabel_digits", ["grid.lr=-0.1"], "grid.lr=-0.1"),
     "a cost of zero": ("linear_scenes", ["dataset=digits", "splits.train=train", "grid.cost=[0]"], "grid.cost=0"),
-    "no cost": ("linear_scenes", ["dataset=digits", "splits.train=train", "grid.cost=[]"], "grid: every list needs at least one value"),
+    "no cost": (
+        "linear_scenes",
+        ["dataset=digits", "splits.train=train", "grid.cost=[]"],
+        "grid: every list needs at least one value",
+    ),
     "no shots": ("linear_scenes", ["dataset=digits", "splits.train=train", "head.shots=[0]"], "head.shots.0"),
-    "folds for neighbours": ("knn_digits", ["select.on=folds"], "select.on=folds: knn takes leave_one_out or val or none"),
+    "folds for neighbours": (
+        "knn_digits",
+        ["select.on=folds"],
+        "select.on=folds: knn takes leave_one_out or val or none",
+    ),
     "folds for fine-tuning": ("semisup_digits_10pct", ["select.on=folds"], "finetune takes val or none"),
     "another score to choose by": ("linear_digits", ["select.metric=map"], "linear chooses by top1"),
     "a form that does not exist": ("knn_digits", ["form=faithful"], "form=faithful: knn is fast"),
     "ten crops of kept features": ("knn_digits", ["transform.test=ten_crop"], "one view"),
-    "more folds than images": ("linear_digits", ["select.folds=5000"], "select.folds=5000: digits/train has 1258 images"),
+    "more folds than images": (
+        "linear_digits",
+        ["select.folds=5000"],
+        "select.folds=5000: digits/train has 1258 images",
+    ),
     "more clusters than images": ("cluster_digits", ["head.clusters=5000"], "head.clusters=5000"),
     "more labels than a class has": ("fewlabel_digits", ["head.per_class=500"], "have fewer samples"),
-    "more labels to tune on": ("semisup_digits_10pct", ["head.percent=null", "head.per_class=500"], "have fewer samples"),
+    "more labels to tune on": (
+        "semisup_digits_10pct",
+        ["head.percent=null", "head.per_class=500"],
+        "have fewer samples",
+    ),
     "labels in no file": ("cluster_digits", ["head.assignments=own", "head.labels=/no/such.csv"], "/no/such.csv"),
     "several layers for neighbours": ("knn_digits", ["layers=[res2, res3]"], "knn reads one layer, not 2"),
     "several layers for clusters": ("cluster_digits", ["layers=[all]"], "clustering reads one layer"),
     "no such layer": ("knn_digits", ["layers=[conv9]"], "no layer 'conv9'"),
     "filters that are not there": ("semisup_digits_10pct", ["head.merge_sobel=true"], "no Sobel filters"),
-    "several labels wanted": ("voc07_fc68_scenes", ["dataset=digits", "splits={train: fit, fit: fit, val: val}"], "needs several"),
+    "several labels wanted": (
+        "voc07_fc68_scenes",
+        ["dataset=digits", "splits={train: fit, fit: fit, val: val}"],
+        "needs several",
+    ),
 }
 
 
@@ -129,7 +157,9 @@ def test_when_no_class_can_choose_a_cost_that_is_an_error():
     from test_svm import Labelled
 
     targets = np.eye(4, dtype=np.uint8)  # one positive of each class: never on both sides
-    f = Labelled({"train": (np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32), np.r_[targets, 0 * targets])}, 4)
+    f = Labelled(
+        {"train": (np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32), np.r_[targets, 0 * targets])}, 4
+    )
     wanted = protocol("linear_scenes", splits__train="train", head__shots=[])
     with pytest.raises(UserError, match="no class of .* has a positive image on both sides of a fold"):
         svm.run(wanted, f, seed=0)

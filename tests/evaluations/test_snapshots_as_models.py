@@ -1,4 +1,5 @@
 """RUN@epoch: the weights of an intermediate epoch are a model of their own."""
+
 from __future__ import annotations
 
 import pytest
@@ -20,7 +21,11 @@ def run(tmp_path_factory):
 
 def test_an_epoch_of_a_run_is_a_model_with_its_own_name_and_weights(run):
     whole, first, last = models.resolve(str(run)), models.resolve(f"{run}@1"), models.resolve(f"{run}@2")
-    assert first.name == f"{whole.name}-epoch1" and first.recipe.hash() == whole.recipe.hash() and first.pretrain_seed == whole.pretrain_seed
+    assert (
+        first.name == f"{whole.name}-epoch1"
+        and first.recipe.hash() == whole.recipe.hash()
+        and first.pretrain_seed == whole.pretrain_seed
+    )
     assert last.weights_sha256 == whole.weights_sha256 != first.weights_sha256
     images = torch.rand(2, 1, 10, 10, generator=torch.Generator().manual_seed(0))
     features = [model.backbone.eval()(images) for model in (whole, first, last)]
@@ -31,7 +36,10 @@ def test_an_epoch_of_a_run_is_a_model_with_its_own_name_and_weights(run):
 def test_the_registrys_own_run_has_epochs_by_its_id(run, monkeypatch):
     folder = run.parent / f"{zoo.resolve('simclr_digits').hash()}-s0"
     folder.symlink_to(run, target_is_directory=True)
-    assert models.resolve("simclr_digits@1", out=run.parent.parent).weights.resolve() == run / "epochs" / "1" / "weights.pth"
+    assert (
+        models.resolve("simclr_digits@1", out=run.parent.parent).weights.resolve()
+        == run / "epochs" / "1" / "weights.pth"
+    )
 
 
 @pytest.mark.parametrize("epoch", ["0", "7"])

@@ -141,7 +141,9 @@ def test_what_is_left_out_is_told_with_its_reason_a_line_each(offline, out, tmp_
     with pytest.raises(UserError, match="nothing to run"):
         suite.choose("random_digits", {"out": str(out), "only": "linear_conv_imagenet_rotnet"})
     said = capsys.readouterr().err  # both reasons hold: the network has no conv1, and ImageNet is not here
-    assert said.startswith("left out: linear_conv_imagenet_rotnet: ") and ("no layer 'conv1'" in said or "no data found" in said)
+    assert said.startswith("left out: linear_conv_imagenet_rotnet: ") and (
+        "no layer 'conv1'" in said or "no data found" in said
+    )
 
 
 def test_models_of_the_same_image_size_are_judged_on_other_sets_too(offline, tmp_path, capsys):

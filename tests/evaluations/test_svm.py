@@ -70,6 +70,8 @@ def test_low_shot_machines_see_k_positive_images_of_each_class_and_no_other(monk
     x, y = blobs(300, 5, seed=1)
     f = Labelled({"train": (x, np.eye(5, dtype=np.uint8)[y]), "test": (x, np.eye(5, dtype=np.uint8)[y])}, 5)
     seen, solve = [], svm.solve
-    monkeypatch.setattr(svm, "solve", lambda rows, targets, *rest: seen.append(targets.sum(0).tolist()) or solve(rows, targets, *rest))
+    monkeypatch.setattr(
+        svm, "solve", lambda rows, targets, *rest: seen.append(targets.sum(0).tolist()) or solve(rows, targets, *rest)
+    )
     svm.run(protocol("linear_scenes", splits__train="train", head__shots=[3], head__draws=2), f, seed=0)
     assert seen[-2:] == [[3] * 5] * 2

@@ -47,7 +47,10 @@ def saw(model, dataset, split, root=None):
 )
 def test_splits_share_images_by_what_they_hold(trained, judged, shared, monkeypatch):
     spec = data.describe("digits")
-    more = {"first100": specs.SplitRule(of="all", range=[0, 100]), "last100": specs.SplitRule(of="all", range=[1697, 1797])}
+    more = {
+        "first100": specs.SplitRule(of="all", range=[0, 100]),
+        "last100": specs.SplitRule(of="all", range=[1697, 1797]),
+    }
     table = {**specs.load(), "digits": spec.model_copy(update={"splits": {**spec.splits, **more}})}
     monkeypatch.setattr(specs, "load", lambda *_: table)
     assert saw(trained_on("digits", trained), "digits", judged) is shared
@@ -56,7 +59,12 @@ def test_splits_share_images_by_what_they_hold(trained, judged, shared, monkeypa
 def test_parts_of_their_own_overlap_where_one_holds_the_other():
     """Released weights: the photographs are nowhere on this machine, and the data sets' own rules say it."""
     blank = object()
-    for trained, judged, shared in (("trainval", "val", True), ("val", "trainval", True), ("train", "val", False), ("train", "test", False)):
+    for trained, judged, shared in (
+        ("trainval", "val", True),
+        ("val", "trainval", True),
+        ("train", "val", False),
+        ("train", "test", False),
+    ):
         assert transductive.saw(trained_on("voc2007", trained), blank, "voc2007", judged, None) is shared
     assert not transductive.saw(trained_on("imagenet", "train"), blank, "imagenet", "val", None)
 
@@ -122,6 +130,10 @@ def test_a_test_part_cut_from_what_was_trained_on_is_marked(tmp_path):
     for fingerprint, mark in ((seen.fingerprint, True), ("another", False)):
         (folder / "provenance.json").write_text(json.dumps({"data": {"fingerprint": fingerprint}}))
         path = measure.evaluate(
-            "knn_folder", str(folder), {**OWN, "data": str(images), "grid.k": [1]}, out=str(tmp_path / fingerprint), quiet=True
+            "knn_folder",
+            str(folder),
+            {**OWN, "data": str(images), "grid.k": [1]},
+            out=str(tmp_path / fingerprint),
+            quiet=True,
         )
         assert records.read(path).transductive is mark

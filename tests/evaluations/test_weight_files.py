@@ -21,13 +21,19 @@ def file(tmp_path):
     for seed in (0, 1):
         torch.manual_seed(seed)
         made.append(build({"name": "tiny_resnet", "width": 16, "blocks": [1, 1], "in_channels": 3}).eval())
-    state = {f"backbone.{k}": v for k, v in made[0].state_dict().items()} | {f"momentum_backbone.{k}": v for k, v in made[1].state_dict().items()}
-    torch.save({"state_dict": state | nn.Linear(4, 4).state_dict(prefix="projector.0."), "epoch": 1}, tmp_path / "own.ckpt")
+    state = {f"backbone.{k}": v for k, v in made[0].state_dict().items()} | {
+        f"momentum_backbone.{k}": v for k, v in made[1].state_dict().items()
+    }
+    torch.save(
+        {"state_dict": state | nn.Linear(4, 4).state_dict(prefix="projector.0."), "epoch": 1}, tmp_path / "own.ckpt"
+    )
     return tmp_path / "own.ckpt", *made
 
 
 def measure(tmp_path, file, **given):
-    return records.read(evaluate("knn_digits", str(file), {"grid.k": [1], **given}, out=str(tmp_path / "runs"), quiet=True))
+    return records.read(
+        evaluate("knn_digits", str(file), {"grid.k": [1], **given}, out=str(tmp_path / "runs"), quiet=True)
+    )
 
 
 def test_the_assumed_input_stands_in_the_record_and_another_one_is_another_measurement(tmp_path, file):
@@ -48,7 +54,9 @@ def test_prefix_chooses_the_network_that_is_judged(tmp_path, file):
         judged = models.resolve(str(path), form={"prefix": prefix, "path": "state_dict"})
         assert torch.equal(judged.backbone(x), net(x))
     one, two = (models.resolve(str(path), form={"prefix": p}) for p in ("backbone.", "momentum_backbone."))
-    assert one.weights_sha256 == two.weights_sha256 and one.description != two.description, "their features are kept apart"
+    assert one.weights_sha256 == two.weights_sha256 and one.description != two.description, (
+        "their features are kept apart"
+    )
     a, b = (measure(tmp_path, path, prefix=p) for p in ("backbone.", "momentum_backbone."))
     assert a.key != b.key and a.predictions_sha256 != b.predictions_sha256
 

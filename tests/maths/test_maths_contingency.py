@@ -91,7 +91,9 @@ def test_tensors_and_lists_are_labels_too():
     assert set(both[0]) == {"nmi", "anmi", "ari", "hungarian", "purity"}
 
 
-@pytest.mark.parametrize("true, predicted, word", [([0, 1], [0], "2 true"), ([[0]], [[0]], "one-dimensional"), ([0.5], [0], "integers")])
+@pytest.mark.parametrize(
+    "true, predicted, word", [([0, 1], [0], "2 true"), ([[0]], [[0]], "one-dimensional"), ([0.5], [0], "integers")]
+)
 def test_labels_that_cannot_be_counted_are_refused(true, predicted, word):
     with pytest.raises(ValueError, match=word):
         c.contingency(true, predicted)
@@ -111,8 +113,12 @@ def test_the_errors_of_scores_are_those_of_a_jackknife_and_of_a_share():
     true, predicted = (np.repeat(axis.ravel(), table.ravel()) for axis in np.indices(table.shape))
     counted = c.contingency(true, predicted)
     found = c.scores(counted)
-    theirs = {"nmi": metrics.normalized_mutual_info_score, "anmi": metrics.adjusted_mutual_info_score, "ari": metrics.adjusted_rand_score,
-              "purity": lambda t, p: sum(np.bincount(t[p == k]).max() for k in range(4)) / len(t)}
+    theirs = {
+        "nmi": metrics.normalized_mutual_info_score,
+        "anmi": metrics.adjusted_mutual_info_score,
+        "ari": metrics.adjusted_rand_score,
+        "purity": lambda t, p: sum(np.bincount(t[p == k]).max() for k in range(4)) / len(t),
+    }
     errors = c.errors(counted, found)
     for name, score in theirs.items():
         assert found[name] == pytest.approx(score(true, predicted), abs=1e-9)
@@ -130,8 +136,16 @@ def test_every_sample_knows_its_cell():
     assert np.array_equal(table.classes[where], true) and np.array_equal(table.clusters[where], predicted)
 
 
-@pytest.mark.parametrize("true, predicted", [([0] * 6, [0] * 6), ([0] * 6, [0, 1, 2] * 2), ([0, 1, 2] * 2, [0] * 6),
-                                             ([0, 1, 2] * 2, [2, 0, 1] * 2), (range(6), range(6))])
+@pytest.mark.parametrize(
+    "true, predicted",
+    [
+        ([0] * 6, [0] * 6),
+        ([0] * 6, [0, 1, 2] * 2),
+        ([0, 1, 2] * 2, [0] * 6),
+        ([0, 1, 2] * 2, [2, 0, 1] * 2),
+        (range(6), range(6)),
+    ],
+)
 def test_errors_of_tables_without_doubt_are_zero(true, predicted):
     table = c.contingency(list(true), list(predicted))
     errors = c.errors(table, c.scores(table))

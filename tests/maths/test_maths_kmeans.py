@@ -54,14 +54,17 @@ def test_splitting_leaves_no_cluster_empty_as_the_authors_rule_does():
         found = kmeans(x, start, iterations=niter, empty="split")
         assert len(np.unique(theirs)) == 10 and found.empty == 0
         assert torch.equal(found.sizes, torch.bincount(found.labels, minlength=10))
-        cost = [float((x - c[torch.as_tensor(y)]).square().sum()) for c, y in ((their_centroids, theirs), (found.centroids, found.labels))]
+        cost = [
+            float((x - c[torch.as_tensor(y)]).square().sum())
+            for c, y in ((their_centroids, theirs), (found.centroids, found.labels))
+        ]
         assert cost[1] < 1.1 * cost[0]
 
 
 def test_deepclusterv2_kmeans_agrees_with_the_authors():
     g = load("swav/deepclusterv2_kmeans.npz")
     bank, index = torch.from_numpy(g.given("emb")), torch.from_numpy(g.given("index"))
-    assert bank.shape == (2, g.meta["N"], g.meta["D"]) and g.meta["torch_seed"]          # which drew init_idx
+    assert bank.shape == (2, g.meta["N"], g.meta["D"]) and g.meta["torch_seed"]  # which drew init_idx
     for iterations in g.meta["iters"]:
         labels = torch.full((len(g.meta["K"]), g.meta["size_dataset"]), -100)
         for head in range(len(g.meta["K"])):
@@ -83,7 +86,9 @@ def test_deepclusterv2_kmeans_agrees_with_the_authors():
 def test_several_restarts_land_where_faiss_does():
     g = load("deepercluster/deepcluster_kmeans_objective.npz")
     x, clusters, iterations = torch.from_numpy(g.given("X")), int(g.given("k")), int(g.given("niter"))
-    theirs = g.checked("final_objectives_6_seeds", "start points are random: ours must lie in or below the range, x 1.2")
+    theirs = g.checked(
+        "final_objectives_6_seeds", "start points are random: ours must lie in or below the range, x 1.2"
+    )
     for init in ("random", "kmeans++"):
         found = kmeans(x, clusters, iterations=iterations, init=init, restarts=3)
         assert found.objective <= 1.2 * theirs.max()
@@ -100,7 +105,9 @@ def test_equals_the_textbook(n, clusters, dim, iterations):
     assert torch.allclose(found.centroids.double(), centroids, atol=1e-5)
     again, distances = assign(x, found.centroids)
     assert torch.equal(again, labels)
-    assert torch.allclose(distances.double(), torch.cdist(x.double(), found.centroids.double()).amin(1).square(), atol=1e-5)
+    assert torch.allclose(
+        distances.double(), torch.cdist(x.double(), found.centroids.double()).amin(1).square(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -169,7 +176,13 @@ def test_faiss_gives_the_same_labels(spherical):
 
 
 @pytest.mark.parametrize(
-    "wrong, word", [({"start": 9}, "9 clusters of 8 rows"), ({"empty": "drop"}, "empty"), ({"init": "best"}, "init"), ({"iterations": -1}, "iterations")]
+    "wrong, word",
+    [
+        ({"start": 9}, "9 clusters of 8 rows"),
+        ({"empty": "drop"}, "empty"),
+        ({"init": "best"}, "init"),
+        ({"iterations": -1}, "iterations"),
+    ],
 )
 def test_a_wrong_argument_is_named(wrong, word):
     with pytest.raises(ValueError, match=word):
@@ -203,7 +216,9 @@ def test_plusplus_draws_by_the_law_of_its_paper():
         for one, other in np.ndindex(3, 3):
             chosen = one if left[one] <= left[other] else other
             if chosen != first:
-                expected[min(first, chosen), max(first, chosen)] += weights[one] * weights[other] / weights.sum() ** 2 / 3
+                expected[min(first, chosen), max(first, chosen)] += (
+                    weights[one] * weights[other] / weights.sum() ** 2 / 3
+                )
     generator, draws, found = torch.Generator().manual_seed(0), 3000, dict.fromkeys(expected, 0)
     x = torch.tensor(at)[:, None]
     for _ in range(draws):

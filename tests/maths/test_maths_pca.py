@@ -61,7 +61,12 @@ def test_blocks_and_shards_do_not_matter(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "x, dim, word", [(data(3), 4, "at most 3"), (torch.ones(9, 2), 1, "collapsed"), (torch.full((9, 2), float("inf")), 1, "not finite")]
+    "x, dim, word",
+    [
+        (data(3), 4, "at most 3"),
+        (torch.ones(9, 2), 1, "collapsed"),
+        (torch.full((9, 2), float("inf")), 1, "not finite"),
+    ],
 )
 def test_what_has_no_components_is_refused(x, dim, word):
     with pytest.raises(ValueError, match=word):

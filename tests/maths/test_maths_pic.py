@@ -52,8 +52,16 @@ def test_equals_the_plain_definition(iterations, alpha):
 
 def test_the_precision_decides_about_clusters_and_the_default_is_double():
     g = load("deepercluster/deepcluster_pic.npz")
-    neighbours, distances, sigma, alpha = g.given("I")[:, 1:], g.given("D")[:, 1:], float(g.given("sigma")), float(g.given("alpha"))
-    double, single = pic(neighbours, distances, sigma, alpha), pic(neighbours, distances, sigma, alpha, dtype=np.float32)
+    neighbours, distances, sigma, alpha = (
+        g.given("I")[:, 1:],
+        g.given("D")[:, 1:],
+        float(g.given("sigma")),
+        float(g.given("alpha")),
+    )
+    double, single = (
+        pic(neighbours, distances, sigma, alpha),
+        pic(neighbours, distances, sigma, alpha, dtype=np.float32),
+    )
     assert np.array_equal(double, plainly(neighbours, distances, sigma, alpha, 200, np.float64))
     assert not np.array_equal(double, single)
 
@@ -71,5 +79,5 @@ def test_singletons_join_their_nearest_company():
     labels = np.array([0, 0, 1, 2, 3, 4, 4])
     neighbours = np.array([[1, 2], [0, 2], [3, 1], [4, 2], [3, 2], [6, 0], [5, 0]])
     assert absorb_singletons(labels, neighbours).tolist() == [0, 0, 0, 1, 2, 3, 3]
-    neighbours[2] = [6, 1]                                    # company on both places: the nearer one counts
+    neighbours[2] = [6, 1]  # company on both places: the nearer one counts
     assert absorb_singletons(labels, neighbours).tolist() == [0, 0, 3, 1, 2, 3, 3]

@@ -19,11 +19,21 @@ def source(request, tmp_path):
         np.save(tmp_path / "x.npy", X)
         return np.load(tmp_path / "x.npy", mmap_mode="r")
     shards = [X[:10], torch.from_numpy(X[10:10]), torch.from_numpy(X[10:])]
-    return {"tensor": torch.from_numpy(X), "array": X, "shards": shards, "half": X.astype(np.float16), "rows of shards": Rows(shards)}[request.param]
+    return {
+        "tensor": torch.from_numpy(X),
+        "array": X,
+        "shards": shards,
+        "half": X.astype(np.float16),
+        "rows of shards": Rows(shards),
+    }[request.param]
 
 
 def test_any_source_reads_the_same_rows(source):
-    expected = torch.from_numpy(X) if getattr(source, "dtype", None) != np.float16 else torch.from_numpy(X.astype(np.float16)).float()
+    expected = (
+        torch.from_numpy(X)
+        if getattr(source, "dtype", None) != np.float16
+        else torch.from_numpy(X.astype(np.float16)).float()
+    )
     rows = Rows(source)
     assert rows.shape == (23, 3)
     assert torch.equal(torch.cat([block for _, block in rows.blocks(4)]), expected)
@@ -52,9 +62,16 @@ def test_rows_must_have_two_dimensions():
 @pytest.mark.parametrize("form", ["half", "double", "transposed", "strided", "integers", "array", "with gradients"])
 def test_every_function_takes_rows_of_any_kind(form):
     """The answer is that for the same numbers as contiguous float32, but for the order in which a processor adds them."""
-    x = torch.randint(-8, 9, (40, 6), generator=torch.Generator().manual_seed(0)).float()       # exact in every type
-    forms = {"half": x.half(), "double": x.double(), "transposed": x.T.contiguous().T, "strided": x.repeat_interleave(2, 1)[:, ::2],
-             "integers": x.long(), "array": np.asfortranarray(x.numpy()), "with gradients": x.clone().requires_grad_()}
+    x = torch.randint(-8, 9, (40, 6), generator=torch.Generator().manual_seed(0)).float()  # exact in every type
+    forms = {
+        "half": x.half(),
+        "double": x.double(),
+        "transposed": x.T.contiguous().T,
+        "strided": x.repeat_interleave(2, 1)[:, ::2],
+        "integers": x.long(),
+        "array": np.asfortranarray(x.numpy()),
+        "with gradients": x.clone().requires_grad_(),
+    }
     given = forms[form]
     found, plain = (kmeans(data, 4) for data in (given, x))
     assert torch.equal(found.labels, plain.labels) and not found.centroids.requires_grad
@@ -62,8 +79,10 @@ def test_every_function_takes_rows_of_any_kind(form):
     torch.testing.assert_close(pca(given, 3).projection, pca(x, 3).projection, rtol=1e-4, atol=1e-5)
     assert torch.equal(hierarchy(given, 2, 6).subs, hierarchy(x, 2, 6).subs)
     labelled = sela_labels(given), sela_labels(x)
-    assert torch.equal(labelled[0].labels, labelled[1].labels) and torch.allclose(labelled[0].log_r, labelled[1].log_r, atol=1e-3)
-    assert torch.equal(search(given, given, 3)[1], search(x, x, 3)[1])      # cosines are rounded: equal ones have an order
+    assert torch.equal(labelled[0].labels, labelled[1].labels) and torch.allclose(
+        labelled[0].log_r, labelled[1].log_r, atol=1e-3
+    )
+    assert torch.equal(search(given, given, 3)[1], search(x, x, 3)[1])  # cosines are rounded: equal ones have an order
     if form != "array" and form != "integers":
         assert torch.allclose(sinkhorn(given, 1.0), sinkhorn(x, 1.0), atol=1e-6)
 

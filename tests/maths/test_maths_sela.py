@@ -113,7 +113,10 @@ def test_logits_that_are_not_finite_are_refused():
 @pytest.mark.parametrize(("rows", "relaxation"), [(100_000, 1.6), (60_000, 1.0)])
 def test_float32_stops_by_the_rule_where_float64_does(rows, relaxation):
     logits = torch.randn(rows, 100, generator=torch.Generator().manual_seed(0)) * 0.2
-    single, double = (sela_labels(logits, 25.0, relaxation=relaxation, max_iterations=200, dtype=d) for d in (torch.float32, torch.float64))
+    single, double = (
+        sela_labels(logits, 25.0, relaxation=relaxation, max_iterations=200, dtype=d)
+        for d in (torch.float32, torch.float64)
+    )
     assert single.converged and double.converged and single.iterations == double.iterations
     assert (single.labels == double.labels).double().mean() >= 0.9999
 

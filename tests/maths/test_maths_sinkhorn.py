@@ -23,10 +23,14 @@ def test_one_process_agrees_with_the_authors():
         g.agree(f"q_{case['case']}", sinkhorn(scores, case["epsilon"], case["iterations"]))
 
 
-@pytest.mark.parametrize("batch, prototypes, epsilon, iterations", [(1, 4, 0.05, 3), (700, 900, 0.05, 3), (9, 2, 0.5, 7), (5, 1, 1.0, 1)])
+@pytest.mark.parametrize(
+    "batch, prototypes, epsilon, iterations", [(1, 4, 0.05, 3), (700, 900, 0.05, 3), (9, 2, 0.5, 7), (5, 1, 1.0, 1)]
+)
 def test_equals_the_plain_definition(batch, prototypes, epsilon, iterations):
     scores = torch.rand(batch, prototypes, generator=torch.manual_seed(batch)) * 2 - 1
-    assert torch.allclose(sinkhorn(scores, epsilon, iterations).double(), plainly(scores, epsilon, iterations), atol=2e-6)
+    assert torch.allclose(
+        sinkhorn(scores, epsilon, iterations).double(), plainly(scores, epsilon, iterations), atol=2e-6
+    )
 
 
 def test_rows_sum_to_one_and_columns_become_even():
@@ -66,7 +70,9 @@ def test_scores_are_left_alone():
     assert torch.equal(scores, before)
 
 
-@pytest.mark.parametrize("wrong, word", [({"epsilon": 0}, "epsilon"), ({"iterations": 0}, "iterations"), ({"world": "all"}, "world")])
+@pytest.mark.parametrize(
+    "wrong, word", [({"epsilon": 0}, "epsilon"), ({"iterations": 0}, "iterations"), ({"world": "all"}, "world")]
+)
 def test_a_wrong_argument_is_named(wrong, word):
     with pytest.raises(ValueError, match=word):
         sinkhorn(torch.zeros(4, 2), **wrong)

@@ -24,9 +24,13 @@ def on_rank(rank, inputs):
         found = sela_labels(inputs["logits"][rank], relaxation=relaxation)
         out[f"sela {relaxation}"] = [found.labels.numpy(), found.sizes.numpy(), found.iterations, found.cost]
     empty = inputs["x"][:0] if rank == 0 else inputs["x"]
-    out["empty"] = [kmeans(empty, 5).labels.numpy(), pca(empty, 2).mean.numpy(), hierarchy(empty, 2, 8).subs.numpy(),
-                    sela_labels(torch.cat(inputs["logits"]) if rank else inputs["logits"][0][:0]).labels.numpy(),
-                    sinkhorn(empty).numpy()]
+    out["empty"] = [
+        kmeans(empty, 5).labels.numpy(),
+        pca(empty, 2).mean.numpy(),
+        hierarchy(empty, 2, 8).subs.numpy(),
+        sela_labels(torch.cat(inputs["logits"]) if rank else inputs["logits"][0][:0]).labels.numpy(),
+        sinkhorn(empty).numpy(),
+    ]
     found = hierarchy(inputs["halves"][rank], 2, 8, iterations=3)
     out["hierarchy"] = [found.supers.numpy(), found.subs.numpy()]
     found = pca(inputs["halves"][rank], 2)
@@ -41,7 +45,13 @@ def refused(inputs, rank):
     if rank == 1:
         logits[0, 0] = x[0, 0] = float("nan")
     told = []
-    for function in (lambda: sinkhorn(logits), lambda: sela_labels(logits), lambda: kmeans(x, 3), lambda: pca(x, 2), lambda: hierarchy(x, 2, 8)):
+    for function in (
+        lambda: sinkhorn(logits),
+        lambda: sela_labels(logits),
+        lambda: kmeans(x, 3),
+        lambda: pca(x, 2),
+        lambda: hierarchy(x, 2, 8),
+    ):
         try:
             told.append(repr(function()))
         except Degenerate as error:

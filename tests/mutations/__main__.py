@@ -36,7 +36,9 @@ PASSED: dict[str, bool] = {}  # tests that were run without a fault
 
 def copy_tree(target: Path) -> Path:
     """The files of the working tree that git tracks or would track."""
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +58,13 @@ def try_fault(fault: Fault, root: Path, limit: float) -> dict[str, Any]:
     if outcome == KILLED and not passes(test, root, limit):
         outcome, test = BROKEN, f"{test} fails without the fault too"
     seen = [test.split("::")[0]] if outcome == KILLED and (ROOT / test.split("::")[0]).is_file() else list(fault.tests)
-    return {"key": key(fault), "outcome": outcome, "test": test, "seconds": round(time.perf_counter() - began, 1),
-            "digests": digests([fault.file, *seen], root)}
+    return {
+        "key": key(fault),
+        "outcome": outcome,
+        "test": test,
+        "seconds": round(time.perf_counter() - began, 1),
+        "digests": digests([fault.file, *seen], root),
+    }
 
 
 def passes(test: str, root: Path, limit: float) -> bool:
@@ -74,8 +81,13 @@ def key(fault: Fault) -> str:
 def digests(files: list[str], root: Path = ROOT) -> dict[str, str]:
     """Of files, and of the helpers beside tests: while they stay, so does an outcome."""
     names = {name.split("::")[0] for name in files}
-    helpers = {str(p.relative_to(root)) for name in names if name.startswith("tests/") and (root / name).parent.is_dir()
-               for p in (root / name).parent.glob("*.py") if not p.name.startswith("test_")}
+    helpers = {
+        str(p.relative_to(root))
+        for name in names
+        if name.startswith("tests/") and (root / name).parent.is_dir()
+        for p in (root / name).parent.glob("*.py")
+        if not p.name.startswith("test_")
+    }
     paths = {name: root / name for name in sorted(names | helpers) if (root / name).is_file()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items()}
 
@@ -94,6 +106,7 @@ def run(faults: list[Fault], jobs: int, limit: float) -> None:
         copies: Queue[Path] = Queue()
         for number in range(jobs):
             copies.put(copy_tree(Path(home) / str(number)))
+
         def one(fault: Fault) -> tuple[Fault, dict[str, Any]]:
             root = copies.get()
             try:
@@ -108,7 +121,9 @@ def run(faults: list[Fault], jobs: int, limit: float) -> None:
                 with STATE.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(outcome) + "\n")
                 if outcome["outcome"] != KILLED:
-                    tqdm.write(f"{outcome['outcome']}: {fault.file}: {fault.breaks} {outcome['test'] * (outcome['outcome'] == BROKEN)}")
+                    tqdm.write(
+                        f"{outcome['outcome']}: {fault.file}: {fault.breaks} {outcome['test'] * (outcome['outcome'] == BROKEN)}"
+                    )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -121,7 +136,7 @@ def report(faults: list[Fault], outcomes: dict[str, dict[str, Any]]) -> str:
         "# Planted faults",
         "",
         "Written by `python -m tests.mutations`, which plants each fault of `tests/mutations/faults/` by itself and runs the tests "
-         "named beside it. A timeout counts as noticed.",
+        "named beside it. A timeout counts as noticed.",
         "",
         "| package | planted | not run | killed | timeout | survived | noticed of those run |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -131,14 +146,23 @@ def report(faults: list[Fault], outcomes: dict[str, dict[str, Any]]) -> str:
         planted = sum(package in ("all", fault.package) for fault in faults)
         tried, noticed = sum(count.values()), count[KILLED] + count[TIMEOUT]
         share = f"{100 * noticed / tried:.0f} %" if tried else "-"
-        lines.append(f"| {package} | {planted} | {planted - tried} | {count[KILLED]} | {count[TIMEOUT]} | {count[SURVIVED]} | {share} |")
+        lines.append(
+            f"| {package} | {planted} | {planted - tried} | {count[KILLED]} | {count[TIMEOUT]} | {count[SURVIVED]} | {share} |"
+        )
     alive = [fault for fault, outcome in of.items() if outcome["outcome"] == SURVIVED]
-    lines += ["", "## Survivors", ""] + [f"- `{f.file}`: {f.breaks}. {f.lives or 'No test notices it yet.'}" for f in alive] + ["- none"] * (not alive)
+    lines += (
+        ["", "## Survivors", ""]
+        + [f"- `{f.file}`: {f.breaks}. {f.lives or 'No test notices it yet.'}" for f in alive]
+        + ["- none"] * (not alive)
+    )
     for file in dict.fromkeys(fault.file for fault in of):
         lines += ["", f"## {file}", ""]
         for fault, outcome in of.items():
             if fault.file == file:
-                lines.append(f"- {fault.breaks}: {outcome['outcome']}" + (f" by `{outcome['test']}`" if outcome["outcome"] == KILLED else ""))
+                lines.append(
+                    f"- {fault.breaks}: {outcome['outcome']}"
+                    + (f" by `{outcome['test']}`" if outcome["outcome"] == KILLED else "")
+                )
     return "\n".join(lines) + "\n"
 
 

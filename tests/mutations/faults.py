@@ -67,4 +67,7 @@ def complaints(faults: list[Fault], root: Path = ROOT) -> list[str]:
         if missing or not fault.tests:
             found.append(f"{where}: no such test: {', '.join(missing) or 'none named'}")
     known = [(fault.file, fault.old, fault.new) for fault in faults]
-    return found + [f"{file}: the same change is listed twice: {old!r}" for file, old, new in {k for k in known if known.count(k) > 1}]
+    return found + [
+        f"{file}: the same change is listed twice: {old!r}"
+        for file, old, new in {k for k in known if known.count(k) > 1}
+    ]

@@ -12,13 +12,24 @@ import tempfile
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "torch", "torch.nn.parallel", "torchvision", "scipy.stats", "sklearn.metrics", "hypothesis"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "torch", "torch.nn.parallel", "torchvision", "scipy.stats", "sklearn.metrics", "hypothesis"]
+)
 KILLED, SURVIVED, TIMEOUT, BROKEN = "killed", "survived", "timeout", "broken"
 
 
 def run_tests(root: Path, tests: tuple[str, ...], limit: float, select: str = "") -> tuple[str, str]:
     """Outcome of pytest in the tree at ``root``, and the first test that failed. The libraries are imported once, by a common parent."""
-    arguments = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *dict.fromkeys(tests), *(["-k", select] if select else [])]
+    arguments = [
+        "-x",
+        "-q",
+        "--tb=no",
+        "-rfE",
+        "-p",
+        "no:cacheprovider",
+        *dict.fromkeys(tests),
+        *(["-k", select] if select else []),
+    ]
     with tempfile.NamedTemporaryFile("r") as out:
         process = CONTEXT.Process(target=_pytest, args=(str(root), arguments, out.name))
         process.start()

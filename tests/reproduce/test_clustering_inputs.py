@@ -1,4 +1,5 @@
 """What clustering methods hand to their solvers, by numbers known from elsewhere, and whose labels come back."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -25,7 +26,10 @@ N = 48
 G = torch.Generator().manual_seed(4)
 # Two groups of images that no clustering takes for one, and directions of very different length.
 GROUP = torch.arange(N) % 2
-IMAGES = torch.randn(N, 6, generator=G) * torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.2]) + 30 * torch.stack([GROUP * 2.0 - 1] * 6, 1) / 6
+IMAGES = (
+    torch.randn(N, 6, generator=G) * torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.2])
+    + 30 * torch.stack([GROUP * 2.0 - 1] * 6, 1) / 6
+)
 ORDER = torch.randperm(N, generator=G)
 
 
@@ -41,12 +45,16 @@ def build(cls, **settings):
 
 def context(method, images=IMAGES, order=ORDER, asked=None):
     """Features of every view are others, and the rows of this process come in an order of their own."""
+
     def extract(view):
         if asked is not None:
             asked.append(view)
         shifted = images if view is None else images * (1 + 0.3 * torch.sin(torch.arange(6) + view))
         return order.numpy(), method.features(shifted[order]).detach()
-    return SimpleNamespace(extract=extract, seed=3, n=len(images), batch=8, stream=SimpleNamespace(total_steps=20, batch=8))
+
+    return SimpleNamespace(
+        extract=extract, seed=3, n=len(images), batch=8, stream=SimpleNamespace(total_steps=20, batch=8)
+    )
 
 
 def given_to(method, name, act):
@@ -79,7 +87,7 @@ def gram(rows):
 @pytest.mark.parametrize("dim", [3, 5])
 def test_deepcluster_clusters_whitened_unit_rows(dim):
     method = build(DeepCluster, clusters=4, pca=dim)
-    ((data, clusters), options), = given_to(method, "kmeans", lambda: method.before_epoch(0, context(method)))
+    (((data, clusters), options),) = given_to(method, "kmeans", lambda: method.before_epoch(0, context(method)))
     expected = torch.from_numpy(whitened(dim) @ whitened(dim).T).float()
     assert clusters == 4 and options["iterations"] == 20
     torch.testing.assert_close(gram(data), expected, atol=1e-4, rtol=1e-4)
@@ -87,21 +95,29 @@ def test_deepcluster_clusters_whitened_unit_rows(dim):
 
 def test_deepcluster_without_pca_clusters_unit_rows():
     method = build(DeepCluster, clusters=4, pca=0)
-    ((data, _), _), = given_to(method, "kmeans", lambda: method.before_epoch(0, context(method)))
+    (((data, _), _),) = given_to(method, "kmeans", lambda: method.before_epoch(0, context(method)))
     unit = F.normalize(IMAGES, dim=1)
     torch.testing.assert_close(gram(data), unit @ unit.T, atol=1e-5, rtol=1e-5)
 
 
 def test_deepercluster_clusters_whitened_unit_rows():
     method = build(DeeperCluster, super_classes=8, clusters=8, pca=4)
-    ((rows, *_), _), = given_to(method, "hierarchy", lambda: method.before_epoch(0, context(method)))
+    (((rows, *_), _),) = given_to(method, "hierarchy", lambda: method.before_epoch(0, context(method)))
     expected = torch.from_numpy(whitened(4) @ whitened(4).T).float()
     torch.testing.assert_close(gram(rows.read(0, N)), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_graph_has_squared_distances_to_the_nearest_others_and_the_settings():
-    method = build(DeepCluster, clusters=4, pca=4, clustering="pic", graph={"neighbours": 3, "sigma": 0.7, "alpha": 0.2, "precision": "float32"})
-    ((near, distances, sigma, alpha), options), = given_to(method, "pic", lambda: method.before_epoch(0, context(method)))
+    method = build(
+        DeepCluster,
+        clusters=4,
+        pca=4,
+        clustering="pic",
+        graph={"neighbours": 3, "sigma": 0.7, "alpha": 0.2, "precision": "float32"},
+    )
+    (((near, distances, sigma, alpha), options),) = given_to(
+        method, "pic", lambda: method.before_epoch(0, context(method))
+    )
     rows = whitened(4)[ORDER.numpy()]
     theirs, places = NearestNeighbors(n_neighbors=4).fit(rows).kneighbors(rows)
     assert (sigma, alpha, options["dtype"]) == (0.7, 0.2, "float32") and np.array_equal(places[:, 0], np.arange(N))
@@ -121,7 +137,11 @@ def test_deepclusterv2_clusters_unit_embeddings_of_both_views_from_images_of_the
         where = (start[:, None] == rows).all(2).nonzero()[:, 1]
         assert len(where) == 4
         starts.append(set(where.tolist()))
-    again = given_to(method, "kmeans", lambda: (setattr(method, "bank", type(method.bank)()), method.before_epoch(1, context(method))))
+    again = given_to(
+        method,
+        "kmeans",
+        lambda: (setattr(method, "bank", type(method.bank)()), method.before_epoch(1, context(method))),
+    )
     assert starts[0] != starts[2] and not torch.allclose(again[0][0][1], calls[0][0][1])
 
 
@@ -151,8 +171,8 @@ def test_selav2_solves_cosines_of_the_heads_own_view():
 def test_labels_of_pixels_come_from_pixels():
     method = build(PseudoLabel, instances=N, labels="kmeans:3")
     with torch.no_grad():
-        method.backbone.weight.fill_(7.0)                             # features would be something else
-    ((data, clusters), _), = given_to(method, "kmeans", lambda: method.before_epoch(0, context(method)))
+        method.backbone.weight.fill_(7.0)  # features would be something else
+    (((data, clusters), _),) = given_to(method, "kmeans", lambda: method.before_epoch(0, context(method)))
     assert clusters == 3 and torch.equal(data, IMAGES[ORDER])
 
 
@@ -192,8 +212,11 @@ def test_labels_follow_the_images_and_not_the_order_of_their_rows(name):
 def test_no_cluster_is_empty_when_most_images_are_the_same(name):
     """Rows drawn as first centres are equal then, and nothing is nearest to the second of them."""
     few = IMAGES[torch.arange(N) % 3 * (torch.arange(N) > N // 2)] + 1e-4 * IMAGES
-    makers = {"deepcluster": lambda: build(DeepCluster, clusters=12, pca=3), "pseudolabel": lambda: build(PseudoLabel, instances=N, labels="kmeans:12"),
-              "deepercluster": lambda: build(DeeperCluster, super_classes=2, rotations=False, clusters=12, pca=3)}
+    makers = {
+        "deepcluster": lambda: build(DeepCluster, clusters=12, pca=3),
+        "pseudolabel": lambda: build(PseudoLabel, instances=N, labels="kmeans:12"),
+        "deepercluster": lambda: build(DeeperCluster, super_classes=2, rotations=False, clusters=12, pca=3),
+    }
     for seed in range(5):
         method = makers[name]()
         ctx = context(method, images=few)
@@ -230,4 +253,6 @@ def test_epochs_draw_other_images():
     deeper = build(DeeperCluster, super_classes=8, clusters=8, pca=4, epoch_divisor=1)
     deeper.before_epoch(0, context(deeper))
     first, second = (deeper.sampler(N, epoch, context(deeper)).reshape(-1, 8) for epoch in (0, 1))
-    assert not np.array_equal(first, second) and not np.array_equal(first[:, 0], first[:, 1])      # two turns of one super-cluster
+    assert not np.array_equal(first, second) and not np.array_equal(
+        first[:, 0], first[:, 1]
+    )  # two turns of one super-cluster

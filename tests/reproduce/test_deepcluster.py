@@ -1,4 +1,5 @@
 """DeepCluster: labels, sampler, head and the authors' small functions."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,7 +53,9 @@ def test_labels_are_renumbered_over_clusters_that_have_images_as_the_authors_do(
     g = load("deepercluster/deepcluster_cluster_assign.json")
 
     def of_lists(lists, n):
-        index, labels = (np.concatenate(parts) for parts in zip(*((m, np.full(len(m), k)) for k, m in enumerate(lists)), strict=True))
+        index, labels = (
+            np.concatenate(parts) for parts in zip(*((m, np.full(len(m), k)) for k, m in enumerate(lists)), strict=True)
+        )
         return by_image(index.astype(np.int64), torch.from_numpy(labels)[None], n)[0].numpy()
 
     labels = of_lists(g.given("images_lists"), 10)

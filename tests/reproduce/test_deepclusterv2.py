@@ -1,4 +1,5 @@
 """DeepCluster-v2 against the authors' numbers, and what holds for its bank and its labels."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -23,9 +24,11 @@ def method(dim=10, prototypes=(4, 5, 3), **settings):
 
 def context(method, images, views=2):
     """A stand-in for the engine's: features of all images, slightly different per view."""
+
     def extract(view):
         noise = 0.1 * torch.randn(images.shape, generator=torch.manual_seed(view or 0))
         return torch.arange(len(images)).numpy(), method.features(images + noise).detach()
+
     return SimpleNamespace(extract=extract, seed=3, n=len(images))
 
 
@@ -57,7 +60,7 @@ def test_the_first_labels_come_from_a_pass_over_all_images_and_later_ones_from_t
     assert torch.allclose(net.prototypes["prototypes0"].weight.norm(dim=1), torch.ones(4), atol=1e-6)
     for ids in torch.arange(32).split(8):
         net.loss(Batch(ids, [images[ids], images[ids], images[ids]]), 0)
-    ctx.extract = None                                       # must not be needed any more
+    ctx.extract = None  # must not be needed any more
     net.before_epoch(1, ctx)
     assert (net.labels[:, :32] != UNSEEN).all() and (net.labels[:, 32:] == UNSEEN).all()
     assert net.health()["unlabelled"] == pytest.approx(0.2) and 0 <= net.health()["agreement"] <= 1
@@ -93,7 +96,9 @@ def test_start_rows_depend_on_images_not_on_the_order_in_which_they_were_seen():
 
     index, rows = torch.arange(30) * 3, torch.randn(30, 4)
     order = torch.randperm(30)
-    a, b = (rows_of_images(i, r, 5, rng.generator(0, "x"), "k") for i, r in ((index, rows), (index[order], rows[order])))
+    a, b = (
+        rows_of_images(i, r, 5, rng.generator(0, "x"), "k") for i, r in ((index, rows), (index[order], rows[order]))
+    )
     assert torch.equal(a, b) and len(a.unique(dim=0)) == 5
 
 

@@ -1,4 +1,5 @@
 """DeeperCluster: its process groups, its objective, its sampler and its heads."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,9 @@ def method(**settings):
 
 
 def context(net, batch=16):
-    return SimpleNamespace(extract=lambda view: (np.arange(120), net.features(IMAGES).detach()), seed=2, n=120, batch=batch)
+    return SimpleNamespace(
+        extract=lambda view: (np.arange(120), net.features(IMAGES).detach()), seed=2, n=120, batch=batch
+    )
 
 
 def test_every_process_sees_the_images_of_its_authors_process_group():
@@ -35,7 +38,7 @@ def test_every_process_sees_the_images_of_its_authors_process_group():
     for (world, classes, rotations), rows in layouts.items():
         share = 12
         seen = super_class_of(torch.arange(world * share), world * share, classes).reshape(world, share)
-        assert (seen == seen[:, :1]).all()                    # one super-class per process
+        assert (seen == seen[:, :1]).all()  # one super-class per process
         mine, per = seen[:, 0].tolist(), world // classes
         turns = 4 if rotations else 1
         assert per == mine.count(mine[0])
@@ -45,12 +48,26 @@ def test_every_process_sees_the_images_of_its_authors_process_group():
             for name, of in (("training_groups", mine), ("clustering_groups", cluster)):
                 if name in row:
                     groups[name] = [[i for i in range(world) if of[i] == k] for k in sorted(set(of))]
-            found.append({
-                "world": world, "super_classes": classes, "rotnet": rotations, "rank": r, "nmb_super_clusters": classes // turns,
-                "training_local_world_size": mine.count(mine[r]), "training_local_rank": mine[:r].count(mine[r]), "training_local_world_id": mine[r],
-                "clustering_local_world_size": cluster.count(cluster[r]), "clustering_local_rank": cluster[:r].count(cluster[r]),
-                "clustering_local_world_id": cluster[r], "rotation": mine[r] % 4 if rotations else 0, **groups})
-    g.exact("ranks", sorted(found, key=lambda row: list(layouts).index((row["world"], row["super_classes"], row["rotnet"]))))
+            found.append(
+                {
+                    "world": world,
+                    "super_classes": classes,
+                    "rotnet": rotations,
+                    "rank": r,
+                    "nmb_super_clusters": classes // turns,
+                    "training_local_world_size": mine.count(mine[r]),
+                    "training_local_rank": mine[:r].count(mine[r]),
+                    "training_local_world_id": mine[r],
+                    "clustering_local_world_size": cluster.count(cluster[r]),
+                    "clustering_local_rank": cluster[:r].count(cluster[r]),
+                    "clustering_local_world_id": cluster[r],
+                    "rotation": mine[r] % 4 if rotations else 0,
+                    **groups,
+                }
+            )
+    g.exact(
+        "ranks", sorted(found, key=lambda row: list(layouts).index((row["world"], row["super_classes"], row["rotnet"])))
+    )
 
 
 def test_sizes_of_data_and_epoch_are_the_authors():
@@ -65,7 +82,11 @@ def test_sizes_of_data_and_epoch_are_the_authors():
 
 def places_of(net):
     """Weight and bias of the trunk, of the super-classes, and of the clusters in super-class 2."""
-    return [(net.backbone.weight, net.backbone.bias), (net.super_head.weight, net.super_head.bias), (net.sub_weight[2], net.sub_bias[2])]
+    return [
+        (net.backbone.weight, net.backbone.bias),
+        (net.super_head.weight, net.super_head.bias),
+        (net.sub_weight[2], net.sub_bias[2]),
+    ]
 
 
 def test_an_epoch_of_the_objective_agrees_with_the_authors(monkeypatch):
@@ -89,8 +110,20 @@ def test_an_epoch_of_the_objective_agrees_with_the_authors(monkeypatch):
     for ids in torch.from_numpy(order).split(8):
         loss, got = net.loss(Batch(ids, [x[ids]]), 0)
         of = torch.full((8,), 2)
-        parts = [F.cross_entropy(z, y).item() for z, y in zip(net.heads(F.relu(backbone(x[ids])), of), (of, labels[ids]), strict=True)]
-        stats.append([100 * got["accuracy"], loss.item(), 100 * got["accuracy_super"], parts[0], 100 * got["accuracy_sub"], parts[1]])
+        parts = [
+            F.cross_entropy(z, y).item()
+            for z, y in zip(net.heads(F.relu(backbone(x[ids])), of), (of, labels[ids]), strict=True)
+        ]
+        stats.append(
+            [
+                100 * got["accuracy"],
+                loss.item(),
+                100 * got["accuracy_super"],
+                parts[0],
+                100 * got["accuracy_sub"],
+                parts[1],
+            ]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -143,7 +176,7 @@ def test_a_cluster_head_learns_as_if_its_super_class_were_alone():
     ids = torch.from_numpy(net.sampler(120, 0, ctx)[:16])
     net.loss(Batch(ids, [IMAGES[ids]]), 0)[0].backward()
     net.after_backward(0)
-    joint, own = net.sub_weight.grad[5].clone(), ids[10:12]           # super-class 5: super-cluster 1, turned once
+    joint, own = net.sub_weight.grad[5].clone(), ids[10:12]  # super-class 5: super-cluster 1, turned once
     h = F.relu(net.backbone(torch.rot90(IMAGES[own], 1, (-2, -1))))
     alone = F.cross_entropy(F.linear(h, net.sub_weight[5], net.sub_bias[5]), net.labels[1][own] - net.each)
     assert torch.allclose(torch.autograd.grad(alone, net.sub_weight)[0][5], joint, atol=1e-6)
@@ -167,18 +200,27 @@ def test_the_reductions_are_deepcluster_and_rotnet():
     ids = torch.from_numpy(cluster.sampler(120, 0, ctx)[:16])
     loss, _ = cluster.loss(Batch(ids, [IMAGES[ids]]), 0)
     h = F.relu(cluster.backbone(IMAGES[ids]))
-    assert torch.allclose(loss, F.cross_entropy(F.linear(h, cluster.sub_weight[0], cluster.sub_bias[0]), cluster.labels[1][ids]))
+    assert torch.allclose(
+        loss, F.cross_entropy(F.linear(h, cluster.sub_weight[0], cluster.sub_bias[0]), cluster.labels[1][ids])
+    )
     rotnet = method(super_classes=4, clusters=1)
-    rotnet.before_epoch(0, SimpleNamespace(n=120))                     # no features are asked for
+    rotnet.before_epoch(0, SimpleNamespace(n=120))  # no features are asked for
     rotnet.before_step(0, ctx)
     loss, _ = rotnet.loss(Batch(ids, [IMAGES[ids]]), 0)
-    views = torch.cat([torch.rot90(IMAGES[ids[4 * q:4 * q + 4]], q, (-2, -1)) for q in range(4)])
+    views = torch.cat([torch.rot90(IMAGES[ids[4 * q : 4 * q + 4]], q, (-2, -1)) for q in range(4)])
     expected = F.cross_entropy(rotnet.super_head(F.relu(rotnet.backbone(views))), torch.arange(4).repeat_interleave(4))
     assert torch.allclose(loss, expected)
 
 
-@pytest.mark.parametrize("settings, word", [({"super_classes": 6}, "multiple of 4"), ({"clusters": 121}, "params.clusters=121"),
-                                            ({"pca": 9}, "params.pca=9"), ({"clusters": 1}, "params.clusters=1")])
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"super_classes": 6}, "multiple of 4"),
+        ({"clusters": 121}, "params.clusters=121"),
+        ({"pca": 9}, "params.pca=9"),
+        ({"clusters": 1}, "params.clusters=1"),
+    ],
+)
 def test_what_cannot_be_clustered_is_one_clear_error(settings, word):
     with pytest.raises(UserError, match=word):
         net = method(**settings)

@@ -1,4 +1,5 @@
 """The list of deviations: every known one of the five families, one id each, settings that exist, every row on the page."""
+
 import pytest
 import yaml
 
@@ -138,7 +139,9 @@ KNOWN = {
         simclr-mask              1e9 in float16
     """,
 }
-SUBJECTS = {line.split()[0]: " ".join(line.split()[1:]) for text in KNOWN.values() for line in text.strip().splitlines()}
+SUBJECTS = {
+    line.split()[0]: " ".join(line.split()[1:]) for text in KNOWN.values() for line in text.strip().splitlines()
+}
 EVERY = [(name, row) for name, rows in deviations.collected().items() for row in rows]
 
 
@@ -158,18 +161,26 @@ def test_ids_are_unique_over_all_methods_and_the_page_has_a_row_for_each():
 
 def test_every_row_says_what_is_released_and_what_is_done_here():
     assert not [row.id for _, row in EVERY if not (row.paper and row.release and row.ours)]
-    assert not [row.id for _, row in EVERY if "|" in row.paper + row.release + row.ours + row.option]     # would break the table
+    assert not [
+        row.id for _, row in EVERY if "|" in row.paper + row.release + row.ours + row.option
+    ]  # would break the table
 
 
-@pytest.mark.parametrize(("name", "row"), [pair for pair in EVERY if pair[1].option], ids=lambda value: getattr(value, "id", ""))
+@pytest.mark.parametrize(
+    ("name", "row"), [pair for pair in EVERY if pair[1].option], ids=lambda value: getattr(value, "id", "")
+)
 def test_every_setting_named_can_be_set_and_is_not_the_default(name, row):
     words = settings.parse(row.option.split())
     if row.where in protocol.names():
         plain, changed = protocol.load(row.where), protocol.load(row.where, words)
         assert protocol.complete(plain) != protocol.complete(changed)
         return
-    listing = [method for method in registry.methods() if row in methods.find(method).deviations]        # MoCo's are two
-    models = [row.where] if row.where else [m for m in zoo.models() if zoo.entry(m).method in listing and zoo.entry(m).recipe]
+    listing = [method for method in registry.methods() if row in methods.find(method).deviations]  # MoCo's are two
+    models = (
+        [row.where]
+        if row.where
+        else [m for m in zoo.models() if zoo.entry(m).method in listing and zoo.entry(m).recipe]
+    )
     assert models
     assert any(zoo.resolve(model, words).hash() != zoo.resolve(model).hash() for model in models)
 

@@ -1,4 +1,5 @@
 """MoCo and SimCLR against PIC's release, by one process and by two real ones that exchange keys and features."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -44,8 +45,15 @@ def moco(given: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         loss, _ = method.loss(SimpleNamespace(views=[query, key]), step)
         loss.backward()
         assert all(p.grad is None for p in method.key_encoder.parameters())
-        found = {"logits": logits, "loss": loss.double(), "gw": method.head.weight.grad, "queue": method.queue, "ptr": method.queue_ptr[0],
-                 "kw": method.key_encoder[1].weight, "kb": method.key_encoder[1].bias}
+        found = {
+            "logits": logits,
+            "loss": loss.double(),
+            "gw": method.head.weight.grad,
+            "queue": method.queue,
+            "ptr": method.queue_ptr[0],
+            "kw": method.key_encoder[1].weight,
+            "kb": method.key_encoder[1].bias,
+        }
         steps.append({name: value.detach().clone().numpy() for name, value in found.items()})
     return steps
 
@@ -53,7 +61,7 @@ def moco(given: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 def simclr(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     x, temperature = torch.stack([torch.from_numpy(given[name]) for name in ("x1", "x2")]), float(given["temperature"])
     share = x.shape[1] // dist.world_size()
-    mine = x[:, dist.rank() * share:][:, :share].clone().requires_grad_()
+    mine = x[:, dist.rank() * share :][:, :share].clone().requires_grad_()
     method = SimCLR(flat(x.shape[2]), dim=4, hidden=0, temperature=temperature, gather="detached")
     z = F.normalize(mine, dim=2)
     every = dist.all_gather(z.detach().transpose(0, 1).contiguous()).transpose(0, 1)

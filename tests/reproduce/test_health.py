@@ -1,4 +1,5 @@
 """Alarms: each trouble is named once, after patience, with the authors' remedies; a healthy run stays quiet."""
+
 import json
 import math
 from types import SimpleNamespace
@@ -28,9 +29,17 @@ def listen(watch, losses, numbers=lambda step: {}):
 
 def test_a_loss_stuck_at_ln_k_is_a_collapse_with_the_authors_remedies():
     messages = listen(Watch(swav()), [math.log(100) * 1.002] * 80)
-    assert len(messages) == 1                                              # said once
-    for part in ("collapse", "4.61", "params.epsilon=0.03", "params.freeze_prototypes_steps", "params.queue.length=0",
-                 "params.assignment=hard", "params.head_batchnorm=false", "params.prototypes"):
+    assert len(messages) == 1  # said once
+    for part in (
+        "collapse",
+        "4.61",
+        "params.epsilon=0.03",
+        "params.freeze_prototypes_steps",
+        "params.queue.length=0",
+        "params.assignment=hard",
+        "params.head_batchnorm=false",
+        "params.prototypes",
+    ):
         assert part in messages[0]
 
 
@@ -45,7 +54,7 @@ def test_a_loss_that_stays_higher_after_the_queue_starts_is_named():
     messages = listen(Watch(swav()), [3.0] * 50 + [3.5] * 60, numbers)
     assert len(messages) == 1 and "queue" in messages[0] and "params.queue.start_epoch" in messages[0]
     assert listen(Watch(swav()), [3.0] * 50 + [3.5] * 20 + [2.9] * 60, numbers) == []
-    assert listen(Watch(swav()), [3.0] * 110, lambda step: {"queue_full": 1.0}) == []      # nothing to compare with
+    assert listen(Watch(swav()), [3.0] * 110, lambda step: {"queue_full": 1.0}) == []  # nothing to compare with
 
 
 def test_dead_features_and_a_few_prototypes_that_take_all_are_named():
@@ -63,7 +72,7 @@ def test_a_healthy_run_is_quiet():
 def test_spread_is_one_for_spread_out_embeddings_and_zero_for_equal_ones():
     z = torch.nn.functional.normalize(torch.randn(4000, 16), dim=1)
     assert spread(z) == pytest.approx(1.0, abs=0.05) and spread(z[:1].expand(50, -1)) == 0.0
-    assert spread(z[:1]) == 0.0                                            # a batch of one is not NaN
+    assert spread(z[:1]) == 0.0  # a batch of one is not NaN
 
 
 def test_a_network_that_really_says_the_same_of_every_image_raises_the_alarm():
@@ -114,8 +123,8 @@ def test_effective_rank_counts_directions_however_the_rows_lie():
     """k equal orthogonal directions give k; so do fewer rows than columns, and rows that take several blocks."""
     basis = torch.linalg.qr(torch.randn(32, 32))[0]
     for k in (1, 3, 8):
-        rows = torch.cat([basis[:k], -basis[:k]])                          # centred, k equal singular values
-        assert effective_rank(rows) == pytest.approx(k, rel=1e-3)          # 2k rows of 32
+        rows = torch.cat([basis[:k], -basis[:k]])  # centred, k equal singular values
+        assert effective_rank(rows) == pytest.approx(k, rel=1e-3)  # 2k rows of 32
         assert effective_rank(rows.repeat(40, 1) + 5) == pytest.approx(k, rel=1e-3)
     z = torch.randn(200, 8)
     assert effective_rank(z.repeat(BLOCK // 100, 1)) == pytest.approx(effective_rank(z), rel=1e-9)
@@ -124,8 +133,11 @@ def test_effective_rank_counts_directions_however_the_rows_lie():
 
 def test_advice_leaves_out_what_the_run_does_already_and_never_raises_the_learning_rate():
     method = swav()
-    method.settings = {"optimizer": {"lr": 0.003}, "params": {"epsilon": 0.03, "queue": {"length": 0}},
-                       "views": {"crops": [{"scale": [0.5, 1.0]}]}}
+    method.settings = {
+        "optimizer": {"lr": 0.003},
+        "params": {"epsilon": 0.03, "queue": {"length": 0}},
+        "views": {"crops": [{"scale": [0.5, 1.0]}]},
+    }
     text = advice(method, "collapse")
     assert "optimizer.lr=0.0003" in text and "params.prototypes=100" in text
     assert not any(part in text for part in ("epsilon", "queue.length", "views.crops", "lr=0.1"))
@@ -142,7 +154,9 @@ def test_un_mix_names_the_remedies_of_its_base_by_their_own_place():
 
 
 def run_of(steps=400, batch=128, **settings) -> Run:
-    return Run({"batch": batch, **settings}, images=1258, features=64, views=2, processes=1, steps=steps, steps_per_epoch=9)
+    return Run(
+        {"batch": batch, **settings}, images=1258, features=64, views=2, processes=1, steps=steps, steps_per_epoch=9
+    )
 
 
 def test_embeddings_in_a_few_directions_raise_an_alarm_in_a_short_run_too():
@@ -153,21 +167,38 @@ def test_embeddings_in_a_few_directions_raise_an_alarm_in_a_short_run_too():
     for step in range(0, 400, 10):
         for message in method.alarms(step, 3.0, {"effective_rank": 2.0, "feature_std": 0.97}):
             said[step] = message
-    assert list(said) == [100] and "few directions" in said[100] and "effective rank of 2.0" in said[100] and "; try " in said[100]
+    assert (
+        list(said) == [100]
+        and "few directions" in said[100]
+        and "effective rank of 2.0" in said[100]
+        and "; try " in said[100]
+    )
     for rank, last in ((8.3, 390), (4.5, 50)):
         quiet = swav()
         quiet.run = run_of()
-        assert not [m for s in range(0, 400, 10) for m in quiet.alarms(s, 3.0, {"effective_rank": rank if s <= last else 9.0})]
+        assert not [
+            m for s in range(0, 400, 10) for m in quiet.alarms(s, 3.0, {"effective_rank": rank if s <= last else 9.0})
+        ]
     small = swav()
-    small.run = run_of(batch=8)                                 # eight rows span seven directions at most
+    small.run = run_of(batch=8)  # eight rows span seven directions at most
     assert not [m for s in range(0, 400, 10) for m in small.alarms(s, 3.0, {"effective_rank": 2.0})]
 
 
 def test_a_run_that_collapses_onto_few_directions_says_so_and_a_healthy_one_does_not(tmp_path):
     """SimSiam at thirty times its rate: three of 128 directions, while the loss falls and the spread looks sound."""
     for rate, collapsed in ((0.1, True), (0.003, False)):
-        folder = launch.pretrain("simsiam_digits", {"optimizer.lr": rate, "batch": 64, "schedule.images": 7680, "out": str(tmp_path),
-                                                    "tensorboard": False, "schedule.warmup_epochs": 1}, quiet=True)
+        folder = launch.pretrain(
+            "simsiam_digits",
+            {
+                "optimizer.lr": rate,
+                "batch": 64,
+                "schedule.images": 7680,
+                "out": str(tmp_path),
+                "tensorboard": False,
+                "schedule.warmup_epochs": 1,
+            },
+            quiet=True,
+        )
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         ranks = [line["effective_rank"] for line in lines if line.get("step", 0) >= 50 and "effective_rank" in line]
         alarms = [line["message"] for line in lines if line.get("event") == "alarm"]
@@ -177,14 +208,26 @@ def test_a_run_that_collapses_onto_few_directions_says_so_and_a_healthy_one_does
 
 def test_remedies_are_those_of_this_run_not_of_imagenet():
     method = swav()
-    method.settings = {"batch": 128, "optimizer": {"lr": 0.003}, "views": {"crops": [{"scale": [0.6, 1.0]}]},
-                       "params": {"prototypes": 50, "freeze_prototypes_steps": 10, "epsilon": 0.05, "assignment": "soft", "head_batchnorm": True,
-                                  "queue": {"length": 256, "start_epoch": 5}}}
+    method.settings = {
+        "batch": 128,
+        "optimizer": {"lr": 0.003},
+        "views": {"crops": [{"scale": [0.6, 1.0]}]},
+        "params": {
+            "prototypes": 50,
+            "freeze_prototypes_steps": 10,
+            "epsilon": 0.05,
+            "assignment": "soft",
+            "head_batchnorm": True,
+            "queue": {"length": 256, "start_epoch": 5},
+        },
+    }
     method.run = run_of(**{k: v for k, v in method.settings.items() if k != "batch"})
     words = advice(method, "collapse").removeprefix("; try ").split(", or ")
     assert "params.freeze_prototypes_steps=100" in words, "a quarter of 400 steps, where ImageNet's advice is 5000"
     assert "params.prototypes=25" in words, "fewer than the 50 that there are, where ImageNet's advice is 100"
     assert not any(word.startswith("views.") for word in words), "its crops are larger than those advised"
-    assert "params.queue.start_epoch=11" in advice(method, "queue"), "a quarter of 44 epochs, where ImageNet's advice is 30"
+    assert "params.queue.start_epoch=11" in advice(method, "queue"), (
+        "a quarter of 44 epochs, where ImageNet's advice is 30"
+    )
     method.run = run_of(steps=250_000, **{k: v for k, v in method.settings.items() if k != "batch"})
     assert "params.freeze_prototypes_steps=5000" in advice(method, "collapse")

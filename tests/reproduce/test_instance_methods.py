@@ -1,4 +1,5 @@
 """PIC, InstDisc and MoCo: against the authors' numbers and slow references."""
+
 import copy
 from itertools import pairwise
 from types import SimpleNamespace
@@ -37,7 +38,9 @@ def ctx(lr=lambda step: 0.1, optimizer=SGD, seed=0):
 def views(count: int, size: int, dim: int, seed: int = 0, index=None):
     g = torch.Generator().manual_seed(seed)
     index = torch.arange(size) if index is None else torch.as_tensor(index)
-    return SimpleNamespace(views=[torch.randn(size, dim, 1, 1, generator=g) for _ in range(count)], index=index, epoch=0)
+    return SimpleNamespace(
+        views=[torch.randn(size, dim, 1, 1, generator=g) for _ in range(count)], index=index, epoch=0
+    )
 
 
 # -- PIC -----------------------------------------------------------------------------------------------------------------
@@ -59,7 +62,11 @@ def test_pic_logits_loss_and_gradients_agree_with_the_release():
 
 def pic(instances: int = 30, dim: int = 6, **params) -> PIC:
     torch.manual_seed(0)
-    return PIC(flat(dim), instances=instances, **{"dim": 4, "hidden": 0, "window": {"size": 0, "stride": 0, "mode": "sliding"}, **params})
+    return PIC(
+        flat(dim),
+        instances=instances,
+        **{"dim": 4, "hidden": 0, "window": {"size": 0, "stride": 0, "mode": "sliding"}, **params},
+    )
 
 
 def test_small_crops_train_the_encoder_and_not_the_classes():
@@ -70,11 +77,17 @@ def test_small_crops_train_the_encoder_and_not_the_classes():
         method.head = nn.Linear(9, 4)
         backbone = nn.AdaptiveAvgPool2d(3)
         method.backbone = nn.Sequential(backbone, nn.Flatten())
-        batch = SimpleNamespace(views=[torch.randn(4, 1, s, s, generator=g) for s in sides], index=torch.arange(4), epoch=0)
+        batch = SimpleNamespace(
+            views=[torch.randn(4, 1, s, s, generator=g) for s in sides], index=torch.arange(4), epoch=0
+        )
         method.before_step(0, ctx())
         method.loss(batch, 0)[0].backward()
-        only = pic_logits(F.normalize(method.head(method.backbone(batch.views[0])), dim=1).detach(), torch.empty(0, 4),
-                          (w := method.rows.whole().requires_grad_()), 0.2)
+        only = pic_logits(
+            F.normalize(method.head(method.backbone(batch.views[0])), dim=1).detach(),
+            torch.empty(0, 4),
+            (w := method.rows.whole().requires_grad_()),
+            0.2,
+        )
         expected = torch.autograd.grad(sharded_cross_entropy(only, torch.arange(4)).sum() / 8, w)[0]
         grads.append(torch.allclose(method._taken[1].grad, expected, atol=1e-6))
         assert method.head.weight.grad.abs().sum() > 0
@@ -123,7 +136,9 @@ def test_class_rows_with_a_rate_of_their_own_follow_the_schedule_beside_any_opti
 def test_with_correction_idle_rows_end_where_the_full_optimiser_would_have_put_them(monkeypatch):
     """Sampled softmax with correction = dense SGD whose gradient is zero outside the sampled classes, at a changing rate."""
     monkeypatch.setattr("reproduce.weight_table.BLOCK", 32)
-    steps = [views(1, 3, 6, seed=s, index=[(7 * s + j) % 30 for j in range(3)]) for s in range(150)]      # past merged blocks
+    steps = [
+        views(1, 3, 6, seed=s, index=[(7 * s + j) % 30 for j in range(3)]) for s in range(150)
+    ]  # past merged blocks
     method = pic(negatives=6)
     rows = nn.Parameter(method.rows.whole().double())
     optimizer = torch.optim.SGD([rows], lr=1.0, momentum=0.9, weight_decay=1e-2)
@@ -154,11 +169,12 @@ def test_the_softmax_runs_over_the_images_visited_last_and_the_batch():
     method = pic(negatives=5)
     for ids, expected in (([1, 2], [1, 2]), ([3, 4], [1, 2, 3, 4]), ([5, 1], [1, 3, 4, 5]), ([6, 7], [1, 3, 5, 6, 7])):
         assert method.classes(torch.tensor(ids)).tolist() == expected
-    assert pic(negatives=1).classes(torch.tensor([4, 8, 9])).tolist() == [4, 8, 9]         # never less than the batch
+    assert pic(negatives=1).classes(torch.tensor([4, 8, 9])).tolist() == [4, 8, 9]  # never less than the batch
 
 
 def test_idle_products_equal_a_plain_loop_over_any_span():
     from reproduce.weight_table import Idle
+
     idle, matrices = Idle(), []
     for s in range(1300):
         lr, m, d = 0.1 / (1 + s), 0.9, 1e-2
@@ -212,7 +228,9 @@ def test_windows_slide_over_the_whole_permutation_as_the_paper_means(case):
         order = g.given(f"{case}_r{r}_permutation")
         found = [np.sort(window(order, w, size // world, stride // world)) for w in range(windows)]
         g.exact(f"{case}_r{r}_paper_windows_sorted", np.stack(found).astype(order.dtype))
-        released = g.checked(f"{case}_r{r}_released", "the released sampler is defective: it never leaves its first window")
+        released = g.checked(
+            f"{case}_r{r}_released", "the released sampler is defective: it never leaves its first window"
+        )
         assert len(np.unique(released)) == size // world < len(np.unique(np.concatenate(found)))
 
 
@@ -222,7 +240,9 @@ def test_the_released_sampler_with_shuffling_draws_random_subsets():
     order = g.given("shuffle_r0_permutation")
     released = g.checked("shuffle_r0_released", "drawn from an unseeded generator: only its statistics can be compared")
     overlaps = [len(np.intersect1d(a, b)) for a, b in pairwise(released)]
-    sliding = [len(np.intersect1d(window(order, w, size, stride), window(order, w + 1, size, stride))) for w in range(7)]
+    sliding = [
+        len(np.intersect1d(window(order, w, size, stride), window(order, w + 1, size, stride))) for w in range(7)
+    ]
     assert min(sliding) == size - stride and min(overlaps) < size - stride
 
 
@@ -243,19 +263,25 @@ class Numbers:
 @pytest.mark.parametrize("mode", ["sliding", "subset"])
 def test_pic_visits_an_image_size_over_stride_times_and_windows_run_on_through_epochs(mode):
     method = pic(instances=40, window={"size": 16, "stride": 4, "mode": mode})
-    stream = Stream(Numbers(), Augment((Crop(4, (.5, 1.)),), channels=1, mean=(0.,), std=(1.,)), batch=8, epochs=4, method=method)
+    stream = Stream(
+        Numbers(),
+        Augment((Crop(4, (0.5, 1.0)),), channels=1, mean=(0.0,), std=(1.0,)),
+        batch=8,
+        epochs=4,
+        method=method,
+    )
     order = np.concatenate([stream.order(e) for e in range(4)])
     assert len(order) == 160
     for number in range(10):
-        part = order[16 * number:16 * number + 16]
-        assert len(np.unique(part)) == 16                   # a window is a set, shuffled
+        part = order[16 * number : 16 * number + 16]
+        assert len(np.unique(part)) == 16  # a window is a set, shuffled
         if mode == "sliding":
             whole = np.sort(window(method.images(40, 0, 0), 0, 16, 4))
             assert number or np.array_equal(np.sort(part), whole)
     if mode == "sliding":
-        drawn = [set(order[16 * w:16 * w + 16]) for w in range(10)]
+        drawn = [set(order[16 * w : 16 * w + 16]) for w in range(10)]
         assert all(len(a & b) == 12 for a, b in pairwise(drawn))
-        assert set(np.bincount(order)) == {4}               # 16 / 4, once the permutation has been gone through
+        assert set(np.bincount(order)) == {4}  # 16 / 4, once the permutation has been gone through
     assert np.array_equal(stream.order(2), np.concatenate([stream.order(e) for e in range(4)])[80:120])
 
 
@@ -264,14 +290,16 @@ def test_each_pass_of_the_window_has_an_order_of_its_own_and_shows_every_image_e
     method = pic(instances=40, window={"size": 16, "stride": 4, "mode": "sliding"})
     drawn = np.stack([method.images(40, number, 5) for number in range(30)])
     for first in (0, 10, 20):
-        assert (np.bincount(drawn[first:first + 10].ravel()) == 4).all()
-        assert all(len(np.intersect1d(a, b)) == 12 for a, b in pairwise(drawn[first:first + 10]))
-    sets = [{frozenset(np.sort(part)) for part in drawn[first:first + 10]} for first in (0, 10, 20)]
+        assert (np.bincount(drawn[first : first + 10].ravel()) == 4).all()
+        assert all(len(np.intersect1d(a, b)) == 12 for a, b in pairwise(drawn[first : first + 10]))
+    sets = [{frozenset(np.sort(part)) for part in drawn[first : first + 10]} for first in (0, 10, 20)]
     assert not sets[0] & sets[1] and not sets[1] & sets[2]
-    odd = pic(instances=30, window={"size": 12, "stride": 8, "mode": "sliding"})       # a stride that does not divide the data
+    odd = pic(
+        instances=30, window={"size": 12, "stride": 8, "mode": "sliding"}
+    )  # a stride that does not divide the data
     for number in range(20):
         assert len(np.unique(odd.images(30, number, 0))) == 12
-    assert len(np.intersect1d(odd.images(30, 3, 0), odd.images(30, 2, 0))) == 4        # places 24 to 36: still the first pass
+    assert len(np.intersect1d(odd.images(30, 3, 0), odd.images(30, 2, 0))) == 4  # places 24 to 36: still the first pass
 
 
 def test_a_window_larger_than_the_data_says_what_to_set():
@@ -283,8 +311,15 @@ def test_a_window_larger_than_the_data_says_what_to_set():
 # -- InstDisc ------------------------------------------------------------------------------------------------------------
 def test_instdisc_logits_gradient_and_memory_agree_with_the_release(monkeypatch):
     g = load("pic/instdisc_loss.npz")
-    method = InstDisc(flat(8), instances=60, dim=8, hidden=0, negatives=20, temperature=float(g.given("temperature")),
-                      momentum=float(g.given("momentum")))
+    method = InstDisc(
+        flat(8),
+        instances=60,
+        dim=8,
+        hidden=0,
+        negatives=20,
+        temperature=float(g.given("temperature")),
+        momentum=float(g.given("momentum")),
+    )
     method.head = nn.Identity()
     method.memory.copy_(torch.from_numpy(g.given("memory_before")))
     drawn = torch.from_numpy(g.given("drawn_indices"))
@@ -309,7 +344,7 @@ def test_negatives_are_uniform_with_replacement_and_depend_on_the_image_alone():
     drawn = method.draw(torch.tensor([3, 7]), 5, 0)
     assert drawn[:, 0].tolist() == [3, 7] and torch.equal(drawn[1:], method.draw(torch.tensor([7]), 5, 0))
     assert not torch.equal(drawn, method.draw(torch.tensor([3, 7]), 6, 0))
-    assert not torch.equal(drawn[:, 1:], method.draw(torch.tensor([3, 7]), 5, 1)[:, 1:])         # another view meets others
+    assert not torch.equal(drawn[:, 1:], method.draw(torch.tensor([3, 7]), 5, 1)[:, 1:])  # another view meets others
     assert torch.equal(method.export()["module.memory"], method.memory)
     many = method.draw(torch.arange(50), 0, 0)[:, 1:].flatten()
     assert np.bincount(many.numpy(), minlength=50).min() > 300 and int(many.max()) == 49
@@ -349,9 +384,9 @@ def moco(backbone=None, **params) -> MoCo:
 
 def test_the_queue_forgets_oldest_first_and_wraps_at_any_length():
     method = moco(queue=7)
-    keys = torch.arange(12.)[:, None].expand(12, 4)
+    keys = torch.arange(12.0)[:, None].expand(12, 4)
     for start in range(0, 12, 3):
-        method.enqueue(keys[start:start + 3])
+        method.enqueue(keys[start : start + 3])
     assert sorted(method.queue[0].tolist()) == [5, 6, 7, 8, 9, 10, 11] and int(method.queue_ptr) == 12 % 7
     with pytest.raises(UserError, match=r"params\.queue=7 is shorter than the 12 keys"):
         method.enqueue(keys)
@@ -384,7 +419,9 @@ def test_splits_normalise_groups_apart():
     images = torch.randn(6, 6, 1, 1)
     q = method.queries(images)
     for half in (slice(0, 3), slice(3, 6)):
-        torch.testing.assert_close(q[half], F.normalize(method.head(F.batch_norm(images[half].flatten(1), None, None, training=True)), dim=1))
+        torch.testing.assert_close(
+            q[half], F.normalize(method.head(F.batch_norm(images[half].flatten(1), None, None, training=True)), dim=1)
+        )
 
 
 @pytest.mark.parametrize("splits", [1, 2, 8])
@@ -413,7 +450,7 @@ def test_split_batch_norm_is_a_batch_norm_for_each_group_with_averaged_statistic
         plain.weight.uniform_(0.5, 2)
         plain.running_mean.uniform_(-1, 1)
     state = copy.deepcopy(plain.state_dict())
-    alone = [copy.deepcopy(plain) for _ in x.chunk(splits)]                      # as on so many processes
+    alone = [copy.deepcopy(plain) for _ in x.chunk(splits)]  # as on so many processes
     expected = torch.cat([norm(part) for norm, part in zip(alone, x.chunk(splits), strict=True)])
     grads = torch.autograd.grad((expected * weight).sum(), x)[0]
     split = split_batchnorm(nn.Sequential(plain), splits)[0]
@@ -424,7 +461,9 @@ def test_split_batch_norm_is_a_batch_norm_for_each_group_with_averaged_statistic
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(split, name), torch.stack([getattr(norm, name) for norm in alone]).mean(0))
     split.eval()
-    torch.testing.assert_close(split(x), F.batch_norm(x, split.running_mean, split.running_var, split.weight, split.bias))
+    torch.testing.assert_close(
+        split(x), F.batch_norm(x, split.running_mean, split.running_var, split.weight, split.bias)
+    )
 
 
 def test_splits_beside_synchronised_statistics_are_refused_before_any_work():
@@ -440,13 +479,18 @@ def test_symmetric_moco_is_the_sum_of_both_directions_and_keeps_both_keys():
     one, other = moco(), moco()
     expected = one.loss(batch, 0)[0] + other.loss(SimpleNamespace(views=batch.views[::-1]), 0)[0]
     torch.testing.assert_close(method.loss(batch, 0)[0], expected)
-    assert int(method.queue_ptr) == 6 and method.collapsed_loss == 2 * one.collapsed_loss == pytest.approx(2 * np.log(11))
+    assert int(method.queue_ptr) == 6 and method.collapsed_loss == 2 * one.collapsed_loss == pytest.approx(
+        2 * np.log(11)
+    )
 
 
 def test_v1_and_v2_differ_in_head_and_temperature_and_export_the_authors_names():
     from reproduce.methods import find
+
     assert find("mocov1") is MoCoV1 and find("mocov2") is MoCo
     v1, v2 = MoCoV1(flat(6)), MoCo(flat(6))
     assert (v1.temperature, v2.temperature) == (0.07, 0.2)
     assert {k for k in v1.export() if "encoder_q" in k} == {"module.encoder_q.fc.weight", "module.encoder_q.fc.bias"}
-    assert {"module.encoder_q.fc.2.weight", "module.encoder_k.fc.0.bias", "module.queue", "module.queue_ptr"} < set(v2.export())
+    assert {"module.encoder_q.fc.2.weight", "module.encoder_k.fc.0.bias", "module.queue", "module.queue_ptr"} < set(
+        v2.export()
+    )

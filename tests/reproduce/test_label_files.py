@@ -1,5 +1,6 @@
 """Labels travel by name: what one command writes, every other one reads, in any order of rows, and nothing is joined by number
 that has names."""
+
 import csv
 import json
 from types import SimpleNamespace
@@ -49,7 +50,9 @@ def read_everywhere(place, source):
     recipe = zoo.resolve("pseudolabel_digits", {"params.labels": str(place)})
     method = launch.build(recipe, source)
     method.before_epoch(0, SimpleNamespace(source=source, n=len(source), seed=0))
-    own = clustering.own_labels(SimpleNamespace(place="nowhere", name="x"), clustering.Head(assignments="own", labels=str(place)), source)
+    own = clustering.own_labels(
+        SimpleNamespace(place="nowhere", name="x"), clustering.Head(assignments="own", labels=str(place)), source
+    )
     return method.labels, torch.from_numpy(own)
 
 
@@ -70,7 +73,9 @@ def test_a_run_folder_is_read_as_it_stands(run, digits):
     trained, own = read_everywhere(folder, digits)
     assert torch.equal(trained, table) and torch.equal(own, table.clamp(min=-1))
     model = SimpleNamespace(place=str(folder), name="x")
-    assert np.array_equal(clustering.own_labels(model, clustering.Head(assignments="own"), digits), table.clamp(min=-1).numpy())
+    assert np.array_equal(
+        clustering.own_labels(model, clustering.Head(assignments="own"), digits), table.clamp(min=-1).numpy()
+    )
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -92,7 +97,9 @@ def test_missing_extra_and_repeated_images_are_errors_that_name_them(run, digits
     names = named(digits)
     file = tmp_path / f"x{end}"
     labels.write(file, table[:, 2:], names[2:])
-    with pytest.raises(UserError, match=rf"{file.name}: 2 of {len(names):,} images have no row \({names[0]}, {names[1]}\); give images"):
+    with pytest.raises(
+        UserError, match=rf"{file.name}: 2 of {len(names):,} images have no row \({names[0]}, {names[1]}\); give images"
+    ):
         read_everywhere(file, digits)
     labels.write(file, torch.cat([table, table[:, :1]], dim=1), [*names, "stranger.png"])
     with pytest.raises(UserError, match=r"1 rows name images that are not in the data \(stranger.png\)"):
@@ -106,7 +113,9 @@ def test_a_plan_refuses_labels_of_other_images(run, digits, tmp_path):
     _, table = run
     file = tmp_path / "x.csv"
     labels.write(file, table[:, 2:], named(digits)[2:])
-    work = launch.Job("pseudolabel_digits", zoo.resolve("pseudolabel_digits", {"params.labels": str(file)}), RunOptions(), False)
+    work = launch.Job(
+        "pseudolabel_digits", zoo.resolve("pseudolabel_digits", {"params.labels": str(file)}), RunOptions(), False
+    )
     with pytest.raises(UserError, match="2 of .* images have no row"):
         plan.plan(work)
     labels.write(file, table, named(digits))
@@ -138,11 +147,19 @@ def test_the_table_has_a_column_for_the_file_and_one_for_each_head(tmp_path):
     labels.write(tmp_path / "one.csv", torch.tensor([[3, -100]]), ["a.png", "b.png"])
     assert (tmp_path / "one.csv").read_text() == "file,label\na.png,3\nb.png,-1\n"
     labels.write(tmp_path / "two.csv", torch.tensor([[3, 1], [0, 2]]), ["a.png", "b.png"])
-    assert list(csv.reader((tmp_path / "two.csv").open())) == [["file", "label_0", "label_1"], ["a.png", "3", "0"], ["b.png", "1", "2"]]
+    assert list(csv.reader((tmp_path / "two.csv").open())) == [
+        ["file", "label_0", "label_1"],
+        ["a.png", "3", "0"],
+        ["b.png", "1", "2"],
+    ]
 
 
 TABLES = {
-    "an assignment of `evaluations cluster`": ("image,cluster,distance\na.png,1,0.25\nb.png,0,0.5\n", [[1, 0]], ["a.png", "b.png"]),
+    "an assignment of `evaluations cluster`": (
+        "image,cluster,distance\na.png,1,0.25\nb.png,0,0.5\n",
+        [[1, 0]],
+        ["a.png", "b.png"],
+    ),
     "no header, names": ("a.png,1\nb.png,0\n", [[1, 0]], ["a.png", "b.png"]),
     "numbers alone": ("1,4\n0,5\n", [[1, 0], [4, 5]], None),
     "column numbers": ("0,1\n1,4\n0,5\n", [[1, 0], [4, 5]], None),
@@ -162,7 +179,16 @@ def test_tables_of_others_are_understood(tmp_path, what):
     assert found.labels.tolist() == wanted and found.images == names
 
 
-@pytest.mark.parametrize("text", ["file,label\na.png,x\n", "file,label\na.png,1.5\n", "file,label\na.png,1,2\n", "a,b\nc\n", "file,label\na.png,nan\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file,label\na.png,x\n",
+        "file,label\na.png,1.5\n",
+        "file,label\na.png,1,2\n",
+        "a,b\nc\n",
+        "file,label\na.png,nan\n",
+    ],
+)
 def test_a_row_that_is_no_label_is_an_error_with_its_line(tmp_path, text):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(UserError, match=r"x.csv:2: .* not a table of labels"):
@@ -173,7 +199,11 @@ def test_a_file_of_another_kind_is_one_error(tmp_path):
     np.savez(tmp_path / "x.npz", other=np.ones(3))
     (tmp_path / "y.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "z.npz", labels=np.ones((3, 1)))
-    for name, words in (("x", "no labels as"), ("y", "no labels as"), ("z", "whole numbers .images, heads. are expected")):
+    for name, words in (
+        ("x", "no labels as"),
+        ("y", "no labels as"),
+        ("z", "whole numbers .images, heads. are expected"),
+    ):
         with pytest.raises(UserError, match=rf"{name}.npz: .*{words}"):
             labels.read(tmp_path / f"{name}.npz")
     with pytest.raises(UserError, match="no such file"):

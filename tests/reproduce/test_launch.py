@@ -1,4 +1,5 @@
 """The front door of pre-training: plans, errors of one line, runs that go on, runs that are done."""
+
 import json
 import os
 import runpy
@@ -33,44 +34,49 @@ def small(tmp_path, **more) -> list[str]:
     return [f"{k}={v}" for k, v in {**SMALL, "out": tmp_path, **more}.items()]
 
 
-@pytest.mark.parametrize("words, told", [
-    (["swav_digit"], ["swav_digit", "did you mean 'swav_digits'"]),
-    (["swav_digits", "optimzer.lr=1"], ["optimzer.lr", "did you mean 'optimizer.lr'"]),
-    (["swav_digits", "optimizer.lr=fast"], ["optimizer.lr", "fast"]),
-    (["swav_digits", "params.epsilon=-1"], ["params.epsilon", "-1", "greater than 0"]),
-    (["swav_digits", "loginterval=5"], ["loginterval", "did you mean 'log_interval'"]),
-    (["swav_digits", "lr"], ["'lr'", "path=value"]),
-    (["swav_digits", "batch=4000"], ["batch=4000", "1258 images", "batch=1258"]),
-    (["swav_digits", "views.crops.0.count=1"], ["at least 2 views", "views.crops.0.count=2"]),
-    (["swav_800ep", "data=/no/such/folder"], ["/no/such/folder", "does not exist"]),
-    (["swav_800ep", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
-    (["swav_digits", "dataset=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
-    (["swav_digits", "dataset=images", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
-    (["swav_digits", "split=fit@/no/such/list.txt", "--plan"], ["/no/such/list.txt", "no such file"]),
-    (["swav_digits", "init=/no/such/weights.pth", "--plan"], ["/no/such/weights.pth", "no such"]),
-    (["swav_digits", "init=random_digits", "--plan"], ["random_digits"]),
-    (["pseudolabel_digits", "params.labels=/no/such/labels.npz", "--plan"], ["/no/such/labels.npz"]),
-    (["swav_digits", "dataset=imagnet"], ["imagnet", "did you mean 'imagenet'"]),
-])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["swav_digit"], ["swav_digit", "did you mean 'swav_digits'"]),
+        (["swav_digits", "optimzer.lr=1"], ["optimzer.lr", "did you mean 'optimizer.lr'"]),
+        (["swav_digits", "optimizer.lr=fast"], ["optimizer.lr", "fast"]),
+        (["swav_digits", "params.epsilon=-1"], ["params.epsilon", "-1", "greater than 0"]),
+        (["swav_digits", "loginterval=5"], ["loginterval", "did you mean 'log_interval'"]),
+        (["swav_digits", "lr"], ["'lr'", "path=value"]),
+        (["swav_digits", "batch=4000"], ["batch=4000", "1258 images", "batch=1258"]),
+        (["swav_digits", "views.crops.0.count=1"], ["at least 2 views", "views.crops.0.count=2"]),
+        (["swav_800ep", "data=/no/such/folder"], ["/no/such/folder", "does not exist"]),
+        (["swav_800ep", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
+        (["swav_digits", "dataset=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
+        (["swav_digits", "dataset=images", "data=/no/such/folder", "--plan"], ["/no/such/folder", "does not exist"]),
+        (["swav_digits", "split=fit@/no/such/list.txt", "--plan"], ["/no/such/list.txt", "no such file"]),
+        (["swav_digits", "init=/no/such/weights.pth", "--plan"], ["/no/such/weights.pth", "no such"]),
+        (["swav_digits", "init=random_digits", "--plan"], ["random_digits"]),
+        (["pseudolabel_digits", "params.labels=/no/such/labels.npz", "--plan"], ["/no/such/labels.npz"]),
+        (["swav_digits", "dataset=imagnet"], ["imagnet", "did you mean 'imagenet'"]),
+    ],
+)
 def test_a_mistake_is_one_line_that_names_value_and_remedy(capsys, tmp_path, words, told):
     status, out, err = command(capsys, *words, f"out={tmp_path}")
     assert status == 2 and not out and err.startswith("error: ") and err.count("\n") == 1
     assert all(part in err for part in told), err
-    assert not list(tmp_path.rglob("*.*"))                          # nothing half-written
+    assert not list(tmp_path.rglob("*.*"))  # nothing half-written
 
 
 def test_a_place_for_data_that_does_not_exist_is_an_error_for_a_plan_too(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SELFZOO_DATA", str(tmp_path / "nowhere"))
     status, out, err = command(capsys, "swav_800ep", "--plan")
-    assert status == 2 and not out and f"SELFZOO_DATA={tmp_path / 'nowhere'} is no folder" in err and err.count("\n") == 1
-    monkeypatch.setenv("SELFZOO_DATA", str(tmp_path))                       # a folder that has not got the set: it is said
+    assert (
+        status == 2 and not out and f"SELFZOO_DATA={tmp_path / 'nowhere'} is no folder" in err and err.count("\n") == 1
+    )
+    monkeypatch.setenv("SELFZOO_DATA", str(tmp_path))  # a folder that has not got the set: it is said
     status, out, _ = command(capsys, "swav_800ep", "--plan")
     assert status == 0 and "NOT FOUND" in out
 
 
 def test_python_m_reproduce_exits_with_2(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reproduce", "no_such_model"])
-    monkeypatch.delitem(sys.modules, "reproduce.__main__")         # imported above: runpy wants it unread
+    monkeypatch.delitem(sys.modules, "reproduce.__main__")  # imported above: runpy wants it unread
     with pytest.raises(SystemExit) as left:
         runpy.run_module("reproduce", run_name="__main__")
     assert left.value.code == 2 and "no_such_model" in capsys.readouterr().err
@@ -88,8 +94,19 @@ def test_processes_that_cannot_share_the_batch_are_told_before_anything_runs(cap
 def test_the_plan_says_steps_images_memory_data_and_folder_and_writes_nothing(capsys, tmp_path):
     status, out, _ = command(capsys, "swav_digits", "--plan", *small(tmp_path))
     assert status == 0 and not list(tmp_path.iterdir())
-    for part in ("swav", "digits/train, found: 1,258 images", "160 seen", "2x10", "32 = 1 process x 32", "39", "5 = ",
-                 "MiB a process", str(tmp_path / "swav_digits"), "(new)", "settings changed"):
+    for part in (
+        "swav",
+        "digits/train, found: 1,258 images",
+        "160 seen",
+        "2x10",
+        "32 = 1 process x 32",
+        "39",
+        "5 = ",
+        "MiB a process",
+        str(tmp_path / "swav_digits"),
+        "(new)",
+        "settings changed",
+    ):
         assert part in out, part
 
 
@@ -97,15 +114,29 @@ def test_the_plan_of_a_large_recipe_needs_neither_data_nor_memory(capsys, monkey
     monkeypatch.setenv("WORLD_SIZE", "64")
     status, out, _ = command(capsys, "swav_800ep", "--plan")
     assert status == 0
-    for part in ("NOT FOUND", "1,281,167 in an epoch", "249,600 = 800 epochs of 312", "64 processes x 64", "28,354,752"):
+    for part in (
+        "NOT FOUND",
+        "1,281,167 in an epoch",
+        "249,600 = 800 epochs of 312",
+        "64 processes x 64",
+        "28,354,752",
+    ):
         assert part in out, part
 
 
 def test_the_plan_of_a_set_of_unknown_size_says_how_to_get_it_and_leaves_its_steps_open(capsys, monkeypatch):
     monkeypatch.delenv("SELFZOO_DATA", raising=False)
-    status, out, _ = command(capsys, "simclr_digits", "dataset=images", "schedule.images=null", "schedule.epochs=100", "--plan")
+    status, out, _ = command(
+        capsys, "simclr_digits", "dataset=images", "schedule.images=null", "schedule.epochs=100", "--plan"
+    )
     assert status == 0
-    for part in ("images/train, NOT FOUND", "Next: say data=PATH", "known when the data are here", "100 epochs of as many", "parameters"):
+    for part in (
+        "images/train, NOT FOUND",
+        "Next: say data=PATH",
+        "known when the data are here",
+        "100 epochs of as many",
+        "parameters",
+    ):
         assert part in out, part
     assert f"{1 << 20:,}" not in out, "the stand-in's size is nobody's number"
     status, out, _ = command(capsys, "simclr_digits", "dataset=images", "schedule.images=6400", "batch=64", "--plan")
@@ -132,7 +163,11 @@ def test_a_run_writes_its_files_and_the_next_command_and_a_second_call_does_noth
     recipe = zoo.load_recipe(folder / "recipe.yaml")
     assert folder.name == f"{recipe.hash()}-s0" and recipe.batch == 32
     origin = json.loads((folder / "provenance.json").read_text())
-    assert origin["data"]["images"] == 1258 and origin["id"] == "simclr_digits" and len(origin["data"]["fingerprint"]) == 32
+    assert (
+        origin["data"]["images"] == 1258
+        and origin["id"] == "simclr_digits"
+        and len(origin["data"]["fingerprint"]) == 32
+    )
     before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
     status, out, _ = command(capsys, "simclr_digits", *small(tmp_path))
     assert status == 0 and "finished before" in out
@@ -208,7 +243,9 @@ def test_labels_of_a_clustering_run_are_written_in_the_order_of_the_data(capsys,
     kept = torch.load(folder / "checkpoint.pt", weights_only=True)["extra"]["labels"]
     status, out, _ = command(capsys, "labels", str(folder), "--to", str(tmp_path / "labels.pth"))
     assert status == 0 and "2 heads x 1258 images" in out
-    assert torch.equal(torch.load(tmp_path / "labels.pth", weights_only=True)["labels"], kept.where(kept >= 0, torch.tensor(-1)))
+    assert torch.equal(
+        torch.load(tmp_path / "labels.pth", weights_only=True)["labels"], kept.where(kept >= 0, torch.tensor(-1))
+    )
     assert int(kept[1].max()) < 9
 
 
@@ -227,9 +264,23 @@ def processes(tmp_path, *words, data=("", "")):
         port = free.getsockname()[1]
     started = []
     for rank in range(2):
-        env = {**os.environ, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "reproduce", *words, *small(tmp_path / "runs"), *([data[rank]] if data[rank] else [])]
+        env = {
+            **os.environ,
+            "WORLD_SIZE": "2",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "reproduce",
+            *words,
+            *small(tmp_path / "runs"),
+            *([data[rank]] if data[rank] else []),
+        ]
         started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
     said = [process.communicate(timeout=120)[1] for process in started]
     return [process.returncode for process in started], said
@@ -237,7 +288,9 @@ def processes(tmp_path, *words, data=("", "")):
 
 def test_what_fails_on_one_process_is_told_by_the_first_and_ends_all(tmp_path):
     whole = painted(tmp_path / "whole")
-    statuses, said = processes(tmp_path, "swav_digits", "dataset=folder", data=(f"data={whole}", "data=/no/such/folder"))
+    statuses, said = processes(
+        tmp_path, "swav_digits", "dataset=folder", data=(f"data={whole}", "data=/no/such/folder")
+    )
     assert statuses == [2, 2] and said[1] == ""
     assert said[0].startswith("error: process 1 of 2: ") and "/no/such/folder" in said[0] and said[0].count("\n") == 1
 
@@ -253,9 +306,16 @@ def painted(folder):
 
 def test_a_signal_to_the_whole_group_of_processes_saves_and_the_run_goes_on(tmp_path):
     """scancel, torchrun and Ctrl-C signal the workers too: they are left to the main process, which needs them for its last step."""
-    words = [*small(tmp_path, **{"schedule.images": 32 * 4000, "log_interval": 1}), f"data={painted(tmp_path / 'own')}", "dataset=folder", "workers=2"]
+    words = [
+        *small(tmp_path, **{"schedule.images": 32 * 4000, "log_interval": 1}),
+        f"data={painted(tmp_path / 'own')}",
+        "dataset=folder",
+        "workers=2",
+    ]
     command = [sys.executable, "-m", "reproduce", "simclr_digits", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 90
     while not any('"step": 3' in log.read_text() for log in tmp_path.glob("simclr_digits/*/log.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()

@@ -1,4 +1,5 @@
 """The command that a finished run prints is run as printed, for every way in which own images can be named."""
+
 import os
 import shlex
 import subprocess
@@ -15,7 +16,14 @@ from reproduce import launch
 from reproduce.__main__ import main as reproduce
 from zoo.errors import guard
 
-SMALL = ("backbone.options.width=16", "batch=8", "schedule.images=16", "tensorboard=false", "device=cpu", "schedule.warmup_epochs=0")
+SMALL = (
+    "backbone.options.width=16",
+    "batch=8",
+    "schedule.images=16",
+    "tensorboard=false",
+    "device=cpu",
+    "schedule.warmup_epochs=0",
+)
 
 
 def picture(draw, tone):
@@ -35,7 +43,9 @@ def filled(folder: Path, names: list[str]) -> Path:
 CLASSES = [f"{c}/{i}.png" for c in "abc" for i in range(8)]
 LAYOUTS = {
     "a folder per class": CLASSES,
-    "parts with a folder per class": [f"{part}/{name}" for part, share in (("train", CLASSES), ("val", CLASSES[::2])) for name in share],
+    "parts with a folder per class": [
+        f"{part}/{name}" for part, share in (("train", CLASSES), ("val", CLASSES[::2])) for name in share
+    ],
     "pictures in one folder": [f"{i}.png" for i in range(20)],
     "pictures in folders that are no classes": [f"2024/{m:02d}/{i}.png" for m in (1, 2) for i in range(8)],
 }
@@ -75,7 +85,11 @@ NAMES = {
     "data=": lambda kind, place: [f"dataset={kind}", f"data={place}"],
     "dataset= a path": lambda kind, place: [f"dataset={place}"],
     "SELFZOO_DATA": lambda kind, place: [f"dataset={kind}"],
-    "a list of names": lambda kind, place: [f"dataset={kind}", f"data={place}", f"split=train@{place.parent / 'list.txt'}"],
+    "a list of names": lambda kind, place: [
+        f"dataset={kind}",
+        f"data={place}",
+        f"split=train@{place.parent / 'list.txt'}",
+    ],
 }
 
 
@@ -85,8 +99,8 @@ def test_the_next_command_works_as_printed_after_training_on_own_images(capsys, 
     labelled = "class" in layout and "no classes" not in layout
     kind = "folder" if labelled else "images"
     if way == "dataset= a path" and not labelled:
-        kind = "folder"                                     # a path is read as a folder per class where it has some
-    place = filled(tmp_path / kind, LAYOUTS[layout])        # SELFZOO_DATA/folder, SELFZOO_DATA/images
+        kind = "folder"  # a path is read as a folder per class where it has some
+    place = filled(tmp_path / kind, LAYOUTS[layout])  # SELFZOO_DATA/folder, SELFZOO_DATA/images
     names = [name.removeprefix("train/") for name in LAYOUTS[layout] if not name.startswith("val/")]
     (tmp_path / "list.txt").write_text("\n".join(names[:16]) + "\n")
     monkeypatch.setenv("SELFZOO_DATA", str(tmp_path))
@@ -109,13 +123,26 @@ def test_a_shell_takes_the_command_as_it_stands(capsys, tmp_path):
     place = filled(tmp_path / "grandma's photos", LAYOUTS["pictures in one folder"])
     command = finished(capsys, tmp_path, "dataset=images", f"data={place}")
     root = Path(launch.__file__).parents[1]
-    done = subprocess.run(command.replace("python", shlex.quote(sys.executable), 1), check=False, shell=True, cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})
+    done = subprocess.run(
+        command.replace("python", shlex.quote(sys.executable), 1),
+        check=False,
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert done.returncode == 0 and "montage.jpg" in done.stdout, done.stderr
 
 
 def test_a_named_data_set_that_was_found_by_data_is_named_so_again():
     work = launch.job("swav_800ep", {"data": "/data/my imagenet"})
-    assert launch.next_command(work) == f"python -m evaluations suite {work.folder} 'only=*_imagenet*' 'data=/data/my imagenet'"
+    assert (
+        launch.next_command(work)
+        == f"python -m evaluations suite {work.folder} 'only=*_imagenet*' 'data=/data/my imagenet'"
+    )
     work = launch.job("swav_fashion_mnist", {"data": "/data/fm", "seed": 1})
-    assert launch.next_command(work) == "python -m evaluations run linear_fashion_mnist swav_fashion_mnist data=/data/fm pretrain_seed=1"
+    assert (
+        launch.next_command(work)
+        == "python -m evaluations run linear_fashion_mnist swav_fashion_mnist data=/data/fm pretrain_seed=1"
+    )

@@ -1,4 +1,5 @@
 """PIC's table: the stopwatch sees whole steps and the part of them that grows with the classes; verdicts follow the spread."""
+
 import math
 
 import pytest
@@ -12,9 +13,11 @@ def watched(monkeypatch, tmp_path, **settings):
     watch = pic_window.Stopwatch()
     with monkeypatch.context() as here:
         for name in ("classify", "after_backward"):
-            here.setattr(PIC, name, getattr(PIC, name))               # put back afterwards
+            here.setattr(PIC, name, getattr(PIC, name))  # put back afterwards
         watch.install()
-        launch.pretrain("pic_digits", {"schedule.images": 512, "batch": 64, "out": str(tmp_path), **settings}, quiet=True)
+        launch.pretrain(
+            "pic_digits", {"schedule.images": 512, "batch": 64, "out": str(tmp_path), **settings}, quiet=True
+        )
     return watch
 
 

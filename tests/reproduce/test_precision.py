@@ -13,8 +13,17 @@ from evaluations.inputs import models
 from reproduce import launch, plan
 from zoo import precision
 
-TINY = {"dataset": "digits", "input.pad": 1, "input.mean": [0.3055], "input.std": [0.376], "views.pad": 1,
-        "views.crops.0.size": 10, "batch": 32, "schedule.images": 64, "tensorboard": False}
+TINY = {
+    "dataset": "digits",
+    "input.pad": 1,
+    "input.mean": [0.3055],
+    "input.std": [0.376],
+    "views.pad": 1,
+    "views.crops.0.size": 10,
+    "batch": 32,
+    "schedule.images": 64,
+    "tensorboard": False,
+}
 
 
 @pytest.fixture
@@ -29,7 +38,9 @@ def having(monkeypatch):
 
 def asked(**env: str) -> bool:
     code = "from zoo.precision import has_bfloat16; print(has_bfloat16('cpu'))"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
     return {"True": True, "False": False}[done.stdout.strip()]
 
 
@@ -62,9 +73,12 @@ def test_the_precision_that_ran_is_in_recipe_and_record_and_the_id_finds_the_run
     launch.run(work)
     assert zoo.load_recipe(work.folder / "recipe.yaml").precision == "float32"
     assert capsys.readouterr().err.count("no instructions") == 1
-    own = launch.job("simclr_fashion_mnist", {"out": str(tmp_path)})          # the registry's recipe, its run stood in for
+    own = launch.job("simclr_fashion_mnist", {"out": str(tmp_path)})  # the registry's recipe, its run stood in for
     work.folder.rename(own.folder)
-    for found in (models.resolve("simclr_fashion_mnist", out=tmp_path), models.resolve("simclr_fashion_mnist", 0, tmp_path)):
+    for found in (
+        models.resolve("simclr_fashion_mnist", out=tmp_path),
+        models.resolve("simclr_fashion_mnist", 0, tmp_path),
+    ):
         assert found.weights == own.folder / "weights.pth" and found.name == "simclr_fashion_mnist"
         assert found.pretrain_command == "python -m reproduce simclr_fashion_mnist seed=0 precision=float32"
 

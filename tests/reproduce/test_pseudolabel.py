@@ -1,4 +1,5 @@
 """Pseudo-labels: from everywhere they may come, into a file and back, and the loss on them."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,7 +65,9 @@ def test_released_labels_are_known_by_their_numbers_before_they_are_fetched():
     assert spec.sizes == (3000, 3000) and spec.table is None
 
 
-@pytest.mark.parametrize("text, word", [("kmeans:1", "at least 2"), ("nowhere.csv", "not a file"), ("swav_800ep", "no pseudo-labels")])
+@pytest.mark.parametrize(
+    "text, word", [("kmeans:1", "at least 2"), ("nowhere.csv", "not a file"), ("swav_800ep", "no pseudo-labels")]
+)
 def test_what_has_no_labels_is_one_clear_error(text, word):
     with pytest.raises(UserError, match=word):
         labels.find(text)
@@ -111,7 +114,7 @@ def test_clusters_of_pixels_need_nothing_else():
     net = method(labels="kmeans:3")
     net.before_epoch(0, context(net))
     assert net.labels.shape == (1, 5) and len(net.labels.unique()) == 3
-    assert net.features(IMAGES).shape == (5, 8)               # features are the backbone's again
+    assert net.features(IMAGES).shape == (5, 8)  # features are the backbone's again
 
 
 def test_the_command_writes_what_a_run_has_come_to(tmp_path, capsys):

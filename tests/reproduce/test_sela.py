@@ -1,4 +1,5 @@
 """SeLa: when labels are renewed, what they hold, and the authors' schedules."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,12 @@ IMAGES = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 
 
 def context(steps=20, batch=8):
-    return SimpleNamespace(extract=lambda view: (np.arange(40), IMAGES), seed=0, n=40, stream=SimpleNamespace(total_steps=steps, batch=batch))
+    return SimpleNamespace(
+        extract=lambda view: (np.arange(40), IMAGES),
+        seed=0,
+        n=40,
+        stream=SimpleNamespace(total_steps=steps, batch=batch),
+    )
 
 
 def test_labelling_events_fall_where_the_authors_code_has_them():
@@ -32,7 +38,9 @@ def test_labelling_events_fall_where_the_authors_code_has_them():
     for case in range(3):
         n, bs, epochs, events = (int(x) for x in g.given(f"s{case}_N_bs_E_nopts"))
         times = labeling_times((epochs + 1.01) * n, events)
-        g.agree(f"s{case}_times_in_list_order", np.append((epochs + 2.0) * n, times[::-1]))   # theirs: falling, behind a sentinel
+        g.agree(
+            f"s{case}_times_in_list_order", np.append((epochs + 2.0) * n, times[::-1])
+        )  # theirs: falling, behind a sentinel
         if f"s{case}_fired_at_iteration" in g.names:
             steps = int(g.given(f"s{case}_iterations_per_epoch")) * int(g.given(f"s{case}_epochs_run"))
             g.exact(f"s{case}_fired_at_iteration", labeling_steps(times, bs, steps))

@@ -1,4 +1,5 @@
 """SeLa-v2: balanced labels from a bank, hard and soft, and prototypes that learn."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,9 @@ def method(**settings):
 
 
 def context(net, images):
-    return SimpleNamespace(extract=lambda view: (torch.arange(len(images)).numpy(), net.features(images).detach()), seed=0, n=len(images))
+    return SimpleNamespace(
+        extract=lambda view: (torch.arange(len(images)).numpy(), net.features(images).detach()), seed=0, n=len(images)
+    )
 
 
 IMAGES = torch.randn(60, 10, generator=torch.Generator().manual_seed(1))
@@ -39,7 +42,9 @@ def test_soft_labels_are_rows_of_the_transport_plan_and_their_largest_entries_th
     z = net.features(IMAGES).detach()
     for head in range(2):
         soft = net.soft_labels(head, torch.arange(60))
-        expected = plan(z @ net.prototypes[f"prototypes{head}"].weight.T, net.plan[f"r{head}"], 1 / net.epsilon, 60) * 60
+        expected = (
+            plan(z @ net.prototypes[f"prototypes{head}"].weight.T, net.plan[f"r{head}"], 1 / net.epsilon, 60) * 60
+        )
         assert torch.allclose(soft.double(), expected, atol=1e-4)
         assert torch.equal(soft.argmax(1), net.labels[head])
         assert torch.allclose(soft.sum(0), torch.full((soft.shape[1],), 60 / soft.shape[1]), atol=0.5)

@@ -1,4 +1,5 @@
 """SimCLR and RotNet: losses against the authors' numbers and slow references."""
+
 import math
 
 import numpy as np
@@ -72,7 +73,11 @@ def test_views_apart_are_normalised_by_their_own_statistics_and_together_by_comm
 
 
 def test_the_recipes_of_pics_repository_encode_apart_and_the_laptops_together():
-    for model, expected in {"simclr_pic_100ep": "apart", "simclr_pic_200ep": "apart", "simclr_digits": "together"}.items():
+    for model, expected in {
+        "simclr_pic_100ep": "apart",
+        "simclr_pic_200ep": "apart",
+        "simclr_digits": "together",
+    }.items():
         assert zoo.resolve(model).params["encode"] == expected
 
 
@@ -83,10 +88,10 @@ def test_simclr_exports_pics_names():
 
 def test_rotations_are_the_four_rotations_of_both_code_bases():
     g = load("deepercluster/rotations.npz")
-    image = torch.from_numpy(g.given("img")).permute(2, 0, 1)                # 5 x 7; ours turn squares
+    image = torch.from_numpy(g.given("img")).permute(2, 0, 1)  # 5 x 7; ours turn squares
     for first in (0, 2):
-        square, back = image[None, :, :, first:first + 5], slice(2 - first, 7 - first)
-        places = (np.s_[:, first:first + 5], np.s_[back], np.s_[:, back], np.s_[first:first + 5])
+        square, back = image[None, :, :, first : first + 5], slice(2 - first, 7 - first)
+        places = (np.s_[:, first : first + 5], np.s_[back], np.s_[:, back], np.s_[first : first + 5])
         ours = {"rotnet": rotations(square), "deepercluster": turned(square.repeat(4, 1, 1, 1), torch.arange(4))}
         for name, found in ours.items():
             for k, angle in enumerate((0, 90, 180, 270)):
@@ -107,6 +112,10 @@ def test_rotnet_learns_with_any_number_of_views_and_exports_its_head():
     backbone.dim = 25
     method = RotNet(backbone)
     from types import SimpleNamespace
+
     loss, _ = method.loss(SimpleNamespace(views=[torch.randn(3, 1, 5, 5)] * 2), 0)
     loss.backward()
-    assert method.head.weight.grad.abs().sum() > 0 and set(method.export()) == {"module.head.weight", "module.head.bias"}
+    assert method.head.weight.grad.abs().sum() > 0 and set(method.export()) == {
+        "module.head.weight",
+        "module.head.bias",
+    }

@@ -1,4 +1,5 @@
 """Streams: the same images and views for any number of processes and workers, from any starting step."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,9 @@ from reproduce.method import Method, Needs
 from reproduce.stream import Stream, visits
 from reproduce.views import Augment, Crop
 
-AUGMENT = Augment((Crop(12, (0.3, 1.0)), Crop(12, (0.3, 1.0)), Crop(8, (0.1, 0.5))), noise=0.05, channels=1, mean=(0.5,), std=(0.25,))
+AUGMENT = Augment(
+    (Crop(12, (0.3, 1.0)), Crop(12, (0.3, 1.0)), Crop(8, (0.1, 0.5))), noise=0.05, channels=1, mean=(0.5,), std=(0.25,)
+)
 
 
 class Pictures:
@@ -67,7 +70,9 @@ def test_workers_change_nothing():
     for epoch in (0, 1):
         alone = list(stream(Pictures(False)).epoch(epoch))
         helped = list(stream(Pictures(False), workers=2).epoch(epoch))
-        assert all(torch.equal(a, b) for x, y in zip(alone, helped, strict=True) for a, b in zip(x.views, y.views, strict=True))
+        assert all(
+            torch.equal(a, b) for x, y in zip(alone, helped, strict=True) for a, b in zip(x.views, y.views, strict=True)
+        )
 
 
 def test_workers_live_on_through_epochs():
@@ -86,7 +91,7 @@ def test_starting_in_the_middle_gives_the_rest():
 def test_memory_and_files_give_nearly_the_same_pixels():
     for a, b in zip(stream().epoch(0), stream(Pictures(False)).epoch(0), strict=True):
         for x, y in zip(a.views, b.views, strict=True):
-            assert (x - y).abs().max() < 4.1 / 255 / 0.25              # PIL rounds after each of its passes
+            assert (x - y).abs().max() < 4.1 / 255 / 0.25  # PIL rounds after each of its passes
 
 
 def test_a_batch_that_the_processes_cannot_share_or_the_data_cannot_fill_says_what_would_do():
@@ -170,8 +175,14 @@ def test_visits_count_the_places_before():
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("augment", [CROPPED, NOISY], ids=["crop", "noise"])
 def test_each_draw_of_an_image_has_a_view_of_its_own_and_the_first_is_that_of_an_image_drawn_once(in_memory, augment):
-    again, once = ([(int(i), view) for batch in stream(Pictures(in_memory), augment, method=method()).epoch(1)
-                    for i, view in zip(batch.index, batch.views[0], strict=True)] for method in (Again, Once))
+    again, once = (
+        [
+            (int(i), view)
+            for batch in stream(Pictures(in_memory), augment, method=method()).epoch(1)
+            for i, view in zip(batch.index, batch.views[0], strict=True)
+        ]
+        for method in (Again, Once)
+    )
     assert len({view.numpy().tobytes() for _, view in again}) == len(again) == 24
     only, first = dict(once), {}
     for i, view in again:
@@ -183,7 +194,10 @@ def test_each_draw_of_an_image_has_a_view_of_its_own_and_the_first_is_that_of_an
 def test_repeated_draws_are_the_same_for_any_processes_workers_and_starting_step(in_memory):
     whole = [batch.views for batch in stream(Pictures(in_memory), method=Again()).epoch(1)]
     for workers in (0,) if in_memory else (0, 2):
-        parts = [list(stream(Pictures(in_memory), method=Again(), rank=r, world=2, workers=workers).epoch(1, start=1)) for r in range(2)]
+        parts = [
+            list(stream(Pictures(in_memory), method=Again(), rank=r, world=2, workers=workers).epoch(1, start=1))
+            for r in range(2)
+        ]
         for step, expected in enumerate(whole[1:]):
             for v, view in enumerate(expected):
                 assert torch.equal(view, torch.cat([p[step].views[v] for p in parts]))

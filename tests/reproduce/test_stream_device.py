@@ -2,6 +2,7 @@
 
 The device is torch's `meta`: shapes without numbers, so that whatever a batch read back from it would be an error.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,8 +19,13 @@ from reproduce.views import Augment, Crop
 from zoo.data import open_source
 
 COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "probability": 0.8}
-MULTI = Augment((Crop(16, (0.3, 1.0)),) * 2 + (Crop(10, (0.1, 0.4)),) * 3, jitter=COLOUR, grayscale=0.2, solarize={"probability": 0.5, "threshold": 0.5},
-                blur={"probability": 0.5, "sigma": [0.1, 2.0]})
+MULTI = Augment(
+    (Crop(16, (0.3, 1.0)),) * 2 + (Crop(10, (0.1, 0.4)),) * 3,
+    jitter=COLOUR,
+    grayscale=0.2,
+    solarize={"probability": 0.5, "threshold": 0.5},
+    blur={"probability": 0.5, "sigma": [0.1, 2.0]},
+)
 BATCH = 8
 
 
@@ -55,10 +61,13 @@ def test_pixels_are_handed_over_as_uint8_once_and_nothing_is_read_back(source, f
         (batch,) = batches.epoch(0)
         batch = batch.to("meta")
     assert [tuple(view.shape) for view in batch.views] == [(BATCH, 3, crop.size, crop.size) for crop in MULTI.crops]
-    assert all(view.device.type == "meta" and view.dtype == torch.float32 for view in batch.views) and batch.index.device.type == "cpu"
+    assert (
+        all(view.device.type == "meta" and view.dtype == torch.float32 for view in batch.views)
+        and batch.index.device.type == "cpu"
+    )
     pixels = BATCH * 3 * (24**2 if form == "in memory" else sum(crop.size**2 for crop in MULTI.crops))
     assert handed.bytes.pop(torch.uint8) == pixels
-    assert sum(handed.bytes.values()) < 5 * 1024                    # what was drawn, means and deviations
+    assert sum(handed.bytes.values()) < 5 * 1024  # what was drawn, means and deviations
 
 
 def test_features_of_the_whole_set_are_computed_from_uint8_too(source):
@@ -77,9 +86,18 @@ def test_features_of_the_whole_set_are_computed_from_uint8_too(source):
     assert seen == [("meta", (BATCH, 3, 10, 10))] and handed.bytes[torch.uint8] == BATCH * 3 * 100
 
 
-@pytest.mark.parametrize(("device", "processes", "env", "expected"), [
-    ("cuda", 1, {}, 15), ("cuda", 4, {"LOCAL_WORLD_SIZE": "4"}, 3), ("cuda", 64, {"LOCAL_WORLD_SIZE": "8"}, 1), ("cuda", 64, {"SLURM_PROCID": "9"}, 15),
-    ("cpu", 1, {}, 12), ("cpu", 4, {}, 0), ("cuda", 32, {}, 0)])
+@pytest.mark.parametrize(
+    ("device", "processes", "env", "expected"),
+    [
+        ("cuda", 1, {}, 15),
+        ("cuda", 4, {"LOCAL_WORLD_SIZE": "4"}, 3),
+        ("cuda", 64, {"LOCAL_WORLD_SIZE": "8"}, 1),
+        ("cuda", 64, {"SLURM_PROCID": "9"}, 15),
+        ("cpu", 1, {}, 12),
+        ("cpu", 4, {}, 0),
+        ("cuda", 32, {}, 0),
+    ],
+)
 def test_workers_are_the_cores_that_are_left(monkeypatch, source, device, processes, env, expected):
     for name in ("LOCAL_WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
@@ -119,6 +137,10 @@ def test_a_plan_says_how_fast_images_would_be_loaded(source, monkeypatch):
     monkeypatch.setattr(plan, "loading_time", lambda source, augment: 0.004)
     batches = Stream(source, MULTI, batch=BATCH, epochs=1)
     said = plan.loading(source, batches, RunOptions(workers=3), 2)
-    assert said.startswith("4 ms of one core") and "3 workers a process" in said and "1,500 images/s, a batch in 0.0053 s" in said
+    assert (
+        said.startswith("4 ms of one core")
+        and "3 workers a process" in said
+        and "1,500 images/s, a batch in 0.0053 s" in said
+    )
     assert "the training process itself" in plan.loading(source, batches, RunOptions(workers=0), 1)
     assert 0 < streams.loading_time(source, MULTI) < 1

@@ -1,4 +1,5 @@
 """Files on a disk through the real stream: no view is seen twice, and features are of the view that was asked for."""
+
 from __future__ import annotations
 
 import itertools
@@ -17,8 +18,13 @@ from zoo.data.archive_sets import pack_zip, write_shards
 
 PLAIN = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "probability": 0.8}
-MULTI = Augment((Crop(16, (0.3, 1.0)),) * 2 + (Crop(10, (0.1, 0.4)),) * 3, jitter=COLOUR, grayscale=0.2,
-                blur={"probability": 0.5, "sigma": [0.1, 2.0]}, **PLAIN)
+MULTI = Augment(
+    (Crop(16, (0.3, 1.0)),) * 2 + (Crop(10, (0.1, 0.4)),) * 3,
+    jitter=COLOUR,
+    grayscale=0.2,
+    blur={"probability": 0.5, "sigma": [0.1, 2.0]},
+    **PLAIN,
+)
 IMAGES = 12
 
 
@@ -46,7 +52,9 @@ def by_image(batches):
     return {int(i): [view[row] for view in batch.views] for batch in batches for row, i in enumerate(batch.index)}
 
 
-@pytest.mark.parametrize(("form", "workers"), [("folder", 0), ("folder", 2), ("zip", 0), ("zip", 2), ("shards", 0), ("shards", 2)])
+@pytest.mark.parametrize(
+    ("form", "workers"), [("folder", 0), ("folder", 2), ("zip", 0), ("zip", 2), ("shards", 0), ("shards", 2)]
+)
 def test_no_two_crops_are_the_same_picture(roots, form, workers):
     """Crops of one image, of one image in two epochs, and of two images."""
     batches = stream(roots / form, workers=workers)
@@ -54,7 +62,7 @@ def test_no_two_crops_are_the_same_picture(roots, form, workers):
     assert all(set(views) == set(range(IMAGES)) for views in epochs)
     reference = by_image(stream(roots / "folder").epoch(1))
     assert all(torch.equal(a, b) for i in range(IMAGES) for a, b in zip(epochs[1][i], reference[i], strict=True))
-    for size in (2, 3):                                            # the two large crops, the three small ones
+    for size in (2, 3):  # the two large crops, the three small ones
         part = slice(0, 2) if size == 2 else slice(2, 5)
         crops = [crop for views in epochs for i in range(IMAGES) for crop in views[i][part]]
         assert all(not torch.equal(a, b) for a, b in itertools.combinations(crops, 2))
@@ -114,7 +122,9 @@ class Trap(Method):
 
     def __init__(self):
         torch.manual_seed(0)
-        super().__init__(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2), nn.Flatten()))
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        )
         with torch.no_grad():
             for _ in range(3):
                 self.backbone(torch.randn(16, 3, 16, 16) * 2 + 1)

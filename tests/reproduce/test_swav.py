@@ -1,4 +1,5 @@
 """SwAV: the loss against the authors' numbers and a slow reference; queue, freezing and remedies."""
+
 import copy
 import math
 from types import SimpleNamespace
@@ -31,8 +32,15 @@ def test_loss_gradients_and_queue_agree_with_the_authors_code(case):
     g = load("swav/swav_loss.npz")
     meta = g.meta[case]
     name, bs, crops = meta["name"], meta["bs"], sum(meta["nmb_crops"])
-    method = swav(meta["D"], meta["K"], temperature=meta["T"], epsilon=meta["eps"], sinkhorn_iterations=meta["it"],
-                  assign_crops=meta["assign"], queue={"length": meta["queue"], "start_epoch": 0})
+    method = swav(
+        meta["D"],
+        meta["K"],
+        temperature=meta["T"],
+        epsilon=meta["eps"],
+        sinkhorn_iterations=meta["it"],
+        assign_crops=meta["assign"],
+        queue={"length": meta["queue"], "start_epoch": 0},
+    )
     with torch.no_grad():
         method.prototypes.weight.copy_(torch.from_numpy(g.given(f"{name}.prototypes_raw")))
     losses, after, queues = [], [], []
@@ -70,7 +78,9 @@ def test_loss_equals_a_double_loop(views, crops, temperature):
         for v in others:
             for b in range(4):
                 e = [math.exp(float(s) / temperature) for s in scores[v, b].detach()]
-                total -= sum(float(q[a, b, k]) * math.log(e[k] / sum(e)) for k in range(6)) / (len(crops) * len(others) * 4)
+                total -= sum(float(q[a, b, k]) * math.log(e[k] / sum(e)) for k in range(6)) / (
+                    len(crops) * len(others) * 4
+                )
     assert swapped_prediction(scores, q, crops, temperature).item() == pytest.approx(total, rel=1e-12)
     assert torch.autograd.gradcheck(lambda s: swapped_prediction(s, q, crops, temperature), scores)
 
@@ -108,7 +118,7 @@ def test_assignments_pass_no_gradient():
 
 
 def test_the_queue_waits_for_its_epoch_and_until_it_is_full():
-    method = swav(6, 10, queue={"length": 13, "start_epoch": 2})       # rounded down to 12, three batches of 4
+    method = swav(6, 10, queue={"length": 13, "start_epoch": 2})  # rounded down to 12, three batches of 4
     for epoch, pushed, full in ((0, 0, False), (1, 0, False), (2, 1, False), (2, 2, False), (2, 3, True), (3, 4, True)):
         method.before_step(0)
         one = batch(2, 4, 6, epoch, seed=pushed)
@@ -146,12 +156,13 @@ def test_the_queue_survives_a_round_trip_and_nothing_else_is_needed():
 
 def test_the_queue_of_a_checkpoint_is_in_the_order_of_the_global_batch(monkeypatch):
     """Two processes fill theirs from the halves of the batches that one process sees whole; any number takes the state up."""
-    z = torch.randn(3, 2, 4, 6)                                      # steps, views, images, numbers
+    z = torch.randn(3, 2, 4, 6)  # steps, views, images, numbers
+
     def filled(rank, world):
         method, share = swav(6, 10, queue={"length": 12, "start_epoch": 0}), 4 // world
         monkeypatch.setattr(dist, "world_size", lambda: world)
         monkeypatch.setattr(dist, "rank", lambda: rank)
-        for step in z[:, :, rank * share:(rank + 1) * share]:
+        for step in z[:, :, rank * share : (rank + 1) * share]:
             method._start_queue(step, 0)
             method._push(step)
         return method
@@ -179,6 +190,17 @@ def test_hard_assignment_and_the_head_without_batchnorm_are_settings():
 
 def test_export_has_the_names_of_the_released_files():
     names = set(swav(6, 10, hidden=16).export())
-    assert names == {f"module.projection_head.{k}" for k in (
-        "0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "3.weight", "3.bias"
-    )} | {"module.prototypes.weight"}
+    assert names == {
+        f"module.projection_head.{k}"
+        for k in (
+            "0.weight",
+            "0.bias",
+            "1.weight",
+            "1.bias",
+            "1.running_mean",
+            "1.running_var",
+            "1.num_batches_tracked",
+            "3.weight",
+            "3.bias",
+        )
+    } | {"module.prototypes.weight"}

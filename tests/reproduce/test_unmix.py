@@ -1,4 +1,5 @@
 """Un-Mix: mixing and losses against the authors' numbers, and the paper's formula against a plain one."""
+
 import json
 from types import SimpleNamespace
 
@@ -18,14 +19,34 @@ def flat(dim: int) -> nn.Module:
     return backbone
 
 
-SWAV = {"prototypes": 7, "dim": 8, "hidden": 0, "head_batchnorm": False, "sinkhorn_iterations": 3, "epsilon": 0.05,
-        "temperature": 0.1, "assign_crops": [0, 1], "freeze_prototypes_steps": 0, "assignment": "soft",
-        "queue": {"length": 0, "start_epoch": 0}}
+SWAV = {
+    "prototypes": 7,
+    "dim": 8,
+    "hidden": 0,
+    "head_batchnorm": False,
+    "sinkhorn_iterations": 3,
+    "epsilon": 0.05,
+    "temperature": 0.1,
+    "assign_crops": [0, 1],
+    "freeze_prototypes_steps": 0,
+    "assignment": "soft",
+    "queue": {"length": 0, "start_epoch": 0},
+}
 
 
 def test_boxes_agree_with_the_authors():
     g = load("swav/unmix_bbox.npz")
-    assert json.loads(str(g.given("columns"))) == ["H", "W", "lam", "cx", "cy", "x1", "y1", "x2", "y2"]      # their x is the first axis
+    assert json.loads(str(g.given("columns"))) == [
+        "H",
+        "W",
+        "lam",
+        "cx",
+        "cy",
+        "x1",
+        "y1",
+        "x2",
+        "y2",
+    ]  # their x is the first axis
     found = [box(int(h), int(w), lam, int(cx), int(cy)) for h, w, lam, cx, cy in g.given("rows")[:, :5]]
     g.exact("rows", np.array(found), part=np.s_[:, 5:])
 
@@ -41,7 +62,13 @@ def authors_draw(meta):
 
 def swav_case(g, meta, form):
     name = meta["name"]
-    settings = {"prototypes": "K", "dim": "D", "sinkhorn_iterations": "sinkhorn_iterations", "epsilon": "epsilon", "temperature": "temperature"}
+    settings = {
+        "prototypes": "K",
+        "dim": "D",
+        "sinkhorn_iterations": "sinkhorn_iterations",
+        "epsilon": "epsilon",
+        "temperature": "temperature",
+    }
     assert all(SWAV[ours] == meta[theirs] for ours, theirs in settings.items())
     queue = {"length": len(g.given(f"{name}.queue_before")[0]), "start_epoch": 0} if "queue" in name else SWAV["queue"]
     method = Unmix(flat(432), base="swav", form=form, pairing="reversed", swav={**SWAV, "queue": queue})
@@ -67,7 +94,7 @@ def test_unmix_on_swav_agrees_with_the_released_code(case, monkeypatch):
     mixed, lam = method.mixtures(list(crops[::2]), 0)
     g.agree(f"{name}.mixed", torch.stack(mixed))
     g.agree(f"meta.{case}.lam_loss", lam)
-    if meta["bbox"]:                                             # where the mixture is another's pixels, pair by pair
+    if meta["bbox"]:  # where the mixture is another's pixels, pair by pair
         for one, view, (_, *region) in zip(mixed, crops[::2], meta["bbox"], strict=True):
             changed = (one != view).any(0).any(0).nonzero()
             assert [*changed.amin(0), *(changed.amax(0) + 1)] == region
@@ -89,8 +116,12 @@ def test_unmix_on_moco_agrees_with_the_released_code(case, monkeypatch):
     g = load("swav/unmix_moco.npz")
     meta = g.meta[case]
     name = meta["name"]
-    method = Unmix(flat(192), base="mocov1", pairing="reversed",
-                   mocov1={"dim": meta["dim"], "hidden": 0, "queue": meta["K"], "momentum": meta["m"], "temperature": meta["T"]})
+    method = Unmix(
+        flat(192),
+        base="mocov1",
+        pairing="reversed",
+        mocov1={"dim": meta["dim"], "hidden": 0, "queue": meta["K"], "momentum": meta["m"], "temperature": meta["T"]},
+    )
     base = method.base
     for encoder, key in ((base, "W_q"), (base.key_encoder, "W_k")):
         layer = nn.Linear(192, meta["dim"], bias=False)
@@ -121,14 +152,20 @@ def test_unmix_on_moco_agrees_with_the_released_code(case, monkeypatch):
 
 def unmix(base: str, **params) -> Unmix:
     torch.manual_seed(0)
-    small = {"swav": SWAV, "simclr": {"dim": 4, "hidden": 0}, "mocov1": {"dim": 4, "queue": 20},
-             "mocov2": {"dim": 4, "hidden": 6, "queue": 20}}[base]
+    small = {
+        "swav": SWAV,
+        "simclr": {"dim": 4, "hidden": 0},
+        "mocov1": {"dim": 4, "queue": 20},
+        "mocov2": {"dim": 4, "hidden": 6, "queue": 20},
+    }[base]
     return Unmix(flat(48), base=base, **{base: small}, **params)
 
 
 def batch(count: int = 2, size: int = 6):
     g = torch.Generator().manual_seed(1)
-    return SimpleNamespace(views=[torch.randn(size, 3, 4, 4, generator=g) for _ in range(count)], epoch=0, index=torch.arange(size))
+    return SimpleNamespace(
+        views=[torch.randn(size, 3, 4, 4, generator=g) for _ in range(count)], epoch=0, index=torch.arange(size)
+    )
 
 
 def test_in_the_papers_form_predictions_and_assignments_are_read_backwards_together():
@@ -152,15 +189,17 @@ def test_a_mixture_read_backwards_is_the_mixture_with_the_shares_exchanged():
     for pairing in ("neighbours", "reversed"):
         method = unmix("simclr", pairing=pairing)
         x = torch.randn(6, 3, 4, 4)
-        torch.testing.assert_close(method.swap(mix(x, method.swap(x), 0.3, None)[0]), mix(x, method.swap(x), 0.7, None)[0])
+        torch.testing.assert_close(
+            method.swap(mix(x, method.swap(x), 0.3, None)[0]), mix(x, method.swap(x), 0.7, None)[0]
+        )
         assert torch.equal(method.swap(method.swap(x)), x)
 
 
 def test_neighbours_stay_together_when_processes_share_a_batch():
     method = unmix("simclr")
-    x = torch.arange(8.)
+    x = torch.arange(8.0)
     assert torch.equal(method.swap(x), torch.cat([method.swap(x[:4]), method.swap(x[4:])]))
-    assert method.swap(torch.arange(5.)).tolist() == [1, 0, 3, 2, 4]
+    assert method.swap(torch.arange(5.0)).tolist() == [1, 0, 3, 2, 4]
 
 
 def test_shares_match_the_pixels_exchanged():
@@ -180,7 +219,7 @@ def test_probability_one_mixes_whole_images_zero_regions_and_half_both():
         assert {method.draw(step)[0] for step in range(60)} == expected
     method = unmix("simclr")
     lams = np.array([method.draw(step)[1] for step in range(400)])
-    assert 0.45 < lams.mean() < 0.55 and lams.std() > 0.25          # Beta(1, 1) is uniform
+    assert 0.45 < lams.mean() < 0.55 and lams.std() > 0.25  # Beta(1, 1) is uniform
 
 
 def places(method, step):
@@ -196,21 +235,27 @@ def test_as_released_every_pair_of_crops_has_a_place_of_its_own_and_in_the_paper
     for step in steps:
         found = places(released, step)
         assert len(set(places(paper, step))) == 1 and len({tuple(round(v) for v in place) for place in found}) == 4
-        assert found[0] == places(paper, step)[0] and places(released, step) == found       # the same again after a resume
+        assert found[0] == places(paper, step)[0] and places(released, step) == found  # the same again after a resume
     centres = np.array([released.draw(step, pair)[2:] for step in range(500) for pair in (1, 3)])
-    assert np.abs(centres.mean(0) - 0.5).max() < 0.03 and abs(np.corrcoef(centres[::2, 0], centres[1::2, 0])[0, 1]) < 0.1
-    assert {released.draw(7, pair)[:2] for pair in range(4)} == {paper.draw(7)[:2]}        # one weight and one kind
+    assert (
+        np.abs(centres.mean(0) - 0.5).max() < 0.03 and abs(np.corrcoef(centres[::2, 0], centres[1::2, 0])[0, 1]) < 0.1
+    )
+    assert {released.draw(7, pair)[:2] for pair in range(4)} == {paper.draw(7)[:2]}  # one weight and one kind
 
 
 def test_the_symmetric_loss_on_moco_is_the_sum_of_both_directions():
     settings = {"dim": 4, "hidden": 6, "queue": 20}
-    both, there, back = (Unmix(flat(48), base="mocov2", mocov2={**settings, "symmetric": s}) for s in (True, False, False))
+    both, there, back = (
+        Unmix(flat(48), base="mocov2", mocov2={**settings, "symmetric": s}) for s in (True, False, False)
+    )
     for method in (there, back):
         method.load_state_dict(both.state_dict())
     one = batch()
     mixed = [mix(one.views[0], both.swap(one.views[0]), 0.3, None)[0]]
-    losses = [m.moco_loss(SimpleNamespace(views=v), mixed, 0.3, 0)
-              for m, v in ((both, one.views), (there, one.views), (back, one.views[::-1]))]
+    losses = [
+        m.moco_loss(SimpleNamespace(views=v), mixed, 0.3, 0)
+        for m, v in ((both, one.views), (there, one.views), (back, one.views[::-1]))
+    ]
     torch.testing.assert_close(losses[0], losses[1] + losses[2])
     assert both.collapsed_loss == pytest.approx(4 * np.log(21))
 
@@ -225,7 +270,7 @@ def test_every_base_trains_with_any_number_of_views(base, count):
     assert loss.isfinite() and 0 <= logs["lam"] <= 1
     trained = [p for group in method.param_groups() for p in group["params"]]
     assert trained and all(p.grad is not None for p in trained)
-    assert not any(k.startswith("backbone") for k in method.state_dict())        # held once, by the base
+    assert not any(k.startswith("backbone") for k in method.state_dict())  # held once, by the base
 
 
 def test_the_queue_path_runs_which_the_released_one_cannot():

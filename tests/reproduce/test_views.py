@@ -1,4 +1,5 @@
 """Views: one set of parameters, two renderers, no dependence on who draws them."""
+
 import dataclasses
 
 import numpy as np
@@ -31,7 +32,9 @@ def both(augment: Augment, images: np.ndarray, view: int = 0, seed: int = 3) -> 
     crop = augment.crops[view]
     params = views.sample(augment, seed, 2, index, view, *images.shape[1:3])
     batched = views.render_batch(torch.from_numpy(images), params, crop, augment) * 255
-    single = torch.stack([views.crop_image(Image.fromarray(im), params, crop, augment, i) for i, im in enumerate(images)])
+    single = torch.stack(
+        [views.crop_image(Image.fromarray(im), params, crop, augment, i) for i, im in enumerate(images)]
+    )
     assert single.dtype == torch.uint8
     coloured = views.colour(single, params, augment)
     return batched, coloured.float() if coloured.dtype == torch.uint8 else coloured * 255
@@ -42,14 +45,19 @@ def both(augment: Augment, images: np.ndarray, view: int = 0, seed: int = 3) -> 
 def test_crop_resize_and_flip_agree_with_pil_whether_shrinking_or_enlarging(size, channels):
     augment = Augment((Crop(size, (0.2, 1.0)),), channels=channels)
     batched, single = both(augment, photos(12, channels=channels))
-    assert (batched - single).abs().max() < 1.01                 # PIL rounds after each of its two passes
+    assert (batched - single).abs().max() < 1.01  # PIL rounds after each of its two passes
 
 
 def test_the_full_chain_of_both_renderers_agrees_up_to_rounding():
-    augment = Augment((Crop(32, (0.14, 1.0)),), jitter={"brightness": .8, "contrast": .8, "saturation": .8, "hue": .2, "probability": .8},
-                      grayscale=0.2, blur={"probability": 0.5, "sigma": [0.1, 2.0]}, solarize={"probability": 0.0, "threshold": .5})
+    augment = Augment(
+        (Crop(32, (0.14, 1.0)),),
+        jitter={"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "probability": 0.8},
+        grayscale=0.2,
+        blur={"probability": 0.5, "sigma": [0.1, 2.0]},
+        solarize={"probability": 0.0, "threshold": 0.5},
+    )
     batched, single = both(augment, photos(40))
-    assert (batched - single).abs().mean() < 0.5                 # PIL rounds its crop; jitter makes more of it
+    assert (batched - single).abs().mean() < 0.5  # PIL rounds its crop; jitter makes more of it
     assert (batched - single).abs().mean((1, 2, 3)).max() < 1.5
 
 
@@ -60,11 +68,15 @@ def test_each_colour_operation_is_torchvisions(operation):
     theirs = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue][operation]
     expected = torch.stack([theirs(image, float(f)) for image, f in zip(x, factors, strict=True)])
     ours = views._COLOUR[operation](x, factors.view(-1, 1, 1, 1)).clamp(0, 1)
-    torch.testing.assert_close(ours, expected, atol=2e-3 if operation == 1 else 2e-4, rtol=0)   # their luma has 4 digits
+    torch.testing.assert_close(ours, expected, atol=2e-3 if operation == 1 else 2e-4, rtol=0)  # their luma has 4 digits
 
 
 def test_jitter_applies_the_operations_in_each_images_own_order():
-    augment = Augment((WHOLE,), flip=0.0, jitter={"brightness": .8, "contrast": .8, "saturation": .8, "hue": .2, "probability": 1.0})
+    augment = Augment(
+        (WHOLE,),
+        flip=0.0,
+        jitter={"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "probability": 1.0},
+    )
     p = views.sample(augment, 0, 0, INDEX, 0, 24, 24)
     images = torch.from_numpy(photos(12, 24, 24))
     ours = views.render_batch(images, p, WHOLE, augment)
@@ -90,7 +102,7 @@ def test_the_blur_is_torchvisions_gaussian():
 def test_rotation_turns_about_the_centre_of_the_box_in_both_renderers():
     augment = Augment((Crop(24, (0.5, 1.0)),), rotate=25.0, channels=1)
     batched, single = both(augment, photos(20, 40, 40, 1))
-    inner = (slice(None), slice(None), slice(6, -6), slice(6, -6))          # the renderers fill the outside differently
+    inner = (slice(None), slice(None), slice(6, -6), slice(6, -6))  # the renderers fill the outside differently
     assert (batched - single)[inner].abs().mean() < 1.5
 
 
@@ -99,18 +111,20 @@ def test_a_quarter_turn_is_exact_and_counter_clockwise():
     images = photos(3, 24, 24, 1)
     p = dataclasses.replace(views.sample(augment, 0, 0, np.arange(3), 0, 24, 24), angle=np.full(3, 90.0))
     ours = views.render_batch(torch.from_numpy(images), p, WHOLE, augment) * 255
-    torch.testing.assert_close(ours[:, 0], torch.from_numpy(np.rot90(images, axes=(1, 2)).copy()).float(), atol=.02, rtol=0)
+    torch.testing.assert_close(
+        ours[:, 0], torch.from_numpy(np.rot90(images, axes=(1, 2)).copy()).float(), atol=0.02, rtol=0
+    )
 
 
 def test_padding_shows_as_zeros_and_pad_and_crop_keeps_whole_pixels():
-    augment = Augment((Crop(24, (0.5625, 0.5625), (1.0, 1.0)),), flip=0.0, pad=4, channels=1)      # 24 of 32
+    augment = Augment((Crop(24, (0.5625, 0.5625), (1.0, 1.0)),), flip=0.0, pad=4, channels=1)  # 24 of 32
     images = photos(12, 24, 24, 1)
     p = views.sample(augment, 0, 0, INDEX, 0, 24, 24)
     ours = (views.render_batch(torch.from_numpy(images), p, augment.crops[0], augment) * 255).round().byte()
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4)))
     for i in range(12):
         top, left = int(p.top[i]), int(p.left[i])
-        assert np.array_equal(ours[i, 0].numpy(), padded[i, top:top + 24, left:left + 24])
+        assert np.array_equal(ours[i, 0].numpy(), padded[i, top : top + 24, left : left + 24])
     assert len({(a, b) for a, b in zip(p.top, p.left, strict=True)}) > 6
     batched, single = both(augment, images)
     assert (batched - single).abs().max() < 1.01
@@ -134,8 +148,13 @@ def test_finish_adds_noise_and_normalises():
 
 
 def test_parameters_depend_on_the_image_not_on_its_company():
-    augment = Augment((WHOLE,), jitter={"brightness": .4, "contrast": .4, "saturation": .4, "hue": .1}, grayscale=.2,
-                      blur={"probability": .5, "sigma": [.1, 2.]}, rotate=10.)
+    augment = Augment(
+        (WHOLE,),
+        jitter={"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+        grayscale=0.2,
+        blur={"probability": 0.5, "sigma": [0.1, 2.0]},
+        rotate=10.0,
+    )
     together = views.sample(augment, 1, 5, np.array([7, 2, 9]), 0, 30, 30)
     alone = views.sample(augment, 1, 5, np.array([2]), 0, 30, 30)
     for field in dataclasses.fields(together):
@@ -158,6 +177,12 @@ def test_gray_images_become_three_planes_and_colour_becomes_one():
 
 
 def test_from_a_recipe_lists_one_crop_per_view():
-    augment = Augment.of({"crops": [{"count": 2, "size": 224, "scale": [.14, 1]}, {"count": 6, "size": 96, "scale": [.05, .14]}],
-                          "flip": 0.5, "grayscale": 0.2}, {"channels": 3, "mean": [.5] * 3, "std": [.2] * 3})
-    assert [c.size for c in augment.crops] == [224] * 2 + [96] * 6 and augment.crops[7].scale == (.05, .14)
+    augment = Augment.of(
+        {
+            "crops": [{"count": 2, "size": 224, "scale": [0.14, 1]}, {"count": 6, "size": 96, "scale": [0.05, 0.14]}],
+            "flip": 0.5,
+            "grayscale": 0.2,
+        },
+        {"channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3},
+    )
+    assert [c.size for c in augment.crops] == [224] * 2 + [96] * 6 and augment.crops[7].scale == (0.05, 0.14)

@@ -73,8 +73,16 @@ def test_the_same_kind_of_cpu_is_one_name_with_kernels_of_its_own(old, new, said
 
 def test_the_drift_is_that_of_the_measured_rows():
     told = json.loads(DRIFT.read_text())
-    knn = [r["values"].values() for r in told["rows"] + told["reported"] if (r["protocol"], r["metric"]) == ("knn_digits", "top1")]
-    assert drift("knn_digits", ["top1"])["top1"] == pytest.approx(max(max(v) - min(v) for v in knn)) == pytest.approx(97.22 - 94.43)
+    knn = [
+        r["values"].values()
+        for r in told["rows"] + told["reported"]
+        if (r["protocol"], r["metric"]) == ("knn_digits", "top1")
+    ]
+    assert (
+        drift("knn_digits", ["top1"])["top1"]
+        == pytest.approx(max(max(v) - min(v) for v in knn))
+        == pytest.approx(97.22 - 94.43)
+    )
     largest = max(max(r["values"].values()) - min(r["values"].values()) for r in told["rows"])
     assert drift("linear_imagenet", ["top1"])["top1"] == pytest.approx(largest, abs=1e-3)
     changed, of = flips()
@@ -82,9 +90,17 @@ def test_the_drift_is_that_of_the_measured_rows():
 
 
 def test_the_docs_quote_the_drift():
-    text, told = (DRIFT.parents[1] / "docs" / "results.md").read_text(encoding="utf-8"), json.loads(DRIFT.read_text(encoding="utf-8"))
+    text, told = (
+        (DRIFT.parents[1] / "docs" / "results.md").read_text(encoding="utf-8"),
+        json.loads(DRIFT.read_text(encoding="utf-8")),
+    )
     assert "{} of {} verdicts".format(*flips()) in text and told["command"] in text
-    asked = {"knn_digits": ["top1"], "linear_digits": ["top1"], "fewlabel_digits": ["top1"], "cluster_digits": ["nmi", "hungarian"]}
+    asked = {
+        "knn_digits": ["top1"],
+        "linear_digits": ["top1"],
+        "fewlabel_digits": ["top1"],
+        "cluster_digits": ["nmi", "hungarian"],
+    }
     for protocol, metrics in asked.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"| `{protocol}`")]
         assert f"| {'; '.join(f'{v:.2f}' for v in drift(protocol, metrics).values())} |" in line

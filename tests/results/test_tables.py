@@ -353,12 +353,17 @@ def test_the_fake_zoo_is_the_one_the_tables_name():
 
 def test_a_column_takes_a_rows_number_from_another_protocol_of_its_question_and_says_so(specs, rows, tmp_path):
     """PIC's SimCLR is probed at another rate than its MoCo: one column, two protocols, each row under its own."""
-    spec = SPEC.replace("protocol: linear_big@1, metric: top1}", "protocol: linear_other@2, also: [linear_big@1], metric: top1}")
+    spec = SPEC.replace(
+        "protocol: linear_big@1, metric: top1}", "protocol: linear_other@2, also: [linear_big@1], metric: top1}"
+    )
     (tmp_path / "tables.yaml").write_text(spec)
     measure(tmp_path, "swav_big", (75.0, 75.4, 75.2), protocol="linear_big")
     measure(tmp_path, "moco_big", (70.0, 70.4, 70.2), protocol="linear_other", version=2)
     shown = text(tables.load(tmp_path / "tables.yaml"), rows, tmp_path, "zoo")
-    assert cells(shown, "swav_big")[2:5:2] == ["75.3 [1]", "75.2 ± 0.2 (3)"] and cells(shown, "moco_big")[4] == "70.2 ± 0.2 (3)"
+    assert (
+        cells(shown, "swav_big")[2:5:2] == ["75.3 [1]", "75.2 ± 0.2 (3)"]
+        and cells(shown, "moco_big")[4] == "70.2 ± 0.2 (3)"
+    )
     assert "Under a protocol of their own: swav_big, moco_big, Rival (linear_big)." in shown
     assert "protocol of their own" not in text(specs, rows, tmp_path, "zoo")
     measure(tmp_path, "swav_big", (60.0, 60.2), protocol="linear_other", version=2)
@@ -369,7 +374,10 @@ def test_a_column_takes_a_rows_number_from_another_protocol_of_its_question_and_
 def test_every_marker_of_a_source_has_its_note_on_the_same_page(specs, rows, tmp_path):
     """In README.md's block as on the table's own page: no [1] without its source."""
     built = tables.build(specs[0], Store([tmp_path]), rows)
-    for shown, note in ((block(built, "zoo.md"), r"\[(\d+)\] (.*?)[;.] "), (page(built, tmp_path), r"(?m)^(\d+)\. (.*)$")):
+    for shown, note in (
+        (block(built, "zoo.md"), r"\[(\d+)\] (.*?)[;.] "),
+        (page(built, tmp_path), r"(?m)^(\d+)\. (.*)$"),
+    ):
         table = "".join(x for x in shown.splitlines() if x.startswith("|"))
         rest = "\n".join(x for x in shown.splitlines() if not x.startswith("|"))
         said = {int(number): text for number, text in re.findall(note, rest)}

@@ -191,7 +191,10 @@ def test_deepclusters_alexnet_gives_the_authors_outputs():
     _, x = picture("alexfc", 224, 224)
     feature = net(x)
     g.agree("fc7_relu", feature[:, :512])
-    g.agree("logits", heads_of(net, "clusters", {f"top_layer.{k}": deepercluster(f"top_layer.{k}", s) for k, s in last(10)}, x))
+    g.agree(
+        "logits",
+        heads_of(net, "clusters", {f"top_layer.{k}": deepercluster(f"top_layer.{k}", s) for k, s in last(10)}, x),
+    )
     net.last_relu = False
     g.agree("fc7_clustering_feature", net(x)[:, :512])
 
@@ -230,7 +233,10 @@ def test_rotnets_nin_gives_the_authors_outputs():
     x = torch.from_numpy(g.given("x"))
     agree_layers(g, net, x, ["conv1", "conv2", "conv3", "conv4"])
     name = "_feature_blocks.4.Classifier"
-    g.agree("logits", heads_of(net, "rotations", {f"{name}.{k}": deepercluster(f"{name}.{k}", s) for k, s in last(4, 192)}, x))
+    g.agree(
+        "logits",
+        heads_of(net, "rotations", {f"{name}.{k}": deepercluster(f"{name}.{k}", s) for k, s in last(4, 192)}, x),
+    )
 
 
 def images(seed: int, n: int, side: int) -> torch.Tensor:
@@ -266,7 +272,11 @@ def test_selas_networks_give_the_authors_outputs():
     def logits(net, sizes, name):
         """Of one head, or of several side by side, as zoo.load(part="full") builds them from a file's tensors."""
         names = [name] if len(sizes) == 1 else [f"{name}{i}" for i in range(len(sizes))]
-        tensors = {f"{n}.{k}": sela(f"{n}.{k}", s) for n, size in zip(names, sizes, strict=True) for k, s in last(size, net.dim)}
+        tensors = {
+            f"{n}.{k}": sela(f"{n}.{k}", s)
+            for n, size in zip(names, sizes, strict=True)
+            for k, s in last(size, net.dim)
+        }
         return heads_of(net, "clusters", tensors, x)
 
     for i, found in enumerate(logits(big, [g.arrays[f"alexnet_big_head{i}"].shape[1] for i in range(3)], "top_layer")):
@@ -292,7 +302,9 @@ def test_pics_encoders_give_the_authors_outputs():
     def projection(net, **sizes):
         """fc1 and fc2, or fc, as zoo.load(part="full") builds them and as PIC's files name them."""
         widths = [net.dim, *sizes.values()]
-        tensors = {f"{n}.{k}": sela(f"{n}.{k}", s) for i, n in enumerate(sizes) for k, s in last(widths[i + 1], widths[i])}
+        tensors = {
+            f"{n}.{k}": sela(f"{n}.{k}", s) for i, n in enumerate(sizes) for k, s in last(widths[i + 1], widths[i])
+        }
         return heads_of(net, "projection", tensors, x)
 
     net = network("resnet50", sela)

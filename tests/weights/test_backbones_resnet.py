@@ -81,7 +81,7 @@ def test_resnet50_gives_the_authors_features_embeddings_and_scores(tmp_path):
     z = clusters.features(x)
     g.agree("rn50_3heads_scores_first16", torch.stack([head(z) for head in clusters.prototypes.values()]))
     torch.save({"epoch": 400, "state_dict": method.export()}, tmp_path / "swav.pth.tar")
-    found = zoo.load(tmp_path / "swav.pth.tar", part="full")(x)            # the same network by way of a file
+    found = zoo.load(tmp_path / "swav.pth.tar", part="full")(x)  # the same network by way of a file
     g.agree("rn50_feat", found["features"])
     g.agree("rn50_emb", nn.functional.normalize(found["projection"], dim=1))
     g.agree("rn50_scores_first64", found["prototypes"][:, :64])

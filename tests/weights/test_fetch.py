@@ -361,7 +361,9 @@ def test_google_drive_goes_through_gdown_and_its_troubles_are_named(server, monk
             fetch.obtain(one)
     give(DATA)
     assert fetch.obtain(one).read_bytes() == DATA and set(asked) == {"1abc"}
-    monkeypatch.setattr(gdown, "download", lambda url=None, output=None, quiet=False, id=None, resume=False: output)  # 5.2
+    monkeypatch.setattr(
+        gdown, "download", lambda url=None, output=None, quiet=False, id=None, resume=False: output
+    )  # 5.2
     with pytest.raises(UserError, match=r"needs gdown 6.3 or newer: pip install --upgrade 'selfzoo\[download\]'"):
         fetch.obtain(thing(server, name="old", sources=one.sources))
     monkeypatch.setitem(sys.modules, "gdown", None)

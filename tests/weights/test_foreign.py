@@ -71,18 +71,39 @@ def lightning(state, **more):
 
 
 def dino(net):
-    state = named("backbone.", net.state_dict()) | linear("head.mlp", 512, 64, 32) | {"head.last_layer.weight_g": torch.ones(99, 1), "head.last_layer.weight_v": torch.randn(99, 32)}
+    state = (
+        named("backbone.", net.state_dict())
+        | linear("head.mlp", 512, 64, 32)
+        | {"head.last_layer.weight_g": torch.ones(99, 1), "head.last_layer.weight_v": torch.randn(99, 32)}
+    )
     student = named("module.", named("backbone.", other()) | linear("head.mlp", 512, 64))
-    return {"student": student, "teacher": named("module.", state), "optimizer": {}, "epoch": 1, "args": argparse.Namespace(arch="resnet18"), "dino_loss": {"center": torch.zeros(1, 99)}}
+    return {
+        "student": student,
+        "teacher": named("module.", state),
+        "optimizer": {},
+        "epoch": 1,
+        "args": argparse.Namespace(arch="resnet18"),
+        "dino_loss": {"center": torch.zeros(1, 99)},
+    }
 
 
 def mocov3(net):
-    state = named("base_encoder.", net.state_dict()) | linear("base_encoder.fc", 512, 64) | named("momentum_encoder.", other()) | linear("predictor", 64, 64)
+    state = (
+        named("base_encoder.", net.state_dict())
+        | linear("base_encoder.fc", 512, 64)
+        | named("momentum_encoder.", other())
+        | linear("predictor", 64, 64)
+    )
     return {"epoch": 1, "arch": "resnet18", "state_dict": named("module.", state), "optimizer": {}, "scaler": {}}
 
 
 def moco(net):
-    state = named("encoder_q.", net.state_dict()) | linear("encoder_q.fc", 512, 512, 64) | named("encoder_k.", other()) | {"queue": torch.randn(64, 16), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    state = (
+        named("encoder_q.", net.state_dict())
+        | linear("encoder_q.fc", 512, 512, 64)
+        | named("encoder_k.", other())
+        | {"queue": torch.randn(64, 16), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    )
     return {"epoch": 1, "arch": "resnet18", "state_dict": named("module.", state), "optimizer": {}}
 
 
@@ -92,28 +113,60 @@ def simsiam(net):
 
 
 def barlow(net):
-    bn = {"bn.running_mean": torch.zeros(64), "bn.running_var": torch.ones(64), "bn.num_batches_tracked": torch.tensor(3)}
-    return {"epoch": 1, "model": named("module.", named("backbone.", net.state_dict()) | linear("projector", 512, 64, 64, bias=False) | bn), "optimizer": {}}
+    bn = {
+        "bn.running_mean": torch.zeros(64),
+        "bn.running_var": torch.ones(64),
+        "bn.num_batches_tracked": torch.tensor(3),
+    }
+    return {
+        "epoch": 1,
+        "model": named(
+            "module.", named("backbone.", net.state_dict()) | linear("projector", 512, 64, 64, bias=False) | bn
+        ),
+        "optimizer": {},
+    }
 
 
 def vicreg(net):
-    return {"epoch": 1, "model": named("module.", named("backbone.", net.state_dict()) | linear("projector", 512, 64, 64)), "optimizer": {}}
+    return {
+        "epoch": 1,
+        "model": named("module.", named("backbone.", net.state_dict()) | linear("projector", 512, 64, 64)),
+        "optimizer": {},
+    }
 
 
 def vissl(net):
     model = {"trunk": named("_feature_blocks.", net.state_dict()), "heads": linear("0.projection_head", 512, 64)}
-    return {"phase_idx": 1, "iteration": 2, "classy_state_dict": {"base_model": {"model": model}}, "loss": {"num_iteration": 3}}
+    return {
+        "phase_idx": 1,
+        "iteration": 2,
+        "classy_state_dict": {"base_model": {"model": model}},
+        "loss": {"num_iteration": 3},
+    }
 
 
 def solo(prefix):
     def made(net):
-        state = named(f"{prefix}.", net.state_dict()) | {"classifier.weight": torch.randn(10, 512), "classifier.bias": torch.randn(10)}
-        return lightning(state | linear("projector", 512, 64, 32) | named(f"momentum_{prefix}.", other()) | {"queue": torch.randn(2, 8)})
+        state = named(f"{prefix}.", net.state_dict()) | {
+            "classifier.weight": torch.randn(10, 512),
+            "classifier.bias": torch.randn(10),
+        }
+        return lightning(
+            state
+            | linear("projector", 512, 64, 32)
+            | named(f"momentum_{prefix}.", other())
+            | {"queue": torch.randn(2, 8)}
+        )
+
     return made  # fmt: skip
 
 
 def lightly(net):
-    state = named("backbone.", net.state_dict()) | linear("projection_head.layers", 512, 64) | {"online_classifier.weight": torch.randn(10, 512)}
+    state = (
+        named("backbone.", net.state_dict())
+        | linear("projection_head.layers", 512, 64)
+        | {"online_classifier.weight": torch.randn(10, 512)}
+    )
     return lightning(state | named("teacher_backbone.", other()), hyper_parameters={"batch_size_per_device": 256})
 
 
@@ -128,9 +181,18 @@ def split_batchnorm(state, splits=8):
 
 
 def byol_yaox12(net):
-    online = named("online_network.", named("encoder.", numbered(net.state_dict(), (0, 1, 4, 5, 6, 7))) | linear("projetion", 512, 64))
+    online = named(
+        "online_network.",
+        named("encoder.", numbered(net.state_dict(), (0, 1, 4, 5, 6, 7))) | linear("projetion", 512, 64),
+    )
     target = named("target_network.", named("encoder.", numbered(other(), (0, 1, 4, 5, 6, 7))))
-    return {"config": {}, "epoch": 1, "steps": 2, "model": named("module.", online | target | linear("predictor.predictor", 64, 64)), "optimizer": {}}
+    return {
+        "config": {},
+        "epoch": 1,
+        "steps": 2,
+        "model": named("module.", online | target | linear("predictor.predictor", 64, 64)),
+        "optimizer": {},
+    }
 
 
 def byol_sthalles(net):
@@ -139,22 +201,43 @@ def byol_sthalles(net):
 
 
 def mm(net):
-    state = named("backbone.", net.state_dict()) | linear("neck.mlp", 512, 64) | named("encoder_k.module.0.", other()) | {"queue": torch.randn(64, 8), "queue_ptr": torch.zeros(1)}
-    return {"meta": {"cfg": "model = 1", "seed": 0, "epoch": 3}, "state_dict": state, "message_hub": {}, "optimizer": {}}
+    state = (
+        named("backbone.", net.state_dict())
+        | linear("neck.mlp", 512, 64)
+        | named("encoder_k.module.0.", other())
+        | {"queue": torch.randn(64, 8), "queue_ptr": torch.zeros(1)}
+    )
+    return {
+        "meta": {"cfg": "model = 1", "seed": 0, "epoch": 3},
+        "state_dict": state,
+        "message_hub": {},
+        "optimizer": {},
+    }
 
 
 def openselfsup(net):
-    state = named("backbone.", net.state_dict()) | named("encoder_q.0.", net.state_dict()) | named("encoder_k.0.", other()) | linear("neck.mlp", 512, 64)
+    state = (
+        named("backbone.", net.state_dict())
+        | named("encoder_q.0.", net.state_dict())
+        | named("encoder_k.0.", other())
+        | linear("neck.mlp", 512, 64)
+    )
     return {"meta": {"epoch": 3}, "state_dict": state, "optimizer": {}}
 
 
 def scan(net):
-    return {k.replace("downsample", "shortcut"): v for k, v in named("backbone.", net.state_dict()).items()} | linear("contrastive_head", 512, 512, 128)
+    return {k.replace("downsample", "shortcut"): v for k, v in named("backbone.", net.state_dict()).items()} | linear(
+        "contrastive_head", 512, 512, 128
+    )
 
 
 def scan_clusters(net):
     state = {k.replace("downsample", "shortcut"): v for k, v in named("backbone.", net.state_dict()).items()}
-    heads = {f"cluster_head.{i}.{k}": torch.randn(10, 512) if k == "weight" else torch.randn(10) for i in range(10) for k in ("weight", "bias")}
+    heads = {
+        f"cluster_head.{i}.{k}": torch.randn(10, 512) if k == "weight" else torch.randn(10)
+        for i in range(10)
+        for k in ("weight", "bias")
+    }
     return {"model": state | heads, "head": 3}
 
 
@@ -188,7 +271,10 @@ def separius(net):
             number = 2 * (int(part[-1]) - 1)
             part = f"net.{number}" if part.startswith("conv") else f"net.{number + 1}.0"
         made[f"net.{stage[-1]}.blocks.{block}.{part}.{last}"] = value
-    return {"resnet": made | {"fc.weight": torch.randn(9, 2048), "fc.bias": torch.randn(9)}, "head": {"layers.0.weight": torch.randn(4, 4)}}
+    return {
+        "resnet": made | {"fc.weight": torch.randn(9, 2048), "fc.bias": torch.randn(9)},
+        "head": {"layers.0.weight": torch.randn(4, 4)},
+    }
 
 
 def classified(state, width=512):
@@ -280,11 +366,21 @@ def test_depth_and_width_are_read_from_the_shapes(tmp_path, name):
 
 
 REFUSED = {
-    "CLIP": {"visual.conv1.weight": torch.zeros(32, 3, 3, 3), "visual.attnpool.positional_embedding": torch.zeros(50, 8)},
+    "CLIP": {
+        "visual.conv1.weight": torch.zeros(32, 3, 3, 3),
+        "visual.attnpool.positional_embedding": torch.zeros(50, 8),
+    },
     "DINOv2": {"cls_token": torch.zeros(1, 1, 8), "blocks.0.ls1.gamma": torch.zeros(8)},
-    "MAE after fine-tuning": {"model": {"blocks.0.attn.qkv.weight": torch.zeros(24, 8), "fc_norm.weight": torch.zeros(8)}},
+    "MAE after fine-tuning": {
+        "model": {"blocks.0.attn.qkv.weight": torch.zeros(24, 8), "fc_norm.weight": torch.zeros(8)}
+    },
     "a vision transformer": {"teacher": {"backbone.blocks.0.attn.qkv.weight": torch.zeros(24, 8)}, "student": {}},
-    "CMC": {"model": {"module.encoder1.conv1.weight": torch.zeros(32, 1, 7, 7), "module.encoder2.conv1.weight": torch.zeros(32, 2, 7, 7)}},
+    "CMC": {
+        "model": {
+            "module.encoder1.conv1.weight": torch.zeros(32, 1, 7, 7),
+            "module.encoder2.conv1.weight": torch.zeros(32, 2, 7, 7),
+        }
+    },
     "an FSDP shard": {"flat_param_0": torch.zeros(8)},
     "detectron2": {"model": {"stem.conv1.norm.weight": torch.zeros(8)}},
 }
@@ -313,7 +409,9 @@ def test_a_file_of_nearly_this_network_is_refused(tmp_path, change):
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(UserError, match="python -m zoo show"):
         zoo.load(tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"does not fit backbone='resnet50': nearest: ResNet-50 in .*Nothing was loaded"):
+    with pytest.raises(
+        UserError, match=r"does not fit backbone='resnet50': nearest: ResNet-50 in .*Nothing was loaded"
+    ):
         zoo.load(tmp_path / "x.pth", backbone="resnet50")
 
 
@@ -323,7 +421,10 @@ def test_a_file_of_nearly_this_network_is_refused(tmp_path, change):
 @torch.no_grad()
 def test_the_owner_says_what_the_file_is(tmp_path, capsys):
     net, student = network(seed=1), network(seed=2)
-    tree = {"nets": {"a": named("deep.inside.", classified(plain(net))) | linear("deep.head", 4, 4), "b": plain(student)}, "step": 3}
+    tree = {
+        "nets": {"a": named("deep.inside.", classified(plain(net))) | linear("deep.head", 4, 4), "b": plain(student)},
+        "step": 3,
+    }
     torch.save(tree, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"places with tensors: nets.a, nets.b"):
         zoo.load(tmp_path / "x.pth")
@@ -383,7 +484,11 @@ def test_show_lists_keys_shapes_the_network_and_what_is_over(tmp_path, capsys):
     assert "looks like MoCo v3: ResNet-18 under `module.base_encoder.` in `state_dict`, 120/120 tensors" in text
     assert "left over: " in text and "beside the tensors: epoch, arch, optimizer, scaler" in text
     assert "left unread, as weights do not need them: datetime.date" in text
-    assert "module.base_encoder.conv1.weight" in text and "[64, 3, 7, 7] float32" in text and "state_dict: 244 tensors" in text
+    assert (
+        "module.base_encoder.conv1.weight" in text
+        and "[64, 3, 7, 7] float32" in text
+        and "state_dict: 244 tensors" in text
+    )
     state = plain(network("resnet34"))
     del state["layer3.2.conv1.weight"]
     torch.save(state, tmp_path / "near.pth")

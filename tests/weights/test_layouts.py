@@ -198,7 +198,11 @@ BACKBONES = {
 }  # fmt: skip
 
 
-BARE = ["deepercluster_rgb (Net, no prefix)", "deepcluster_vgg16 (module, out=10000)", "deepcluster_alexnet (module, out=10000)"]
+BARE = [
+    "deepercluster_rgb (Net, no prefix)",
+    "deepcluster_vgg16 (module, out=10000)",
+    "deepcluster_alexnet (module, out=10000)",
+]
 
 
 @pytest.mark.parametrize("name", [*SELA.names, *PIC.names, *BARE])

@@ -291,4 +291,6 @@ def test_a_file_is_read_once_for_its_hash_however_often_it_is_loaded(tmp_path, m
     assert sum(fed) == target.stat().st_size, "one pass"
     assert not any(one.digest() != made().digest() for one in shorts), "nothing was fed to MD5"
     target.write_bytes(target.read_bytes() + b"x")
-    assert checkpoint_reader.sha256(target) == made(target.read_bytes()).hexdigest(), "a file that changed is another file"
+    assert checkpoint_reader.sha256(target) == made(target.read_bytes()).hexdigest(), (
+        "a file that changed is another file"
+    )

@@ -51,7 +51,9 @@ def test_dilation_is_torchvisions(released, dilated):
 def test_frozen_batch_norm_takes_the_released_statistics(released):
     path, source = released
     ours, x = zoo.load(path, norm_layer=FrozenBatchNorm2d), torch.randn(2, 3, 64, 64)
-    assert sum(isinstance(m, FrozenBatchNorm2d) for m in ours.modules()) == 53 and not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules())
+    assert sum(isinstance(m, FrozenBatchNorm2d) for m in ours.modules()) == 53 and not any(
+        isinstance(m, nn.BatchNorm2d) for m in ours.modules()
+    )
     assert torch.allclose(ours.train()(x), source(x), atol=1e-4), "frozen in training too"
     assert not any("num_batches" in key for key in ours.state_dict())
 
@@ -82,7 +84,10 @@ def test_maps_at_several_scales_are_timms(released):
     ours, x = zoo.load(path, features_only=True), torch.randn(1, 3, 96, 96)
     for a, b in zip(ours(x), theirs.eval()(x), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
-    assert list(ours.channels) == theirs.feature_info.channels() and list(ours.reductions) == theirs.feature_info.reduction()
+    assert (
+        list(ours.channels) == theirs.feature_info.channels()
+        and list(ours.reductions) == theirs.feature_info.reduction()
+    )
     two = zoo.load(path, features_only=True, out_indices=(1, -1), replace_stride_with_dilation=[False, False, True])
     assert two.layers == ("res2", "res5") and two.reductions == (4, 16) and [m.shape[1] for m in two(x)] == [256, 2048]
 
@@ -107,10 +112,16 @@ def test_other_networks_say_how_their_maps_are_had():
 
 @torch.no_grad()
 def test_the_hub_passes_the_options_on_and_tells_of_them():
-    model = hub.functions()["swav_800ep"](pretrained=False, replace_stride_with_dilation=[False, True, True], features_only=True)
+    model = hub.functions()["swav_800ep"](
+        pretrained=False, replace_stride_with_dilation=[False, True, True], features_only=True
+    )
     assert model.reductions == (2, 4, 8, 8, 8)
     page = hub.functions()["swav_800ep"].__doc__
-    assert "features_only, out_indices" in page and "norm_layer, replace_stride_with_dilation" in page and "model.fc = torch.nn.Linear" in page
+    assert (
+        "features_only, out_indices" in page
+        and "norm_layer, replace_stride_with_dilation" in page
+        and "model.fc = torch.nn.Linear" in page
+    )
 
 
 @torch.no_grad()
@@ -119,7 +130,10 @@ def test_the_cards_path_to_timm_works(released, tmp_path, monkeypatch, capsys):
     path, source = released
     lines = card.card(registry.entry("swav_800ep")).splitlines()
     commands = [line.strip() for line in lines if "timm" in line]
-    assert commands == ["python -m zoo export swav_800ep --to timm, then", 'timm.create_model("resnet50", num_classes=0, checkpoint_path="swav_800ep-timm.pth")']
+    assert commands == [
+        "python -m zoo export swav_800ep --to timm, then",
+        'timm.create_model("resnet50", num_classes=0, checkpoint_path="swav_800ep-timm.pth")',
+    ]
     monkeypatch.setattr(fetch, "path", lambda name, head=None, progress=True: path)
     monkeypatch.chdir(tmp_path)
     from zoo.__main__ import main
@@ -128,7 +142,9 @@ def test_the_cards_path_to_timm_works(released, tmp_path, monkeypatch, capsys):
     model = eval(commands[1], {"timm": timm}).eval()
     x = torch.randn(1, 3, 64, 64)
     assert torch.allclose(model(x), source(x), atol=1e-5)
-    assert not any("timm" in line for line in card.card(registry.entry("swav_rn50w2_400ep")).splitlines()), "timm has no such width"
+    assert not any("timm" in line for line in card.card(registry.entry("swav_rn50w2_400ep")).splitlines()), (
+        "timm has no such width"
+    )
 
 
 # ---------------------------------------------------------------- an entry that names a file of this machine
@@ -137,7 +153,9 @@ def test_the_cards_path_to_timm_works(released, tmp_path, monkeypatch, capsys):
 def test_an_entry_may_name_a_file_of_this_machine(released, tmp_path, monkeypatch):
     path, _ = released
     item = fetch.Item("mine", (Source(file=str(path)),), None, None, "MIT", "x")
-    assert fetch.obtain(item) == path and item.place == path and not list(cache.folder().glob("mine*")), "it is used where it lies"
+    assert fetch.obtain(item) == path and item.place == path and not list(cache.folder().glob("mine*")), (
+        "it is used where it lies"
+    )
     sha = __import__("hashlib").sha256(path.read_bytes()).hexdigest()
     assert fetch.obtain(fetch.Item("mine", (Source(file=str(path)),), sha, None, "MIT", "x")) == path
     with pytest.raises(UserError, match="is not the expected file: sha256"):

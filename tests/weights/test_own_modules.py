@@ -40,7 +40,9 @@ MODELS = {
     "torchvision's DenseNet": lambda: torchvision.models.densenet121(num_classes=7),
     "timm's ResNet": lambda: timm.create_model("resnet18", num_classes=7),
     "timm's vision transformer": vit,
-    "a network of the caller's": lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)),
+    "a network of the caller's": lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)
+    ),
 }
 WRAPPED = {
     "flat": lambda state: state,
@@ -74,7 +76,9 @@ def test_a_classifier_of_the_same_shape_is_filled_and_one_of_another_is_left(tmp
     same, other = torchvision.models.resnet18(num_classes=9), torchvision.models.resnet18(num_classes=4)
     assert zoo.load_weights(same, tmp_path / "x.pth").left == () and torch.equal(same.fc.weight, source.fc.weight)
     before = other.fc.weight.clone()
-    assert zoo.load_weights(other, tmp_path / "x.pth").left == ("fc.weight", "fc.bias") and torch.equal(other.fc.weight, before)
+    assert zoo.load_weights(other, tmp_path / "x.pth").left == ("fc.weight", "fc.bias") and torch.equal(
+        other.fc.weight, before
+    )
     assert "left as they were: fc.{weight, bias}" in capsys.readouterr().err
 
 
@@ -87,7 +91,9 @@ def test_a_part_of_the_model_is_filled_whole_and_the_rest_is_left(tmp_path):
     assert report.left and all(key.startswith("decoder.") for key in report.left)
 
 
-@pytest.mark.parametrize("how", ["a layer is missing", "a whole stage is missing", "more blocks", "another width", "another network"])
+@pytest.mark.parametrize(
+    "how", ["a layer is missing", "a whole stage is missing", "more blocks", "another width", "another network"]
+)
 def test_nothing_is_ever_filled_in_part(tmp_path, how):
     target = drawn(torchvision.models.resnet34, 2)
     state = drawn(torchvision.models.resnet34, 1).state_dict()
@@ -110,7 +116,13 @@ def test_nothing_is_ever_filled_in_part(tmp_path, how):
 
 def test_prefix_and_path_choose(tmp_path):
     a, b = drawn(torchvision.models.resnet18, 1), drawn(torchvision.models.resnet18, 2)
-    torch.save({"one": {f"x.{k}": v for k, v in a.state_dict().items()}, "two": {f"y.{k}": v for k, v in b.state_dict().items()}}, tmp_path / "x.pth")
+    torch.save(
+        {
+            "one": {f"x.{k}": v for k, v in a.state_dict().items()},
+            "two": {f"y.{k}": v for k, v in b.state_dict().items()},
+        },
+        tmp_path / "x.pth",
+    )
     target = torchvision.models.resnet18()
     zoo.load_weights(target, tmp_path / "x.pth", path="two", prefix="y.")
     assert torch.equal(target.conv1.weight, b.conv1.weight)

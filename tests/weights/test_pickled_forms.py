@@ -93,7 +93,12 @@ def test_every_pickle_protocol_in_both_formats_gives_back_what_was_saved(tmp_pat
 @pytest.mark.parametrize("old", [False, True])
 def test_the_reader_agrees_with_pytorchs_own(tmp_path, old):
     """torch.load with weights_only=True is the other reader of the same files; it knows protocol 2 alone."""
-    path = save(tmp_path / "x.pth", {k: v for k, v in rich().items() if k not in ("namespace", "array", "scalar", "integers", "frozen")}, 2, old)
+    path = save(
+        tmp_path / "x.pth",
+        {k: v for k, v in rich().items() if k not in ("namespace", "array", "scalar", "integers", "frozen")},
+        2,
+        old,
+    )
     theirs = torch.load(path, weights_only=True)
     assert same(dict(read(path)), theirs)
 
@@ -159,7 +164,14 @@ EXTRAS = {
 def test_what_merely_stands_beside_the_weights_does_not_keep_them_from_loading(tmp_path, what, protocol, old):
     weights = nn.Linear(3, 2).state_dict()
     known = set(sys.modules)
-    back = read(save(tmp_path / "x.pth", {"before": [1], "extra": EXTRAS[what](), "state_dict": weights, "epoch": 7}, protocol, old))
+    back = read(
+        save(
+            tmp_path / "x.pth",
+            {"before": [1], "extra": EXTRAS[what](), "state_dict": weights, "epoch": 7},
+            protocol,
+            old,
+        )
+    )
     assert same(back["state_dict"], weights) and back["epoch"] == 7 and back["before"] == [1]
     assert back.unread, "what was left out is named"
     for name in set(sys.modules) - known:
@@ -209,7 +221,11 @@ def test_a_torchscript_archive_is_called_one_and_the_printed_step_gives_its_weig
 
 
 def test_an_exported_program_and_a_package_are_called_so(tmp_path):
-    for member, words in (("x/archive_format", "an exported program"), ("x/.data/extern_modules", "a package"), ("x/model.json", "a TorchScript archive")):
+    for member, words in (
+        ("x/archive_format", "an exported program"),
+        ("x/.data/extern_modules", "a package"),
+        ("x/model.json", "a TorchScript archive"),
+    ):
         with zipfile.ZipFile(tmp_path / "x.pt2", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(member, "pt2")
         with pytest.raises(UserError, match=f"refused: {words}.*weights alone: torch.save"):
@@ -237,7 +253,10 @@ def test_a_whole_pickled_module_is_called_one_and_the_printed_step_gives_its_wei
 
 def test_live_modules_beside_the_weights_are_named(tmp_path):
     tree = {"state_dict": nn.Linear(2, 2).state_dict(), "models": {"model": nn.Linear(2, 2)}}
-    with pytest.raises(UserError, match=r"torch.nn.modules.linear.Linear, code .*It holds live modules beside its weights.*state_dict\(\)"):
+    with pytest.raises(
+        UserError,
+        match=r"torch.nn.modules.linear.Linear, code .*It holds live modules beside its weights.*state_dict\(\)",
+    ):
         read(save(tmp_path / "x.ckpt", tree))
 
 

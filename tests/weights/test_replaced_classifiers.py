@@ -68,7 +68,9 @@ def test_classifier_six_is_torchvisions(kind):
     assert torch.allclose(ours(x), theirs(x), atol=1e-5) and ours(x).shape == (2, 4096)
 
 
-@pytest.mark.parametrize("spec", [{"name": "vgg16", "last_relu": False}, {"name": "alexnet", "fc": "batchnorm", "last_relu": False}], ids=str)
+@pytest.mark.parametrize(
+    "spec", [{"name": "vgg16", "last_relu": False}, {"name": "alexnet", "fc": "batchnorm", "last_relu": False}], ids=str
+)
 @torch.no_grad()
 def test_a_classifier_of_a_network_that_ends_before_its_relu_reads_positive_features(spec):
     net, x = build(spec).eval(), torch.randn(2, 3, 224, 224)

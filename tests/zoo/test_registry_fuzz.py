@@ -85,7 +85,13 @@ def scratch(text: str, draw: random.Random) -> str:
     """Some characters removed, doubled or replaced."""
     for _ in range(draw.randrange(1, 4)):
         at = draw.randrange(len(text))
-        text = text[:at] + draw.choice(["", text[at] * 2, "\t", ":", "{", "]", "'", "\n", "&a ", "*a", "!!x ", "- ", "#", "\x00", "€"]) + text[at + 1 :]
+        text = (
+            text[:at]
+            + draw.choice(
+                ["", text[at] * 2, "\t", ":", "{", "]", "'", "\n", "&a ", "*a", "!!x ", "- ", "#", "\x00", "€"]
+            )
+            + text[at + 1 :]
+        )
     return text
 
 
@@ -121,7 +127,17 @@ def test_scratched_text_ends_in_our_own_error(tmp_path, cases):
 
 
 @settings(max_examples=400, **QUICK)
-@given(st.dictionaries(st.text("abz.019_ -é", max_size=12), st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=4), lambda s: st.lists(s, max_size=2) | st.dictionaries(st.text(max_size=3), s, max_size=2), max_leaves=4), max_size=3))
+@given(
+    st.dictionaries(
+        st.text("abz.019_ -é", max_size=12),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(max_size=4),
+            lambda s: st.lists(s, max_size=2) | st.dictionaries(st.text(max_size=3), s, max_size=2),
+            max_leaves=4,
+        ),
+        max_size=3,
+    )
+)
 def test_any_override_is_applied_or_refused(words):
     tree = {"a": {"b": 1, "z": [1, {"a": None}]}, "b": None, "0": [0, 1]}
     before = copy.deepcopy(tree)

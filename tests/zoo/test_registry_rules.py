@@ -20,15 +20,27 @@ def line_of(text: str, part: str) -> int:
 def test_mappings_merge_and_lists_replace_down_the_layers(tmp_path):
     zoo = registry(tmp_path)
     recipe = zoo.resolve("thing_digits")
-    assert recipe.batch == 16 and recipe.backbone.name == "tiny_resnet" and recipe.backbone.options == {"width": 8, "blocks": [1]}
+    assert (
+        recipe.batch == 16
+        and recipe.backbone.name == "tiny_resnet"
+        and recipe.backbone.options == {"width": 8, "blocks": [1]}
+    )
     assert [crop.size for crop in recipe.views.crops] == [8] and recipe.views.flip == 0.5
-    assert recipe.params == {"temperature": 0.2, "mode": "soft", "clusters": 3000, "queue": {"length": 0}, "crops": [0, 1]}
+    assert recipe.params == {
+        "temperature": 0.2,
+        "mode": "soft",
+        "clusters": 3000,
+        "queue": {"length": 0},
+        "crops": [0, 1],
+    }
     assert zoo.resolve("thing_400ep").schedule.epochs == 400 and zoo.resolve("thing_400ep").schedule.warmup_epochs == 10
 
 
 def test_another_name_starts_afresh(tmp_path):
     optimizer = registry(tmp_path).resolve("thing_digits").optimizer
-    assert optimizer.name == "sgd" and optimizer.trust is None and optimizer.weight_decay == 0, "nothing of LARC survives"
+    assert optimizer.name == "sgd" and optimizer.trust is None and optimizer.weight_decay == 0, (
+        "nothing of LARC survives"
+    )
 
 
 def test_a_budget_in_images_replaces_one_in_epochs(tmp_path):
@@ -39,24 +51,35 @@ def test_a_budget_in_images_replaces_one_in_epochs(tmp_path):
 
 def test_a_profile_may_be_one_that_authors_shared(tmp_path):
     profiles = PROFILES.replace("  title: small\n", "  title: small\n  laptop: false\n  notes: [shared]\n")
-    entry = registry(tmp_path, ("title: Thing", "title: Thing\nnotes: [of the method]"), profiles=profiles).entry("thing_digits")
+    entry = registry(tmp_path, ("title: Thing", "title: Thing\nnotes: [of the method]"), profiles=profiles).entry(
+        "thing_digits"
+    )
     assert not entry.laptop and entry.notes == ["shared"]
     assert registry(tmp_path / "b").entry("thing_digits").laptop
 
 
 def test_a_model_of_other_authors_has_their_code_and_licence(tmp_path):
     other = "    code: {repository: other/thing, license: null}\n    weights: {sources: [{gdrive: abc}]}"
-    entry = registry(tmp_path, ("title: Thing", "title: Thing\nnotes: [of the method]"), add("thing_400ep:", other)).entry("thing_400ep")
+    entry = registry(
+        tmp_path, ("title: Thing", "title: Thing\nnotes: [of the method]"), add("thing_400ep:", other)
+    ).entry("thing_400ep")
     assert entry.code.repository == "other/thing" and entry.weights.license == "not stated" and entry.notes == []
 
 
 def test_facts_of_the_old_network_do_not_outlive_it(tmp_path):
-    zoo = registry(tmp_path, ("    recipe: {schedule: {epochs: 400}}", "    backbone: resnet18\n    recipe: {schedule: {epochs: 400}}"))
+    zoo = registry(
+        tmp_path,
+        ("    recipe: {schedule: {epochs: 400}}", "    backbone: resnet18\n    recipe: {schedule: {epochs: 400}}"),
+    )
     assert zoo.entry("thing_400ep").network is None and zoo.entry("thing_800ep").network.dim == 2048
 
 
 def test_null_says_that_nobody_released_it(tmp_path):
-    zoo = registry(tmp_path, add("thing_400ep:", "    notes: [from a table]"), ("recipe: {schedule: {epochs: 400}}", "recipe: null"))
+    zoo = registry(
+        tmp_path,
+        add("thing_400ep:", "    notes: [from a table]"),
+        ("recipe: {schedule: {epochs: 400}}", "recipe: null"),
+    )
     entry = zoo.entry("thing_400ep")
     assert entry.recipe is None and entry.weights is None and entry.status == "published only"
     with pytest.raises(UserError, match="thing_400ep: its recipe was never released"):
@@ -86,7 +109,11 @@ def test_names_are_found_by_pattern_alias_and_method(tmp_path):
     zoo = registry(tmp_path)
     assert zoo.models() == ["thing_200ep_bs256", "thing_400ep", "thing_800ep", "thing_digits"]
     assert zoo.models("*ep") == ["thing_400ep", "thing_800ep"] and zoo.models("resnet*") == ["thing_800ep"]
-    assert zoo.models(method="thing") == zoo.models() and zoo.methods() == ["thing"] and zoo.aliases() == {"resnet50": "thing_800ep"}
+    assert (
+        zoo.models(method="thing") == zoo.models()
+        and zoo.methods() == ["thing"]
+        and zoo.aliases() == {"resnet50": "thing_800ep"}
+    )
     assert zoo.entry("resnet50") is zoo.entry("thing_800ep")
     with pytest.raises(UserError, match="no model 'thing_80ep'; did you mean 'thing_800ep'"):
         zoo.entry("thing_80ep")
@@ -102,14 +129,24 @@ def test_a_recipe_survives_its_file_and_the_seed_is_not_in_its_hash(tmp_path):
     recipe = zoo.resolve("thing_digits", {"seed": 3})
     (tmp_path / "recipe.yaml").write_text(yamlfile.dumps(recipe.dump()))
     assert zoo.load_recipe(tmp_path / "recipe.yaml") == recipe
-    assert recipe.hash() == zoo.resolve("thing_digits").hash() != zoo.resolve("thing_digits", {"precision": "bfloat16"}).hash()
+    assert (
+        recipe.hash()
+        == zoo.resolve("thing_digits").hash()
+        != zoo.resolve("thing_digits", {"precision": "bfloat16"}).hash()
+    )
     assert len(recipe.hash()) == 10 and set(recipe.hash()) <= set("0123456789abcdef")
 
 
 def test_hashes_do_not_see_how_a_number_was_written_or_settings_that_are_off(tmp_path):
     zoo = registry(tmp_path)
-    assert zoo.resolve("thing_digits", {"optimizer.lr": 1}).hash() == zoo.resolve("thing_digits", {"optimizer.lr": 1.0}).hash()
-    assert zoo.resolve("thing_digits", {"params.temperature": 1}).hash() == zoo.resolve("thing_digits", {"params.temperature": 1.0}).hash()
+    assert (
+        zoo.resolve("thing_digits", {"optimizer.lr": 1}).hash()
+        == zoo.resolve("thing_digits", {"optimizer.lr": 1.0}).hash()
+    )
+    assert (
+        zoo.resolve("thing_digits", {"params.temperature": 1}).hash()
+        == zoo.resolve("thing_digits", {"params.temperature": 1.0}).hash()
+    )
     dump = zoo.resolve("thing_digits").dump()
     del dump["init"], dump["views"]["blur"]
     assert Recipe.model_validate(dump).hash() == zoo.resolve("thing_digits").hash()
@@ -164,7 +201,10 @@ def test_a_backbone_may_get_options_and_be_replaced(tmp_path):
     zoo = registry(tmp_path)
     assert zoo.resolve("thing_digits", {"backbone.options.width": 4}).backbone.options["width"] == 4
     assert zoo.resolve("thing_digits", {"backbone.options.stem_stride": 2}).backbone.options["stem_stride"] == 2
-    assert zoo.resolve("thing_digits", {"backbone": "resnet18"}).backbone.model_dump() == {"name": "resnet18", "options": {}}
+    assert zoo.resolve("thing_digits", {"backbone": "resnet18"}).backbone.model_dump() == {
+        "name": "resnet18",
+        "options": {},
+    }
 
 
 def test_a_recipe_file_is_checked_like_the_registry(tmp_path):
@@ -189,11 +229,26 @@ def test_a_recipe_file_is_checked_like_the_registry(tmp_path):
 # ---------------------------------------------------------------- errors name the place
 
 WRONG = [
-    (add("    recipe: {schedule: {epochs: 400}}", "    wieghts: null"), r"unknown field 'wieghts'; did you mean 'weights'"),
-    (("recipe: {schedule: {epochs: 400}}", "recipe: {schedule: {epoch: 400}}"), r"unknown field 'schedule.epoch'; did you mean 'epochs'"),
-    (("recipe: {schedule: {epochs: 400}}", "recipe: {schedule: {epochs: '400'}}"), r"schedule.epochs is '400' \(text\)"),
-    (("recipe: {schedule: {epochs: 400}}", "recipe: {shcedule: {epochs: 400}}"), r"unknown field 'shcedule'; did you mean 'schedule'"),
-    (("recipe: {schedule: {epochs: 400}}", "recipe: {params: {mode: hrad}}"), r"params.mode is 'hrad'.*did you mean 'hard'"),
+    (
+        add("    recipe: {schedule: {epochs: 400}}", "    wieghts: null"),
+        r"unknown field 'wieghts'; did you mean 'weights'",
+    ),
+    (
+        ("recipe: {schedule: {epochs: 400}}", "recipe: {schedule: {epoch: 400}}"),
+        r"unknown field 'schedule.epoch'; did you mean 'epochs'",
+    ),
+    (
+        ("recipe: {schedule: {epochs: 400}}", "recipe: {schedule: {epochs: '400'}}"),
+        r"schedule.epochs is '400' \(text\)",
+    ),
+    (
+        ("recipe: {schedule: {epochs: 400}}", "recipe: {shcedule: {epochs: 400}}"),
+        r"unknown field 'shcedule'; did you mean 'schedule'",
+    ),
+    (
+        ("recipe: {schedule: {epochs: 400}}", "recipe: {params: {mode: hrad}}"),
+        r"params.mode is 'hrad'.*did you mean 'hard'",
+    ),
     (("recipe: {schedule: {epochs: 400}}", "recipe: 400"), r"recipe is 400 \(whole number\)"),
     (("url:", "ulr:"), r"unknown field 'weights.sources.0.ulr'; did you mean 'url'"),
     (("https://example.org/thing_800ep.pth", "example.org/thing"), "not an http"),
@@ -206,11 +261,16 @@ WRONG = [
     (("mean: [0.485, 0.456, 0.406]", "mean: [0.485, 0.456]"), "mean has 2 values for 3 channels"),
     (("title: Thing", "titel: Thing"), r"unknown field 'titel'; did you mean 'title'"),
     (("summary: What it does.", "summary: 3"), "summary is 3"),
-    (("temperature: {gt: 0}", "temperature: {gtt: 0}"), "unknown field 'params_spec.temperature.gtt'; did you mean 'gt'"),
+    (
+        ("temperature: {gt: 0}", "temperature: {gtt: 0}"),
+        "unknown field 'params_spec.temperature.gtt'; did you mean 'gt'",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG, ids=[change[1].split("\n")[-1].strip()[:40] for change, _ in WRONG])
+@pytest.mark.parametrize(
+    ("change", "message"), WRONG, ids=[change[1].split("\n")[-1].strip()[:40] for change, _ in WRONG]
+)
 def test_a_wrong_field_is_named_with_file_line_and_suggestion(tmp_path, change, message):
     zoo = registry(tmp_path, change)
     model = "thing_400ep" if "400" in change[0] else "thing_800ep"

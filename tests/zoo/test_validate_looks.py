@@ -12,7 +12,10 @@ def test_a_sound_registry_is_valid_and_says_how_often_it_looked(tmp_path):
     found = validate(registry(tmp_path), networks=False)
     assert found.ok and str(found).endswith("valid"), str(found)
     assert found.looked["entries inherited and checked, ids against their fields"] == 4
-    assert any("reproduce/methods is not here" in text for text in found.skipped) and "networks (as asked)" in found.skipped
+    assert (
+        any("reproduce/methods is not here" in text for text in found.skipped)
+        and "networks (as asked)" in found.skipped
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,10 @@ def test_each_fault_is_found_and_placed(tmp_path, change, message):
 
 
 def test_all_faults_are_reported_not_just_the_first(tmp_path):
-    changes = [("batch: 256}", "batch: 512}"), ("recipe: {schedule: {epochs: 400}}", "recipe: {schedule: {epochs: 300}}")]
+    changes = [
+        ("batch: 256}", "batch: 512}"),
+        ("recipe: {schedule: {epochs: 400}}", "recipe: {schedule: {epochs: 300}}"),
+    ]
     found = validate(registry(tmp_path, *changes), networks=False)
     assert len(found.problems) == 2 and "2 problem(s)" in str(found)
 
@@ -75,7 +81,11 @@ def test_sound_networks_are_built_and_pass(tmp_path):
         ("  network: {parameters: 1272, dim: 8}\n", "", "network.parameters is None"),
         ("name: tiny_resnet", "name: tiny_resnett", "unknown backbone 'tiny_resnett'"),
         ("width: 8", "widht: 8", "widht"),
-        ("channels: 1, mean: [0.5], std: [0.5]", "channels: 3, mean: [0, 0, 0], std: [1, 1, 1]", "does not accept 3x224x224 images"),
+        (
+            "channels: 1, mean: [0.5], std: [0.5]",
+            "channels: 3, mean: [0, 0, 0], std: [1, 1, 1]",
+            "does not accept 3x224x224 images",
+        ),
     ],
 )
 def test_networks_are_built_and_recomputed(tmp_path, old, new, message):

@@ -71,14 +71,20 @@ def test_dumps_reads_back():
     assert list(yaml.safe_load(yamlfile.dumps({"b": 1, "a": 2}))) == ["b", "a"]
 
 
-TREE = {"optimizer": {"name": "sgd", "lr": 0.1}, "views": {"crops": [{"size": 8}, {"size": 4}], "blur": None}, "options": {"width": 1}}
+TREE = {
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "views": {"crops": [{"size": 8}, {"size": 4}], "blur": None},
+    "options": {"width": 1},
+}
 
 
 def test_a_word_sets_exactly_its_path():
     found = apply(TREE, parse(["optimizer.lr=1e-4", "views.crops.1.size=6", "views.blur={probability: 0.5}"]))
     assert found["optimizer"] == {"name": "sgd", "lr": 1e-4} and found["views"]["crops"] == [{"size": 8}, {"size": 6}]
     assert found["views"]["blur"] == {"probability": 0.5}
-    assert TREE["optimizer"]["lr"] == 0.1 and TREE["views"]["crops"][1]["size"] == 4, "the original tree must not change"
+    assert TREE["optimizer"]["lr"] == 0.1 and TREE["views"]["crops"][1]["size"] == 4, (
+        "the original tree must not change"
+    )
 
 
 def test_mappings_merge_and_lists_replace():

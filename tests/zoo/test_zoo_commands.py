@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], check=False, cwd=cwd, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=cwd, capture_output=True, text=True, timeout=120, **options
+    )
 
 
 def test_listing_needs_no_torch_and_answers_at_once():
@@ -28,6 +30,7 @@ def test_listing_needs_no_torch_and_answers_at_once():
         "import sys, json, zoo; zoo.models(); from zoo.__main__ import main; main(['list']);"
         "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'torchvision', 'numpy', 'pydantic', 'requests'})))"
     )
+
     def spent() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
@@ -60,7 +63,11 @@ def test_the_list_is_aligned_and_counted(capsys):
     lines = capsys.readouterr().out.splitlines()
     column = lines[0].index("STATUS")
     assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines[:-1])
-    assert next(line for line in lines if line.startswith("swav_800ep")).split()[1:4] == ["released", "resnet50", "imagenet"]
+    assert next(line for line in lines if line.startswith("swav_800ep")).split()[1:4] == [
+        "released",
+        "resnet50",
+        "imagenet",
+    ]
     assert lines[-1].startswith(f"{len(lines) - 2} models: ")
     assert main(["list", "swav"]) == 0, "a method's name lists its models"
     assert capsys.readouterr().out.splitlines() == lines
@@ -83,9 +90,15 @@ def test_a_card_answers_the_questions_of_a_stranger():
         "https://arxiv.org/abs/2006.09882", "swav_800ep_pretrain.pth.tar",
     ):  # fmt: skip
         assert part in text, part
-    lost = registry.entry("swav_400ep").model_copy(update={"status": "lost", "since": "2024-02", "recipe": None, "weights": None})
+    lost = registry.entry("swav_400ep").model_copy(
+        update={"status": "lost", "since": "2024-02", "recipe": None, "weights": None}
+    )
     text = card.card(lost)
-    assert ": lost since 2024-02" in text and "The recipe was never released in full." in text and "the complete recipe" in text
+    assert (
+        ": lost since 2024-02" in text
+        and "The recipe was never released in full." in text
+        and "the complete recipe" in text
+    )
 
 
 def test_every_entry_has_a_card_and_a_hub_page():
@@ -100,7 +113,9 @@ def test_hub_loads_beside_the_callers_own_modules(tmp_path):
     for name in ("zoo", "utils", "models", "results", "src"):
         (tmp_path / f"{name}.py").write_text(f"MINE = {name!r}\n")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other/hubconf.py").write_text("dependencies = ['torch']\nfrom models import MINE as _mine\ndef net(pretrained=True):\n    return _mine\n")
+    (tmp_path / "other/hubconf.py").write_text(
+        "dependencies = ['torch']\nfrom models import MINE as _mine\ndef net(pretrained=True):\n    return _mine\n"
+    )
     (tmp_path / "mirror").mkdir()
     code = f"""
 import sys; sys.path.insert(0, "")

@@ -11,16 +11,124 @@ from zoo.errors import UserError
 
 # id: (epochs, batch, crops, smallest scales, lr -> final, warm-up epochs from, queue (length, epoch), freeze, hidden, sync group, network)
 SWAV = {
-    "swav_100ep": (100, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
-    "swav_200ep": (200, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
-    "swav_400ep": (400, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
-    "swav_800ep": (800, 4096, "2x224 + 6x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
+    "swav_100ep": (
+        100,
+        4096,
+        "2x224 + 6x96",
+        (0.14, 0.05),
+        (4.8, 0.0048),
+        (10, 0.3),
+        (0, 15),
+        313,
+        2048,
+        8,
+        "resnet50",
+    ),
+    "swav_200ep": (
+        200,
+        4096,
+        "2x224 + 6x96",
+        (0.14, 0.05),
+        (4.8, 0.0048),
+        (10, 0.3),
+        (0, 15),
+        313,
+        2048,
+        8,
+        "resnet50",
+    ),
+    "swav_400ep": (
+        400,
+        4096,
+        "2x224 + 6x96",
+        (0.14, 0.05),
+        (4.8, 0.0048),
+        (10, 0.3),
+        (0, 15),
+        313,
+        2048,
+        8,
+        "resnet50",
+    ),
+    "swav_800ep": (
+        800,
+        4096,
+        "2x224 + 6x96",
+        (0.14, 0.05),
+        (4.8, 0.0048),
+        (10, 0.3),
+        (0, 15),
+        313,
+        2048,
+        8,
+        "resnet50",
+    ),
     "swav_400ep_2x224": (400, 4096, "2x224", (0.08,), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 2048, 8, "resnet50"),
-    "swav_200ep_bs256": (200, 256, "2x224 + 6x96", (0.14, 0.05), (0.6, 0.0006), (0, 0.0), (3840, 15), 5005, 2048, None, "resnet50"),
-    "swav_400ep_bs256": (400, 256, "2x224 + 6x96", (0.14, 0.05), (0.6, 0.0006), (0, 0.0), (3840, 15), 5005, 2048, None, "resnet50"),
-    "swav_rn50w2_400ep": (400, 4096, "2x224 + 4x96", (0.14, 0.05), (4.8, 0.0048), (10, 0.3), (0, 15), 313, 8192, 8, "resnet50w2"),
-    "swav_rn50w4_400ep": (400, 2560, "2x224 + 4x96", (0.08, 0.08), (4.8, 0.0048), (10, 0.3), (2560, 0), 313, 8192, 8, "resnet50w4"),
-    "swav_rn50w5_400ep": (400, 1536, "2x224 + 4x96", (0.14, 0.05), (4.8, 0.0), (10, 0.1875), (1536, 0), 313, 10240, 8, "resnet50w5"),
+    "swav_200ep_bs256": (
+        200,
+        256,
+        "2x224 + 6x96",
+        (0.14, 0.05),
+        (0.6, 0.0006),
+        (0, 0.0),
+        (3840, 15),
+        5005,
+        2048,
+        None,
+        "resnet50",
+    ),
+    "swav_400ep_bs256": (
+        400,
+        256,
+        "2x224 + 6x96",
+        (0.14, 0.05),
+        (0.6, 0.0006),
+        (0, 0.0),
+        (3840, 15),
+        5005,
+        2048,
+        None,
+        "resnet50",
+    ),
+    "swav_rn50w2_400ep": (
+        400,
+        4096,
+        "2x224 + 4x96",
+        (0.14, 0.05),
+        (4.8, 0.0048),
+        (10, 0.3),
+        (0, 15),
+        313,
+        8192,
+        8,
+        "resnet50w2",
+    ),
+    "swav_rn50w4_400ep": (
+        400,
+        2560,
+        "2x224 + 4x96",
+        (0.08, 0.08),
+        (4.8, 0.0048),
+        (10, 0.3),
+        (2560, 0),
+        313,
+        8192,
+        8,
+        "resnet50w4",
+    ),
+    "swav_rn50w5_400ep": (
+        400,
+        1536,
+        "2x224 + 4x96",
+        (0.14, 0.05),
+        (4.8, 0.0),
+        (10, 0.1875),
+        (1536, 0),
+        313,
+        10240,
+        8,
+        "resnet50w5",
+    ),
 }
 TOP1 = {
     "swav_100ep": 72.1, "swav_200ep": 73.9, "swav_400ep": 74.6, "swav_800ep": 75.3, "swav_400ep_2x224": 70.1, "swav_200ep_bs256": 72.7,
@@ -38,11 +146,35 @@ def test_swav_recipes_are_the_authors_scripts(model):
         recipe.params["hidden"], recipe.sync_bn_group, recipe.backbone.name,
     )  # fmt: skip
     assert found == SWAV[model]
-    assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.optimizer.momentum, recipe.optimizer.trust) == ("larc", 1e-6, 0.9, 0.001)
-    assert recipe.params["head_batchnorm"] is (model != "swav_rn50w5_400ep") and recipe.sync_bn and recipe.precision == "float16"
-    assert (recipe.params["temperature"], recipe.params["epsilon"], recipe.params["sinkhorn_iterations"]) == (0.1, 0.05, 3)
-    assert recipe.views.jitter.model_dump() == {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "probability": 0.8}
-    assert (recipe.views.flip, recipe.views.grayscale, recipe.views.blur.probability, recipe.views.blur.sigma) == (0.5, 0.2, 0.5, [0.1, 2.0])
+    assert (
+        recipe.optimizer.name,
+        recipe.optimizer.weight_decay,
+        recipe.optimizer.momentum,
+        recipe.optimizer.trust,
+    ) == ("larc", 1e-6, 0.9, 0.001)
+    assert (
+        recipe.params["head_batchnorm"] is (model != "swav_rn50w5_400ep")
+        and recipe.sync_bn
+        and recipe.precision == "float16"
+    )
+    assert (recipe.params["temperature"], recipe.params["epsilon"], recipe.params["sinkhorn_iterations"]) == (
+        0.1,
+        0.05,
+        3,
+    )
+    assert recipe.views.jitter.model_dump() == {
+        "brightness": 0.8,
+        "contrast": 0.8,
+        "saturation": 0.8,
+        "hue": 0.2,
+        "probability": 0.8,
+    }
+    assert (recipe.views.flip, recipe.views.grayscale, recipe.views.blur.probability, recipe.views.blur.sigma) == (
+        0.5,
+        0.2,
+        0.5,
+        [0.1, 2.0],
+    )
     assert recipe.input.std == [0.228, 0.224, 0.225], "the authors' own, not ImageNet's 0.229"
 
 
@@ -52,9 +184,15 @@ def test_swav_files_and_numbers_are_the_released_ones():
     for model in released:
         entry = registry.entry(model)
         name = model.replace("swav_rn50", "swav_RN50") + "_pretrain.pth.tar"
-        assert [source.url for source in entry.weights.sources] == [f"https://dl.fbaipublicfiles.com/deepcluster/{name}"]
+        assert [source.url for source in entry.weights.sources] == [
+            f"https://dl.fbaipublicfiles.com/deepcluster/{name}"
+        ]
         number = entry.published[0]
-        assert (number.value, number.origin, number.source) == (TOP1[model], "authors", "facebookresearch/swav:README.md @06b1b7c")
+        assert (number.value, number.origin, number.source) == (
+            TOP1[model],
+            "authors",
+            "facebookresearch/swav:README.md @06b1b7c",
+        )
     assert registry.aliases() | {"resnet50": "swav_800ep"} == registry.aliases()
     assert {a: m for a, m in registry.aliases().items() if a.startswith("resnet50")} == {
         "resnet50": "swav_800ep", "resnet50w2": "swav_rn50w2_400ep", "resnet50w4": "swav_rn50w4_400ep", "resnet50w5": "swav_rn50w5_400ep",
@@ -66,17 +204,28 @@ def test_every_layout_of_swav_reads_prefixed_wrapped_and_bare_keys():
     plain, wrapped = registry.entry("swav_800ep").layouts
     assert (plain.path, wrapped.path) == (None, "state_dict")
     for key in ("module.conv1.weight", "conv1.weight"):
-        (pattern, replacement), = plain.rules
+        ((pattern, replacement),) = plain.rules
         assert re.sub(pattern, replacement, key) == "conv1.weight"
     assert plain.heads == {"projection": ["projection_head.*"], "prototypes": ["prototypes.*"]}
 
 
 def test_simclr_is_pics_script():
     recipe = registry.resolve("simclr_pic_200ep")
-    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.batch) == ("lars", 0.3, 1e-6, 256)
-    assert (recipe.schedule.name, recipe.schedule.warmup_epochs, recipe.schedule.warmup_multiplier) == ("multiplied_cosine", 5, 100)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.batch) == (
+        "lars",
+        0.3,
+        1e-6,
+        256,
+    )
+    assert (recipe.schedule.name, recipe.schedule.warmup_epochs, recipe.schedule.warmup_multiplier) == (
+        "multiplied_cosine",
+        5,
+        100,
+    )
     assert recipe.params["gather"] == "detached" and registry.resolve("simclr_pic_100ep").schedule.warmup_epochs == 2
-    assert all(number.origin == "retrain" and number.by == "PIC" for number in registry.entry("simclr_pic_200ep").published)
+    assert all(
+        number.origin == "retrain" and number.by == "PIC" for number in registry.entry("simclr_pic_200ep").published
+    )
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
@@ -101,7 +250,9 @@ def test_all_recipes_differ_and_come_back_from_their_dump():
 
 
 def test_every_number_names_the_place_where_it_was_read():
-    place = re.compile(r"\S+/\S+:\S+ @[0-9a-f]{7}|arXiv \d{4}\.\d{4,5}.*(Table|Figure)|\b20\d\d\b.*(Table \d|abstract|@[0-9a-f]{7})|\S+/\S+ issue \d+")
+    place = re.compile(
+        r"\S+/\S+:\S+ @[0-9a-f]{7}|arXiv \d{4}\.\d{4,5}.*(Table|Figure)|\b20\d\d\b.*(Table \d|abstract|@[0-9a-f]{7})|\S+/\S+ issue \d+"
+    )
     for model in registry.models():
         for number in registry.entry(model).published:
             assert place.search(number.source), (model, number)
@@ -134,7 +285,18 @@ def test_every_trainable_method_has_its_laptop_models():
 
 
 # What was released, by how it is had: addresses, Drive ids, members of archives; and labels.
-RELEASED = {"deepclusterv2": 3, "selav2": 2, "deepercluster": 1, "deepcluster": 3, "rotnet": 4, "sela": 5, "pic": 2, "instdisc": 2, "mocov2": 4, "unmix": 5}
+RELEASED = {
+    "deepclusterv2": 3,
+    "selav2": 2,
+    "deepercluster": 1,
+    "deepcluster": 3,
+    "rotnet": 4,
+    "sela": 5,
+    "pic": 2,
+    "instdisc": 2,
+    "mocov2": 4,
+    "unmix": 5,
+}
 
 
 def test_nothing_released_is_missing():
@@ -150,14 +312,24 @@ def test_nothing_released_is_missing():
 
 
 def test_what_others_trained_is_not_called_the_authors_own():
-    for model in ("simclr_pic_200ep", "instdisc_pic_200ep", "mocov2_pic_200ep", "swav_unmix_cifar10_400ep", "mocov1_unmix_cifar10_1000ep"):
+    for model in (
+        "simclr_pic_200ep",
+        "instdisc_pic_200ep",
+        "mocov2_pic_200ep",
+        "swav_unmix_cifar10_400ep",
+        "mocov1_unmix_cifar10_1000ep",
+    ):
         entry = registry.entry(model)
         assert entry.published and all(number.origin == "retrain" for number in entry.published)
         assert entry.code.repository in ("bl0/PIC", "szq0214/Un-Mix"), (model, entry.code)
 
 
 def test_sobel_networks_keep_the_borders_that_they_were_trained_with():
-    stems = {m: registry.entry(m).backbone.options.get("stem") for m in registry.models("*cluster_*") if registry.entry(m).weights}
+    stems = {
+        m: registry.entry(m).backbone.options.get("stem")
+        for m in registry.models("*cluster_*")
+        if registry.entry(m).weights
+    }
     assert stems == {
         "deepercluster_vgg16_yfcc": "deepercluster_sobel", "deepcluster_vgg16_yfcc": "deepercluster_sobel",
         "deepcluster_vgg16_imagenet": "deepcluster_sobel", "deepcluster_alexnet_imagenet": "deepcluster_sobel",
@@ -177,33 +349,55 @@ def test_a_number_stands_under_the_protocol_that_made_it():
     """PIC's README: rate 30 without decay, SimCLR alone 0.1 with 1e-6; SeLa's: AlexNets by the probes on convolutions."""
     used = {model: {number.protocol for number in registry.entry(model).published} for model in registry.models()}
     for model in registry.models("*_pic_*") + registry.models("pic_*ep"):
-        assert used[model] <= {"linear_imagenet_pic_simclr" if model.startswith("simclr") else "linear_imagenet_pic"}, model
+        assert used[model] <= {"linear_imagenet_pic_simclr" if model.startswith("simclr") else "linear_imagenet_pic"}, (
+            model
+        )
     for model in registry.models("sela_*"):
-        assert "linear_imagenet_sela" not in used[model] or registry.entry(model).backbone.name.startswith("resnet"), model
-        assert not any("_conv_" in name for name in used[model]) or registry.entry(model).backbone.name == "alexnet", model
+        assert "linear_imagenet_sela" not in used[model] or registry.entry(model).backbone.name.startswith("resnet"), (
+            model
+        )
+        assert not any("_conv_" in name for name in used[model]) or registry.entry(model).backbone.name == "alexnet", (
+            model
+        )
     for model in ("sela_alexnet_1k", "sela_alexnet_10k"):
         [number] = [n for n in registry.entry(model).published if n.protocol == "linear_conv_imagenet_sela"]
         assert number.note == "layer not stated" and number.value in (42.1, 43.8)
 
 
 def test_selas_rows_have_the_settings_that_its_readme_and_scripts_give():
-    for model, heads, clusters in (("sela_alexnet_1k", 1, 1000), ("sela_alexnet_10k", 1, 10000), ("sela_alexnet_10x3k", 10, 3000)):
+    for model, heads, clusters in (
+        ("sela_alexnet_1k", 1, 1000),
+        ("sela_alexnet_10k", 1, 10000),
+        ("sela_alexnet_10x3k", 10, 3000),
+    ):
         recipe = registry.entry(model).recipe
         assert (recipe.params["heads"], recipe.params["clusters"], recipe.params["labelings"]) == (heads, clusters, 100)
         assert (recipe.batch, recipe.schedule.epochs, recipe.schedule.milestones) == (256, 400, [150, 300, 350])
         assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.08, 1e-5)
     moco = registry.entry("mocov2_200ep").recipe.views.model_dump()
-    for model, heads, clusters in (("sela_rn18_1k_aug", 1, 1000), ("sela_rn50_1k_aug", 1, 1000), ("sela_rn50_10x3k_aug", 10, 3000)):
+    for model, heads, clusters in (
+        ("sela_rn18_1k_aug", 1, 1000),
+        ("sela_rn50_1k_aug", 1, 1000),
+        ("sela_rn50_10x3k_aug", 10, 3000),
+    ):
         recipe = registry.entry(model).recipe
         views = recipe.views.model_dump()
-        assert recipe.views.count == 1 and views | {"crops": []} == moco | {"crops": []}, "MoCo v2's augmentation, a single crop"
+        assert recipe.views.count == 1 and views | {"crops": []} == moco | {"crops": []}, (
+            "MoCo v2's augmentation, a single crop"
+        )
         assert views["crops"][0] | {"count": 2} == moco["crops"][0]
-        assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.factor) == (280, [120, 160, 200], 0.1)
+        assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.factor) == (
+            280,
+            [120, 160, 200],
+            0.1,
+        )
         assert (recipe.params["heads"], recipe.params["clusters"]) == (heads, clusters)
 
 
 def test_a_model_without_a_recipe_names_the_model_that_trains_its_objective():
-    named = {model: registry.entry(model).reproduced_by for model in registry.models() if registry.entry(model).reproduced_by}
+    named = {
+        model: registry.entry(model).reproduced_by for model in registry.models() if registry.entry(model).reproduced_by
+    }
     assert named == {
         "sela_alexnet_10x3k_rot": "pseudolabel_alexnet_10x3k_rot", "deepcluster_vgg16_yfcc": "deepercluster_as_deepcluster_vgg16_yfcc",
         "rotnet_vgg16_yfcc": "deepercluster_as_rotnet_vgg16_yfcc", "rotnet_vgg16_imagenet": "deepercluster_as_rotnet_vgg16_imagenet",

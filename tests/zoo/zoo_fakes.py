@@ -65,7 +65,11 @@ DATASETS = "digits: {}\nimagenet: {}\n"
 
 
 def registry(
-    folder: Path, *changes: tuple[str, str], method: str = METHOD, profiles: str = PROFILES, more: dict[str, str] | None = None
+    folder: Path,
+    *changes: tuple[str, str],
+    method: str = METHOD,
+    profiles: str = PROFILES,
+    more: dict[str, str] | None = None,
 ) -> Registry:
     """The registry of ``folder``/zoo with each (old, new) replaced once in the method's file; ``more``: further files."""
     for old, new in changes:
@@ -73,7 +77,12 @@ def registry(
         method = method.replace(old, new, 1)
     root = folder / "zoo"
     (root / "methods").mkdir(parents=True)
-    for name, text in {"methods/thing.yaml": method, "profiles.yaml": profiles, "datasets.yaml": DATASETS, **(more or {})}.items():
+    for name, text in {
+        "methods/thing.yaml": method,
+        "profiles.yaml": profiles,
+        "datasets.yaml": DATASETS,
+        **(more or {}),
+    }.items():
         (root / name).write_text(text)
     return Registry(root)
 

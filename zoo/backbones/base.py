@@ -54,7 +54,9 @@ class Backbone(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module) and name in HEADS and name not in self.replaceable:
             places = " or ".join(f"model.{place}" for place in self.replaceable)
-            raise UserError(f"model.{name}: forward of {type(self).__name__} never calls it; its classifier stands in {places}")
+            raise UserError(
+                f"model.{name}: forward of {type(self).__name__} never calls it; its classifier stands in {places}"
+            )
         super().__setattr__(name, value)
 
     def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

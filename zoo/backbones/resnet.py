@@ -99,7 +99,9 @@ class ResNet(Backbone):
         super().__init__()
         norm = norm_layer or nn.BatchNorm2d
         if not callable(norm):
-            raise UserError(f"norm_layer={norm_layer!r}: a function of the number of channels is expected, such as nn.BatchNorm2d")
+            raise UserError(
+                f"norm_layer={norm_layer!r}: a function of the number of channels is expected, such as nn.BatchNorm2d"
+            )
         check_sizes(blocks=blocks, width=width, in_channels=in_channels, stem_width=stem_width or width)
         dilate = [False, *check_dilation(replace_stride_with_dilation, len(blocks) - 1)]
         block: type[BasicBlock | Bottleneck] = Bottleneck if bottleneck else BasicBlock
@@ -148,9 +150,10 @@ def check_dilation(given: Sequence[bool] | None, stages: int) -> list[bool]:
     """One truth value for each stage after the first; none given: no stage is dilated."""
     values = [False] * stages if given is None else given
     if not isinstance(values, (list, tuple)) or len(values) != stages or not all(isinstance(v, bool) for v in values):
-        raise UserError(f"replace_stride_with_dilation={given!r}: {stages} times true or false, one for each stage after the first")
+        raise UserError(
+            f"replace_stride_with_dilation={given!r}: {stages} times true or false, one for each stage after the first"
+        )
     return list(values)
-
 
 
 def tiny_resnet(

@@ -250,7 +250,12 @@ def _read_index(spec: DatasetSpec, root: Path, index: Path) -> FileSource:
     with index.open(encoding="utf-8") as file:
         try:
             head = json.loads(file.readline())
-            shards, classes, labelled, named = head["shards"], head["classes"], head["labelled"], head.get("named", True)
+            shards, classes, labelled, named = (
+                head["shards"],
+                head["classes"],
+                head["labelled"],
+                head.get("named", True),
+            )
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{index}:1: expected the header that `data shard` writes") from None
         names, labels, rows = [], [], []

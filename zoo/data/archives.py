@@ -176,7 +176,9 @@ class PackStore:
         except zlib.error as error:
             raise ImageError(f"{self.where(i)}: cannot be unpacked: {error}") from None
         if len(found) > size:
-            raise ImageError(f"{self.where(i)}: unpacks to more than the {size:,} bytes that the zip's directory states")
+            raise ImageError(
+                f"{self.where(i)}: unpacks to more than the {size:,} bytes that the zip's directory states"
+            )
         return found
 
     def where(self, i: int) -> str:
@@ -238,7 +240,9 @@ def zip_members(path: Path) -> tuple[Names, np.ndarray]:
             raise UserError(f"{path}: not a readable zip: {error}") from None
         return _arrays(names, rows, size, changed)
 
-    kept = index_cache.remember(f"zip {path.resolve()}", lambda k: _same(k, size, changed), build, lambda k: len(k["ends"]))
+    kept = index_cache.remember(
+        f"zip {path.resolve()}", lambda k: _same(k, size, changed), build, lambda k: len(k["ends"])
+    )
     return Names.of(kept["blob"], kept["ends"]), kept["rows"]
 
 
@@ -272,7 +276,9 @@ def tar_members(path: Path) -> tuple[Names, np.ndarray]:
             raise UserError(f"{path}: not a readable, uncompressed tar: {error}") from None
         return _arrays(names, rows, size, changed)
 
-    kept = index_cache.remember(f"tar {path.resolve()}", lambda k: _same(k, size, changed), build, lambda k: len(k["ends"]))
+    kept = index_cache.remember(
+        f"tar {path.resolve()}", lambda k: _same(k, size, changed), build, lambda k: len(k["ends"])
+    )
     return Names.of(kept["blob"], kept["ends"]), kept["rows"]
 
 

@@ -37,7 +37,9 @@ def parse(path: Path) -> np.ndarray:
             wanted = math.prod(shape)
             if wanted > LARGEST:
                 raise UserError(f"{path}: shape {shape} needs {wanted:,} bytes, more than any set of this kind has")
-            values = np.frombuffer(file.read(wanted + 1), dtype=np.uint8)  # no more than was announced, whatever follows
+            values = np.frombuffer(
+                file.read(wanted + 1), dtype=np.uint8
+            )  # no more than was announced, whatever follows
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if values.size < wanted:

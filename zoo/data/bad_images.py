@@ -87,7 +87,9 @@ def unreadable(source: Source, what: str) -> dict[int, str]:
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         partial = record.with_name(f"{record.stem}.{os.getpid()}.npz")
-        np.savez_compressed(partial, stamps=stamps, bad=numbers, complaints=np.array([bad[int(i)] for i in numbers], dtype=str))
+        np.savez_compressed(
+            partial, stamps=stamps, bad=numbers, complaints=np.array([bad[int(i)] for i in numbers], dtype=str)
+        )
         os.replace(partial, record)
     except OSError:
         pass  # a full or read-only cache costs the next search, nothing else

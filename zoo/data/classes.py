@@ -41,7 +41,9 @@ class Classes:
         return cls(tuple(source.classes), source.shown, source.named, source.labelled)
 
 
-def numbers(train: Classes, part: Classes, titles: tuple[str, str] = ("train", "the part")) -> tuple[np.ndarray, list[str]]:
+def numbers(
+    train: Classes, part: Classes, titles: tuple[str, str] = ("train", "the part")
+) -> tuple[np.ndarray, list[str]]:
     """(int64 (C,): the training part's number of each class of ``part``, -1 for one that no image shows; notes in words).
 
     titles  what the training part and the part are called in messages
@@ -59,7 +61,9 @@ def numbers(train: Classes, part: Classes, titles: tuple[str, str] = ("train", "
         hint = suggest(first, alike, cutoff=0) or suggest(first, [n for n in train.names if n != first], cutoff=0.7)
         what = f"class {first!r} of {titles[1]} has no images in {titles[0]}{hint}"
         more = f" ({len(only)} such classes: {_listed(part.names, only)})" if len(only) > 1 else ""
-        raise UserError(f"{what}{more}: no model can learn it; rename the class, add it to {titles[0]}, or take it out of {titles[1]}")
+        raise UserError(
+            f"{what}{more}: no model can learn it; rename the class, add it to {titles[0]}, or take it out of {titles[1]}"
+        )
     notes = []
     if not part.named and train.named and train.names != part.names:
         notes.append(f"{titles[1]} gives its classes by number only; its numbers are taken as those of {titles[0]}")
@@ -89,7 +93,9 @@ def _matched(train: Classes, part: Classes, titles: tuple[str, str]) -> np.ndarr
     for names, title in ((train.names, titles[0]), (part.names, titles[1])):
         twice = [n for n in dict.fromkeys(names) if names.count(n) > 1]
         if twice:
-            raise UserError(f"{title} has several classes called {twice[0]!r}, so its classes cannot be joined by name; rename one")
+            raise UserError(
+                f"{title} has several classes called {twice[0]!r}, so its classes cannot be joined by name; rename one"
+            )
     where = {name: k for k, name in enumerate(train.names)}
     return np.array([where.get(name, NOWHERE) for name in part.names], dtype=np.int64)
 

@@ -173,21 +173,14 @@ def _subset(options: argparse.Namespace) -> int:
     with writing(options.to):
         options.to.parent.mkdir(parents=True, exist_ok=True)
         options.to.write_bytes(text)
-    print(
-        f"{options.to}: {len(names):,} of {options.name}'s images, sha256 {hashlib.sha256(text).hexdigest()}"
-    )
+    print(f"{options.to}: {len(names):,} of {options.name}'s images, sha256 {hashlib.sha256(text).hexdigest()}")
     print(f"next: use it as split {options.split}@{options.to}")
     return 0
 
 
 def stratified(source: Any, fraction: float, seed: int) -> np.ndarray:
     """``fraction`` of every class, at least one image each, chosen by hashing ``seed`` and name; sorted positions."""
-    rank = np.array(
-        [
-            int.from_bytes(drawn(source.name(i), f"{seed} ")[:8], "big")
-            for i in range(len(source))
-        ]
-    )
+    rank = np.array([int.from_bytes(drawn(source.name(i), f"{seed} ")[:8], "big") for i in range(len(source))])
     chosen = []
     for label in range(len(source.classes)):
         members = np.flatnonzero(source.labels == label)

@@ -203,7 +203,9 @@ def read_listed(spec: DatasetSpec, root: Path, part: str) -> FileSource:
     return source
 
 
-Listed = tuple[list[str], list[int], tuple[list[str], bool]]  # names, labels, (classes, whether they are more than numbers)
+Listed = tuple[
+    list[str], list[int], tuple[list[str], bool]
+]  # names, labels, (classes, whether they are more than numbers)
 
 
 def _csv(spec: DatasetSpec, path: Path) -> Listed:

@@ -75,7 +75,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = _range(image, values.max())
     if not np.isfinite(values).all() or values.min() < low or values.max() > high:
-        raise ValueError(f"values {values.min()}..{values.max()} lie outside the range {low:g}..{high:g} that the file states")
+        raise ValueError(
+            f"values {values.min()}..{values.max()} lie outside the range {low:g}..{high:g} that the file states"
+        )
     if image.mode == "F":
         scaled = np.floor((values.astype(np.float64) - low) * 255 / (high - low) + 0.5)
     else:

@@ -50,7 +50,9 @@ def open_source(
     spec = describe(name)
     split, _, chosen_file = split.partition("@")
     if split not in spec.splits:
-        raise UserError(f"{name}: no split {split!r}{suggest(split, spec.splits) or ';'} there are {', '.join(spec.splits)}")
+        raise UserError(
+            f"{name}: no split {split!r}{suggest(split, spec.splits) or ';'} there are {', '.join(spec.splits)}"
+        )
     if chosen_file and not Path(chosen_file).is_file():
         raise UserError(f"{name}: split {split}@{chosen_file}: no such file of names, one a line")
     allowed = limit(max_bad)
@@ -83,9 +85,7 @@ def open_source(
     return source
 
 
-def make_scenes(
-    folder: Path, form: str, items: str = "fashion_mnist", images: int = 1000, seed: int = 0
-) -> Path:
+def make_scenes(folder: Path, form: str, items: str = "fashion_mnist", images: int = 1000, seed: int = 0) -> Path:
     """Compose ``images`` scenes below ``folder``; form: voc, coco or both (then in folder/voc and folder/coco).
 
     items: the data set whose images are laid out, fashion_mnist or digits.  A folder that the same recipe has made is left

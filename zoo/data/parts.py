@@ -23,7 +23,9 @@ NAMES = {
 }
 _KIND = {name: part for part, names in NAMES.items() for name in names}
 # Words that say nothing about what is shown: "train_images" is a part, "bullet train" a class.
-_PLAIN = re.compile(r"(set|split|part|data|dataset|folder|images?|imgs?|photos?|pictures?|my|new|old|raw|full|small|seg)")
+_PLAIN = re.compile(
+    r"(set|split|part|data|dataset|folder|images?|imgs?|photos?|pictures?|my|new|old|raw|full|small|seg)"
+)
 _ARCHIVE = re.compile(r"(.+)\.zip|([^-]+)-.*\.tar|(.+)\.index\.tsv")
 _ENDING = re.compile(r"(set|split|data|images|imgs)$")
 
@@ -71,7 +73,10 @@ def present(root: Path) -> set[str]:
     except OSError as error:
         raise UserError(f"{root}: folder cannot be read: {error.strerror}") from None
     archives = (_ARCHIVE.fullmatch(name) for name, folder in seen if not folder)
-    return {*(name for name, folder in seen if folder), *(next(filter(None, found.groups())) for found in archives if found)}
+    return {
+        *(name for name, folder in seen if folder),
+        *(next(filter(None, found.groups())) for found in archives if found),
+    }
 
 
 def find(root: Path, part: str) -> str | None:
@@ -110,7 +115,11 @@ def tell_unread(root: Path) -> None:
     left = [name for name in subfolders(root) if known(name) is None]
     if left:
         more = ", …" if len(left) > 8 else ""
-        print(f"{root}: is read by its parts; its other folders are not read: {', '.join(left[:8])}{more}", file=sys.stderr, flush=True)
+        print(
+            f"{root}: is read by its parts; its other folders are not read: {', '.join(left[:8])}{more}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def refuse(root: Path, names: Iterable[str]) -> None:

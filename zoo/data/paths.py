@@ -19,8 +19,17 @@ def user_cache() -> Path:
 def inside(name: str, where: str) -> str:
     """``name`` when it leads to a place below its folder.  ``where`` is where it is written, for the message."""
     parts = name.replace(os.sep, "/").split("/")
-    if not name or ".." in parts or parts[0] == "" or "\0" in name or os.path.isabs(name) or os.path.splitdrive(name)[0]:
-        raise UserError(f"{where}: {name!r} leads out of the folder of its data set; names in it are relative and without '..'")
+    if (
+        not name
+        or ".." in parts
+        or parts[0] == ""
+        or "\0" in name
+        or os.path.isabs(name)
+        or os.path.splitdrive(name)[0]
+    ):
+        raise UserError(
+            f"{where}: {name!r} leads out of the folder of its data set; names in it are relative and without '..'"
+        )
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -18,7 +18,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-
 class Strict(BaseModel):
     """No unknown fields, no silent conversions ("4096" is not a number), no changes after construction."""
 
@@ -41,7 +40,12 @@ class Backbone(Strict):
     def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items():
             for item in value if isinstance(value, list) else [value]:
-                plain = item is None or isinstance(item, (str, bool, int)) or isinstance(item, float) and math.isfinite(item)
+                plain = (
+                    item is None
+                    or isinstance(item, (str, bool, int))
+                    or isinstance(item, float)
+                    and math.isfinite(item)
+                )
                 if not plain:
                     raise ValueError(f"option {name} is {value!r}: expected a word, a finite number, or a list of them")
         return options

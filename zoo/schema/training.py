@@ -200,7 +200,9 @@ class Recipe(Strict):
     channels_last: bool = False
     sync_bn: bool = False
     sync_bn_group: Positive | None = None  # processes that share statistics; null: all of them
-    accumulate: Positive | None = None  # parts of a process's batch, computed one after the other; null: the whole at once
+    accumulate: Positive | None = (
+        None  # parts of a process's batch, computed one after the other; null: the whole at once
+    )
 
     def dump(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers: YAML can hold it and ``load_recipe`` reads it back."""
