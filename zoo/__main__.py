@@ -13,7 +13,7 @@ from .errors import Parser, guard
 # Commands that other modules add, imported only when asked for, so that `list` stays quick.
 ELSEWHERE = {
     "fetch": (".fetch", "download released files and check them"),
-    "verify": (".health", "a health table of the released files"),
+    "verify": (".verify", "a health table of the released files"),
     "export": (".export", "write a model in another project's format"),
     "data": (".data.commands", "check, make, pack and prepare data sets"),
 }
