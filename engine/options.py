@@ -1,4 +1,4 @@
-"""How to run, as opposed to what: nothing here changes a result, so nothing here is part of a recipe's hash."""
+"""How to run, as opposed to what: not part of a recipe's hash. On a CPU nothing here changes a result; on a GPU ``tf32`` does."""
 
 from __future__ import annotations
 

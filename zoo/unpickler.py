@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .checkpoint_reader import HARMLESS, KNOWN, Array, Dtype, Extra, Maker, key
+from .pickles import HARMLESS, KNOWN, Array, Dtype, Extra, Maker, key
 
 STORAGES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,

@@ -1,6 +1,6 @@
 """The contract between a weight file and a backbone: every tensor accounted for by name, or an error that says which.
 
-``match`` looks at names and shapes only (no torch), ``select`` tries the layouts a file may have, ``read`` (reading.py)
+``match`` looks at names and shapes only (no torch), ``select`` tries the layouts a file may have, ``read`` (checkpoint_reader.py)
 opens the file without trusting it.  Nothing here ever loads part of a backbone.
 """
 

@@ -198,7 +198,7 @@ def run_fast(protocol: Protocol, features: Features, seed: int) -> Result:
 
 
 def run_faithful(protocol: Protocol, features: Features, seed: int) -> Result:
-    """Fresh views every epoch, heads as the authors trained them (faithful.py)."""
+    """Fresh views every epoch, heads as the authors trained them (probes/sgd.py)."""
     from ..probes import sgd
 
     head = head_of(protocol)

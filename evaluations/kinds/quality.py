@@ -97,7 +97,7 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     views = of_views(features, request, chosen[: head.viewed], head, seed)
     rows = views / z.square().mean().sqrt()
     each = {
-        "lidar": lambda v: maths.lidar(v),
+        "lidar": maths.lidar,
         "alignment": lambda v: float(np.mean([maths.alignment(v[:, a], v[:, b]) for a, b in pairs(v.shape[1])])),
     }
     metrics |= {

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from zoo import loading
 from zoo.backbones import build
-from zoo.checkpoint_reader import Array, Dtype, array, read, scalar
+from zoo.checkpoint_reader import read
 from zoo.errors import UserError
+from zoo.pickles import Array, Dtype, array, scalar
 from zoo.registry import HERE, Registry
 
 BOUNDED = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
