@@ -99,5 +99,5 @@ test-lowest: ## the oldest versions that pyproject.toml permits, in a fresh .ven
 throughput: $(READY) ## what the training loop costs, and what precision and memory format gain here (minutes)
 	$(PY) -m benchmarks.training $(ARGS)
 
-benchmarks: $(READY) ## list the measurements of speed and memory: command and report of each
-	@$(PY) -m benchmarks
+benchmarks: $(READY) ## measure speed and memory beside the references, write benchmarks/RESULTS.md (10 minutes; ARGS="--list": what else there is)
+	$(PY) -m benchmarks $(ARGS)
