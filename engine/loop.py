@@ -418,6 +418,11 @@ class _Run:
             comments = "".join(f"# {' '.join(line.split())}\n" for line in self.notes)
             checkpoint.write_text(self.folder / "recipe.yaml", comments + yaml.safe_dump(self.recipe, sort_keys=False))
         log = RunLog(self.folder, step=self.step, tensorboard=self.options.tensorboard)
+        if self.resumed is None:
+            chance = getattr(self.method, "collapsed_loss", None)
+            log.event(
+                "began", 0, steps=self.stream.total_steps, steps_per_epoch=self.stream.steps_per_epoch, chance=chance
+            )
         if self.recipe["channels_last"] and self.memory is not torch.channels_last:
             why = (
                 f"channels_last is not used: torch's CPU backward of {layout.narrow_strided(self.method)[0]}, "
