@@ -13,7 +13,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate rank bench tables tables-check figures site download test-faults test-mutations test-browser test-lowest test-kernels throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate rank bench paper tables tables-check figures site download test-faults test-mutations test-browser test-lowest test-kernels throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ rank: $(READY) ## which backbone for the images of DATA=folder: every model at h
 
 bench: $(READY) ## what the laptop-scale tables hold: every method, every seed (DATASET=…; long; goes on when started again)
 	$(PY) -m benchmarks.demo $(DATASET) --methods all $(ARGS)
+
+paper: $(READY) ## fill TABLE=swav_zoo|pic|sela|…: fetch or pre-train, evaluate, what can run here (ARGS="--plan", ARGS="--sbatch")
+	@test -n "$(TABLE)" || { echo "error: make paper TABLE=<id>; ids: ls results/tables" >&2; exit 2; }
+	$(PY) -m results fill $(TABLE) $(ARGS)
 
 tables: $(READY) ## regenerate results/tables/*.md and the marked blocks of README.md
 	$(PY) -m results tables

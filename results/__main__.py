@@ -48,6 +48,23 @@ def main(argv: list[str] | None = None) -> int:
     replay.add_argument("--data", metavar="PATH", help="where the data set is, when it is not found by itself")
     replay.set_defaults(run=_replay)
 
+    fill = commands.add_parser(
+        "fill",
+        help="the commands that fill a table's empty measured cells, and their execution, cheapest first",
+        epilog="example: python -m results fill digits --plan",
+    )
+    fill.add_argument("table", help="id of a table in results/tables.yaml")
+    fill.add_argument(
+        "settings", nargs="*", metavar="path=value", help="data=, device=, workers=, precision= of every command"
+    )
+    fill.add_argument("--plan", action="store_true", help="print what would run and what is missing here, and stop")
+    fill.add_argument("--sbatch", action="store_true", help="print a Slurm batch script for every run, and stop")
+    fill.add_argument("--record", action="store_true", help="write the records to results/measured/ (maintainers)")
+    fill.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs and records go (default runs)"
+    )
+    fill.set_defaults(run=_fill)
+
     for command in (tables, compare, figures, show, site):
         command.add_argument("--root", action="append", type=Path, default=[], metavar="DIR", help=EXTRA)
     args = parser.parse_args(argv)
@@ -97,6 +114,15 @@ def _site(args: argparse.Namespace) -> int:
 
     print(write(_roots(args), args.to))
     return 0
+
+
+def _fill(args: argparse.Namespace) -> int:
+    from zoo.settings import parse
+
+    from .fill import fill
+
+    options = {"plan": args.plan, "sbatch": args.sbatch, "record": args.record, "out": args.out}
+    return fill(args.table, options=parse(args.settings), **options)
 
 
 def _replay(args: argparse.Namespace) -> int:

@@ -89,6 +89,9 @@ class Table(Strict):
     missing: str = ""
     against: str | None = None
     unmeasured_rows: Literal["show", "hide"] = "show"
+    seeds: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict
+    )  # pre-training seeds by pattern of rows, the last fits
     readme: bool = False  # README.md must hold the table's markers
 
 
