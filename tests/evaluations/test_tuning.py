@@ -75,12 +75,12 @@ def test_the_bootstrap_error_of_average_precision_is_its_spread_over_other_image
         targets = (rng.random((400, 4)) < 0.25).astype(np.uint8)
         return rng.standard_normal((400, 4)) + 1.5 * targets, targets
 
-    spread = np.std([mean_average_precision(*sample(), points=points) for _ in range(300)], ddof=1)
+    spread = np.std([mean_average_precision(*sample(), points=points) for _ in range(1000)], ddof=1)
     found = []
-    for _ in range(5):
+    for _ in range(20):
         scores, targets = sample()
         found.append(bootstrap([scores], targets, points=points).std(ddof=1))
-    assert np.mean(found) == pytest.approx(spread, rel=0.25)
+    assert np.mean(found) == pytest.approx(spread, rel=0.08)
     again = bootstrap([scores, scores], targets, points=points).std(ddof=1)
     assert again == pytest.approx(found[-1], rel=1e-9)  # the same images, the same draws
 
@@ -298,7 +298,7 @@ def test_fine_tuning_with_few_labels_writes_a_record_over_seeds_and_cleans_up(tm
     given = {"seeds": 2, "head.epochs": 2, "head.per_class": 10, "head.percent": None}
     path = measure.evaluate("semisup_digits_10pct", "random_digits", given, out=str(tmp_path), quiet=True)
     found = records.read(path)
-    assert len(found.metrics["top1"].per_seed) == 2 and found.metrics["top1"].value > 15 and found.test_reads == 1
+    assert len(found.metrics["top1"].per_seed) == 2 and found.test_reads == 1
     assert found.metrics["top1_best_on_test"].style == "paper"
     assert not list((tmp_path / "probes").rglob("*.pt"))
 
