@@ -72,8 +72,14 @@ def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: st
     recipe = {
         "optimizer": {"name": "adamw", "lr": CELL["lr"], "weight_decay": CELL["weight_decay"]},
         "schedule": {"name": "step", "milestones": [0.8 * steps / stream.steps_per_epoch], "factor": 0.1},
-        **{"seed": 0, "precision": "float32", "channels_last": False, "sync_bn": False, "sync_bn_group": None},
-        **{"batch": kind.head.batch, "model": task.judged.name, "scenes": scenes},
+        "seed": 0,
+        "precision": "float32",
+        "channels_last": False,
+        "sync_bn": False,
+        "sync_bn_group": None,
+        "batch": kind.head.batch,
+        "model": task.judged.name,
+        "scenes": scenes,
     }
     folder = Path(out) / f"detr_overfit_{scenes}_{task.judged.name}"
     folder.mkdir(parents=True, exist_ok=True)
