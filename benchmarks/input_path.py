@@ -80,7 +80,12 @@ def measure() -> dict[str, float]:
         skipped = ("colour", "finish") if on_device else ()
         for workers in (0, 1):
             stream = Stream(
-                source, Augment.of(recipe["views"], recipe["input"]), batch=BATCH, epochs=2, workers=workers, **where
+                source,
+                Augment.of(recipe["views"], recipe["input"]),
+                batch=BATCH,
+                schedule={"epochs": 2},
+                workers=workers,
+                **where,
             )
             with Counted() as counted:
                 for batch in stream.epoch(0):  # the worker starts, kernels load

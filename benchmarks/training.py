@@ -88,7 +88,8 @@ def loop_cost(model: str, size: int, steps: int, count: int) -> str:
     def full() -> None:
         with tempfile.TemporaryDirectory() as folder:
             loop.fit(
-                make(), Fixed(batch, steps), recipe=plain, folder=Path(folder) / model / "run", options=RunOptions(),
+                make(), Fixed(batch, steps), rates=optim.schedule(plain["schedule"], steps, steps, lr=plain["optimizer"]["lr"]),
+                recipe=plain, folder=Path(folder) / model / "run", options=RunOptions(),
                 world=World(), provenance={},
             )  # fmt: skip
 

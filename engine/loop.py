@@ -17,28 +17,27 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import backends, checkpoint, dist, layout, optim, rng
+from . import backends, checkpoint, dist, layout, rng
 from . import provenance as origin
 from .dist import World
 from .errors import CheckpointError, Degenerate, NonFiniteLoss
 from .folder import exclusive
-from .late import Late
 from .log import RunLog
 from .options import RunOptions
 from .place import same_for_all
 from .progress import Progress
 from .signals import Signals, noticed
+from .step import Late, Update
 
-_PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LONG = 60.0  # seconds; work between epochs that takes longer gets a checkpoint before and after it
 # When not told otherwise: a checkpoint every _OFTEN steps, if saving takes this share of the time at most.
 _OFTEN, _SHARE = 20, 0.02
@@ -71,6 +70,7 @@ def fit(
     method: Any,
     stream: Any,
     *,
+    rates: np.ndarray,
     recipe: Mapping[str, Any],
     folder: Path,
     options: RunOptions,
@@ -84,6 +84,7 @@ def fit(
     method   see reproduce.method.Method; only what this file calls is needed
     stream   steps_per_epoch, total_steps, epoch(epoch, start) -> batches of this process, context(method, epoch) -> ctx;
              its attribute `workspace` is set to a folder for large files, which is gone when the run has finished
+    rates    (total_steps,) the learning rate of each step (optim.schedule)
     recipe   plain values; read here: seed, batch, optimizer, schedule, precision, channels_last, sync_bn, sync_bn_group
     folder   the same for all processes, seen by all of them
     warnings what to say at the start about this run
@@ -95,7 +96,7 @@ def fit(
         if done:
             known = {name: done[name] for name in ("steps", "loss", "seconds", "alarms")}
             return FitResult(folder, finished=True, already=True, **known)
-        run = _Run(method, stream, recipe, folder, options, world, dict(provenance), signals, notes)
+        run = _Run(method, stream, rates, recipe, folder, options, world, dict(provenance), signals, notes)
         for warning in warnings:
             run.progress.note(f"warning: {warning}")
         try:
@@ -114,6 +115,7 @@ class _Run:
         self,
         method: Any,
         stream: Any,
+        rates: np.ndarray,
         recipe: dict[str, Any],
         folder: Path,
         options: RunOptions,
@@ -128,13 +130,8 @@ class _Run:
         if options.threads:
             torch.set_num_threads(options.threads)
         backends.settle(options, world.device)
-        self._settle()
-        self.rates = optim.schedule(
-            recipe["schedule"], max(stream.steps_per_epoch, 1), stream.total_steps, lr=recipe["optimizer"]["lr"]
-        )
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe["precision"] == "float16")
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.generation: int | None = None
+        self.rates = rates
+        self.update = Update(method, recipe, world)
         self.step, self.prepared, self.seconds = 0, -1, 0.0  # steps done, last epoch prepared, time of earlier sessions
         self.loss, self.late, self.asked = math.nan, Late(), False
         self.path = folder / "checkpoint.pt"
@@ -194,42 +191,15 @@ class _Run:
 
     def _one_step(self, batch: Any, ctx: Any) -> None:
         """One update of the weights."""
-        step, method = self.step, self.method
+        step = self.step
         rng.seed_torch(self.world.device, self.recipe["seed"], "step", step, self.world.rank)  # dropout
-        method.before_step(step, ctx)
-        optimizer = self._current_optimizer()
-        optim.set_lr(optimizer, self.rates[step])
-        loss, logs = self._backward(batch, step)
-        self.scaler.unscale_(optimizer)  # before LARC and LARS, which look at the size of gradients
-        method.after_backward(step)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        self.method.before_step(step, ctx)
+        loss, logs = self.update(batch, step, self.rates[step])
         self.step += 1
         self._learn(self.late.put(step, self._over_all(loss)))
         self.progress.update(self.step, batch.epoch, self.loss)
         if self.step % self.options.log_interval == 0 or self.step == self.stream.total_steps:
             self._report(batch.epoch, logs)
-
-    def _backward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
-        """Gradients of this process's loss, and the loss. A batch with ``parts`` is computed one part after the other, so
-        that only one is held in memory: the loss is the mean over them, gradients meet the other processes' with the last.
-        """
-        parts = getattr(batch, "parts", None) or [batch]
-        losses, logs = [], []
-        for number, part in enumerate(parts, 1):
-            part = part.to(self.world.device, channels_last=self.memory is torch.channels_last)
-            with nullcontext() if number == len(parts) else dist.unsynchronised(self.objective):
-                with self._autocast():
-                    loss, found = self.objective(part, step)
-                share = loss if len(parts) == 1 else loss / len(parts)
-                self.scaler.scale(share).backward()
-            losses.append(loss.detach())
-            logs.append(found)
-        if len(parts) == 1:
-            return losses[0], logs[0]
-        means = {name: sum(found[name] for found in logs) / len(logs) for name in logs[0]}
-        return torch.stack([loss.float() for loss in losses]).mean(), means
 
     def _prepare(self, epoch: int, ctx: Any) -> None:
         """Work between epochs. When it is killed, it starts again from the checkpoint before it.
@@ -303,48 +273,16 @@ class _Run:
             words.append(f"schedule.warmup_epochs={longer:g}")
         return words + ([] if self.recipe["precision"] == "float32" else ["precision=float32"])
 
-    def _autocast(self) -> Any:
-        kind = _PRECISION[self.recipe["precision"]]
-        return nullcontext() if kind is torch.float32 else torch.autocast(self.world.device.type, kind)
-
-    def _settle(self) -> None:
-        """The method, its new parts included, on its device, in its memory format, normalising as the recipe says."""
-        if self.recipe["sync_bn"]:
-            dist.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"), device=self.world.device)
-        self.memory = layout.memory_format(self.method, self.recipe["channels_last"])
-        self.method.to(self.world.device, memory_format=self.memory).train()
-
-    def _current_optimizer(self) -> torch.optim.Optimizer:
-        """Rebuilt when the method says that its parameters are others; those that stayed keep their momentum."""
-        if self.optimizer is None or self.generation != self.method.generation:
-            old = {} if self.optimizer is None else self.optimizer.state
-            self.generation = self.method.generation
-            self._settle()
-            self.optimizer = optim.build(self.recipe["optimizer"], self.method.param_groups())
-            kept = [p for group in self.optimizer.param_groups for p in group["params"] if p in old]
-            self.optimizer.state.update({p: old[p] for p in kept})
-            unused = getattr(getattr(self.method, "needs", None), "unused_parameters", False)
-            self.objective = dist.data_parallel(_Objective(self.method), unused_parameters=unused)
-        return self.optimizer
-
     # -- what is remembered --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         began = time.perf_counter()
         self._learn(self.late.read())
-        optimizer, extra = self._current_optimizer(), self.method.extra_state()  # both may communicate
+        update, extra = self.update.state_dict(), self.method.extra_state()  # both may communicate
         self._require_finite(self.method.state_dict())
         if self.world.is_main:
-            state = {
-                "recipe": self.recipe,
-                "step": self.step,
-                "prepared": self.prepared,
-                "loss": self.loss,
-                "extra": extra,
-            }
-            state |= {"model": self.method.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"scaler": self.scaler.state_dict(), "seconds": self._elapsed()}
-            checkpoint.save(self.path, state)
+            state = {"recipe": self.recipe, "step": self.step, "prepared": self.prepared, "loss": self.loss}
+            checkpoint.save(self.path, {**state, "extra": extra, **update, "seconds": self._elapsed()})
         self.checkpointed, self.saved = self.step, time.perf_counter()
         self.saving = self.saved - began
         self.progress.pause()
@@ -398,12 +336,10 @@ class _Run:
         self.step, self.prepared, self.seconds, self.loss = (state[k] for k in ("step", "prepared", "seconds", "loss"))
         try:
             self.method.load_extra_state(state["extra"])  # first: it may give heads their shapes
-            self.method.load_state_dict(state["model"])
-            self._current_optimizer().load_state_dict(state["optimizer"])
+            self.update.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{self.path} does not fit this version: {reason}; use resume=false") from error
-        self.scaler.load_state_dict(state["scaler"])
         self.checkpointed = self.step
         return self.step
 
@@ -423,7 +359,7 @@ class _Run:
             log.event(
                 "began", 0, steps=self.stream.total_steps, steps_per_epoch=self.stream.steps_per_epoch, chance=chance
             )
-        if self.recipe["channels_last"] and self.memory is not torch.channels_last:
+        if self.recipe["channels_last"] and self.update.memory is not torch.channels_last:
             why = (
                 f"channels_last is not used: torch's CPU backward of {layout.narrow_strided(self.method)[0]}, "
                 "a narrow strided 1x1 convolution, is not safe in it"
@@ -486,14 +422,3 @@ class _Run:
         self.progress.close()
         if self.log is not None:
             self.log.close()
-
-
-class _Objective(nn.Module):
-    """A method whose forward is its loss, as DistributedDataParallel wants it."""
-
-    def __init__(self, method: Any) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, batch: Any, step: int) -> tuple[Tensor, Mapping[str, float | Tensor]]:
-        return self.method.loss(batch, step)

@@ -141,4 +141,4 @@ def _cluster(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, who(os.environ)))
+    sys.exit(guard(main, lambda: who(os.environ)))

@@ -61,4 +61,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, who(os.environ)))
+    sys.exit(guard(main, lambda: who(os.environ)))

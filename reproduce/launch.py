@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import zoo
-from engine import dist, loop, optim, provenance, rng
+from engine import dist, loop, provenance, rng
 from engine.options import RunOptions
 from reproduce import limits, methods, own_images
 from reproduce.from_folder import scaled
@@ -151,6 +151,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
         return loop.fit(
             method,
             stream,
+            rates=stream.rates,
             recipe=recipe.dump(),
             folder=work.folder,
             options=work.options,
@@ -258,20 +259,17 @@ def streamed(recipe: Any, source: Any, method: Method, **where: Any) -> Stream:
             f"{recipe.method} compares at least {method.needs.views} views of an image, the recipe has "
             f"{len(augment.crops)}; set views.crops.0.count={method.needs.views}"
         )
-    stream = Stream(
+    return Stream(
         source,
         augment,
         batch=recipe.batch,
+        schedule=plain["schedule"],
+        optimizer=plain["optimizer"],
         seed=recipe.seed,
-        epochs=recipe.schedule.epochs,
-        images=recipe.schedule.images,
         method=method,
         accumulate=recipe.accumulate or 1,
         **where,
     )
-    stream.optimizer = plain["optimizer"]
-    stream.rates = optim.schedule(plain["schedule"], stream.steps_per_epoch, stream.total_steps, lr=recipe.optimizer.lr)
-    return stream
 
 
 def finished(folder: Path) -> bool:

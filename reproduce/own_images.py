@@ -215,7 +215,7 @@ def hours(recipe: Any, source: Any, options: RunOptions, images: int) -> str:
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     )
-    stream = Stream(source, augment, batch=few, seed=recipe.seed, images=2 * few)
+    stream = Stream(source, augment, batch=few, seed=recipe.seed, schedule={"images": 2 * few})
     batches = stream.epoch(0)
     next(batches)
     began = time.perf_counter()

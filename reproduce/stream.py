@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine import dist, extract, rng, signals
+from engine import dist, extract, optim, rng, signals
 from engine.batch import Batch, on
 from reproduce import views
 from reproduce.views import Augment
@@ -94,6 +95,11 @@ class Context:
         return self.stream.batch
 
     @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.stream.total_steps
+
+    @property
     def optimizer(self) -> Mapping[str, Any]:
         """The recipe's optimizer settings."""
         return self.stream.optimizer
@@ -112,7 +118,8 @@ class Stream:
 
     source   zoo.data Source: len, image(i), labels, array
     batch    images in the global batch; the number of processes must divide it
-    epochs, images   the budget: exactly one of the two (images counts images, not views)
+    schedule the budget, exactly one of `epochs` and `images` (images, not views), and the settings of the learning rate over it
+    optimizer   the recipe's optimizer settings, for methods that keep parameters out of the engine's optimiser
     method   asked for its sampler and whether it wants labels; None for neither
     accumulate   parts that this process's share of a batch is computed in
     device   where batches are finished and delivered
@@ -127,9 +134,9 @@ class Stream:
         augment: Augment,
         *,
         batch: int,
+        schedule: Mapping[str, Any],
+        optimizer: Mapping[str, Any] | None = None,
         seed: int = 0,
-        epochs: int | None = None,
-        images: int | None = None,
         rank: int = 0,
         world: int = 1,
         workers: int | None = 0,
@@ -142,6 +149,8 @@ class Stream:
                 f"batch={batch} cannot be shared equally by {world} processes; "
                 f"choose batch={max(1, round(batch / world)) * world} or another number of processes"
             )
+        self.schedule, self.optimizer = schedule, optimizer or {}
+        epochs, images = schedule.get("epochs"), schedule.get("images")
         if (epochs is None) == (images is None):
             raise UserError(
                 f"schedule needs exactly one of epochs and images, it has epochs={epochs} and images={images}"
@@ -167,10 +176,13 @@ class Stream:
             raise UserError(
                 f"batch={batch} is larger than the {drawn} images of an epoch; choose batch={drawn} or smaller"
             )
-        self.optimizer: Mapping[str, Any] = {}  # for methods that keep parameters out of the engine's optimiser
-        self.rates: np.ndarray = np.zeros(0)
         self._loader: DataLoader | None = None
         self._copies: Any = None
+
+    @cached_property
+    def rates(self) -> np.ndarray:
+        """(total_steps,) float64: the learning rate of each step."""
+        return optim.schedule(self.schedule, max(self.steps_per_epoch, 1), self.total_steps, lr=self.optimizer["lr"])
 
     def workers_of(self, asked: int | None) -> int:
         """The number of workers that an option asks for; None: what the machine can give, none for arrays in memory."""

@@ -41,10 +41,10 @@ def writing(place: os.PathLike[str] | str) -> Iterator[None]:
         raise UserError(f"{place}: cannot be made there; name another place") from None
 
 
-def guard(main: Callable[[], int | None], who: str = "") -> int:
+def guard(main: Callable[[], int | None], who: Callable[[], str] = str) -> int:
     """Run ``main`` and return its exit status: 2 after a user's error, 130 after Ctrl-C, 141 when the reader has gone.
 
-    who  which of several processes this is, before its errors; errors marked ``agreed`` are told by the first one (who="") alone.
+    who  says which of several processes this is, before its errors; errors marked ``agreed`` are told by the first one ("") alone.
 
     Errors of other packages count as the user's when their class has a true ``user_error``, and the system's when a named
     place may not be used or is full; anything else is a bug and keeps its traceback.
@@ -65,15 +65,16 @@ def guard(main: Callable[[], int | None], who: str = "") -> int:
             raise
         where = error.filename or "the folder written to"
         print(
-            f"{who}error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable",
+            f"{who()}error: {where}: {os.strerror(error.errno)}; name another place, or make this one usable",
             file=sys.stderr,
         )
         return 2
     except Exception as error:
         if not getattr(type(error), "user_error", False):
             raise
-        if not (who and getattr(error, "agreed", False)):
-            print(f"{who}error: {error}", file=sys.stderr)
+        process = who()
+        if not (process and getattr(error, "agreed", False)):
+            print(f"{process}error: {error}", file=sys.stderr)
         return 2
 
 

@@ -37,6 +37,7 @@ class Registry:
     _models: dict[str, str] = field(default_factory=dict, repr=False)
     _aliases: dict[str, str] = field(default_factory=dict, repr=False)
     _profiles: dict[str, Any] = field(default_factory=dict, repr=False)
+    _checked: dict[str, MethodFile] = field(default_factory=dict, repr=False)
     _entries: dict[str, Entry] = field(default_factory=dict, repr=False)
 
     def file(self, method: str) -> Path:
@@ -122,13 +123,14 @@ class Registry:
         return self._methods[name]
 
     def checked(self, method: str) -> MethodFile:
-        """A method's file in its typed form."""
+        """A method's file in its typed form, checked once."""
         from .checking import check
         from .schema import MethodFile
 
-        return check(
-            MethodFile, self.method(method), [Layer(self._methods[method], self.file(method))], method, self.root
-        )
+        if method not in self._checked:
+            layers = [Layer(self.method(method), self.file(method))]
+            self._checked[method] = check(MethodFile, layers[0].values, layers, method, self.root)
+        return self._checked[method]
 
     def owner(self, model: str) -> str:
         """The method that a model belongs to."""
@@ -190,9 +192,8 @@ class Registry:
         return [*layers, Layer({} if own is None else own, file, ("models", model))]
 
     def _build(self, model: str) -> Entry:
-        from .checking import blame, check
+        from .checking import blame, check, contradictions
         from .schema import Entry, ModelFields, Profile
-        from .validate import contradictions
 
         method = self._models[model]
         file, layers = self.file(method), self.layers(model)

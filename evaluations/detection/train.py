@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine import dist, loop, provenance, rng
+from engine import dist, loop, optim, provenance, rng
 from engine.progress import Counter
 from zoo.errors import UserError
 
@@ -122,6 +122,9 @@ def fit(learner: Learner, stream: Stream, recipe: Mapping[str, Any], folder: Pat
     result = loop.fit(
         learner,
         stream,
+        rates=optim.schedule(
+            whole["schedule"], stream.steps_per_epoch, stream.total_steps, lr=whole["optimizer"]["lr"]
+        ),
         recipe=whole,
         folder=folder,
         options=compute.options,

@@ -186,10 +186,8 @@ class SeLa(Method):
     # -- labelling ---------------------------------------------------------------------------------------------------
     def before_step(self, step: int, ctx: Any) -> None:
         if self._events is None:
-            last = (ctx.stream.total_steps - 1) * ctx.stream.batch
-            self._events = labeling_steps(
-                labeling_times(last, self.labelings, self.power), ctx.stream.batch, ctx.stream.total_steps
-            )
+            last = (ctx.total_steps - 1) * ctx.batch
+            self._events = labeling_steps(labeling_times(last, self.labelings, self.power), ctx.batch, ctx.total_steps)
         if step in self._events or self.labels is None:
             self.renew(self._events.index(step) if step in self._events else 0, ctx)
 

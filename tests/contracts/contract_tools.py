@@ -145,9 +145,11 @@ def fit(
     """The engine's loop on the handful of digits, with a checkpoint every other step."""
     world, method = world or dist.World(), method or build(recipe)
     options = RunOptions(stop_after=stop_after, checkpoint_interval=2, log_interval=2, tensorboard=False)
+    batches = stream(recipe, method, world.rank, world.size)
     return loop.fit(
         method,
-        stream(recipe, method, world.rank, world.size),
+        batches,
+        rates=batches.rates,
         recipe=recipe.dump(),
         folder=folder,
         options=options,

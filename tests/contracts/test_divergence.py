@@ -34,6 +34,7 @@ def end_of(name, tmp_path, *, wrap=None, stream=None, **settings):
         loop.fit(
             method,
             batches,
+            rates=batches.rates,
             recipe=recipe.dump(),
             folder=tmp_path / "run",
             options=options,

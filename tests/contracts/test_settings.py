@@ -144,7 +144,7 @@ def assignments(method, batch, ctx):
 def events(method, batch, ctx):
     """Steps before which SeLa renews labels, of a run of 30."""
     where = mock.Mock(wraps=ctx)
-    where.stream.total_steps, where.stream.batch, where.n, where.seed = 30, 16, ctx.n, ctx.seed
+    where.total_steps, where.batch, where.n, where.seed = 30, 16, ctx.n, ctx.seed
     method.labels, method._events, found = None, None, []
     for step in range(30):
         before = method.labels

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import dist, rng
+from engine import dist, optim, rng
 from engine.batch import Batch
 from engine.dist import World
 from engine.loop import fit
@@ -116,10 +116,13 @@ def run(folder, method=None, stream=None, options=QUIET, recipe=RECIPE, world=No
     world = world or World(dist.rank(), dist.world_size())
     stream = stream or Stream(rank=world.rank, world=world.size, batch=recipe["batch"])
     method = method or Toy()
+    recipe = {**recipe, **changes}
+    rates = optim.schedule(recipe["schedule"], stream.steps_per_epoch, stream.total_steps, lr=recipe["optimizer"]["lr"])
     result = fit(
         method,
         stream,
-        recipe={**recipe, **changes},
+        rates=rates,
+        recipe=recipe,
         folder=folder,
         options=options,
         world=world,

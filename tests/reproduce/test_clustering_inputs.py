@@ -52,9 +52,7 @@ def context(method, images=IMAGES, order=ORDER, asked=None):
         shifted = images if view is None else images * (1 + 0.3 * torch.sin(torch.arange(6) + view))
         return order.numpy(), method.features(shifted[order]).detach()
 
-    return SimpleNamespace(
-        extract=extract, seed=3, n=len(images), batch=8, stream=SimpleNamespace(total_steps=20, batch=8)
-    )
+    return SimpleNamespace(extract=extract, seed=3, n=len(images), batch=8, total_steps=20)
 
 
 def given_to(method, name, act):

@@ -267,7 +267,7 @@ def test_pic_visits_an_image_size_over_stride_times_and_windows_run_on_through_e
         Numbers(),
         Augment((Crop(4, (0.5, 1.0)),), channels=1, mean=(0.0,), std=(1.0,)),
         batch=8,
-        epochs=4,
+        schedule={"epochs": 4},
         method=method,
     )
     order = np.concatenate([stream.order(e) for e in range(4)])

@@ -29,7 +29,8 @@ def context(steps=20, batch=8):
         extract=lambda view: (np.arange(40), IMAGES),
         seed=0,
         n=40,
-        stream=SimpleNamespace(total_steps=steps, batch=batch),
+        total_steps=steps,
+        batch=batch,
     )
 
 

@@ -31,7 +31,7 @@ class Pictures:
 
 
 def stream(source=None, augment=AUGMENT, **options) -> Stream:
-    return Stream(source or Pictures(), augment, **{"batch": 8, "epochs": 2, **options})
+    return Stream(source or Pictures(), augment, **{"batch": 8, "schedule": {"epochs": 2}, **options})
 
 
 def test_an_epoch_visits_every_image_at_most_once_and_drops_the_tail():
@@ -43,11 +43,11 @@ def test_an_epoch_visits_every_image_at_most_once_and_drops_the_tail():
 
 
 def test_a_budget_in_images_counts_images_not_views_and_may_end_within_an_epoch():
-    assert stream(epochs=None, images=100).total_steps == 12
-    assert stream(epochs=None, images=0).total_steps == stream(epochs=0).total_steps == 0
-    for wrong in ({"epochs": None}, {"epochs": 1, "images": 5}):
+    assert stream(schedule={"images": 100}).total_steps == 12
+    assert stream(schedule={"images": 0}).total_steps == stream(schedule={"epochs": 0}).total_steps == 0
+    for wrong in ({}, {"epochs": 1, "images": 5}):
         with pytest.raises(Exception, match="exactly one of epochs and images"):
-            stream(**wrong)
+            stream(schedule=wrong)
 
 
 def test_views_have_the_sizes_asked_and_differ_from_each_other():
@@ -116,7 +116,7 @@ class Asks(Method):
 
 
 def test_a_methods_sampler_and_its_wish_for_labels_are_honoured():
-    s = stream(method=Asks(), seed=5, epochs=3)
+    s = stream(method=Asks(), seed=5, schedule={"epochs": 3})
     assert s.total_steps == 6
     batch = list(s.epoch(2))[1]
     assert batch.index.tolist() == [2] * 8 and batch.labels.tolist() == [2] * 8

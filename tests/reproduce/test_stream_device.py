@@ -54,7 +54,7 @@ class Handed(TorchDispatchMode):
 
 @pytest.mark.parametrize("form", ["files", "files and a worker", "in memory"])
 def test_pixels_are_handed_over_as_uint8_once_and_nothing_is_read_back(source, form):
-    batches = Stream(source, MULTI, batch=BATCH, epochs=1, workers=int("worker" in form), device="meta")
+    batches = Stream(source, MULTI, batch=BATCH, schedule={"epochs": 1}, workers=int("worker" in form), device="meta")
     if form == "in memory":
         batches._array = np.stack([source.pixels(i) for i in range(BATCH)])
     with Handed() as handed:
@@ -80,7 +80,7 @@ def test_features_of_the_whole_set_are_computed_from_uint8_too(source):
             return torch.zeros(len(images), 2)
 
     seen: list = []
-    batches = Stream(source, MULTI, batch=BATCH, epochs=1, device="meta")
+    batches = Stream(source, MULTI, batch=BATCH, schedule={"epochs": 1}, device="meta")
     with Handed() as handed:
         batches.extract(Shapes(), 2)
     assert seen == [("meta", (BATCH, 3, 10, 10))] and handed.bytes[torch.uint8] == BATCH * 3 * 100
@@ -110,7 +110,7 @@ def test_workers_are_the_cores_that_are_left(monkeypatch, source, device, proces
 
 def test_workers_that_nobody_asked_for_are_none_for_arrays_in_memory(monkeypatch, source):
     monkeypatch.setattr(streams, "spare_cores", lambda processes, device: 5)
-    files = Stream(source, MULTI, batch=BATCH, epochs=1, workers=None)
+    files = Stream(source, MULTI, batch=BATCH, schedule={"epochs": 1}, workers=None)
     assert files.workers == 5 and files.workers_of(2) == 2
     files._array = np.zeros((BATCH, 4, 4, 3), np.uint8)
     assert files.workers_of(None) == 0
@@ -119,7 +119,7 @@ def test_workers_that_nobody_asked_for_are_none_for_arrays_in_memory(monkeypatch
 @pytest.mark.parametrize("form", ["files", "in memory"])
 def test_colour_and_blur_of_an_image_do_not_depend_on_the_company_that_it_is_in(source, form):
     def batches(**where):
-        found = Stream(source, MULTI, batch=BATCH, epochs=1, **where)
+        found = Stream(source, MULTI, batch=BATCH, schedule={"epochs": 1}, **where)
         if form == "in memory":
             found._array = np.stack([source.pixels(i) for i in range(BATCH)])
         return next(iter(found.epoch(0)))
@@ -135,7 +135,7 @@ def test_a_plan_says_how_fast_images_would_be_loaded(source, monkeypatch):
     from reproduce import plan
 
     monkeypatch.setattr(plan, "loading_time", lambda source, augment: 0.004)
-    batches = Stream(source, MULTI, batch=BATCH, epochs=1)
+    batches = Stream(source, MULTI, batch=BATCH, schedule={"epochs": 1})
     said = plan.loading(source, batches, RunOptions(workers=3), 2)
     assert (
         said.startswith("4 ms of one core")

@@ -44,7 +44,9 @@ def roots(tmp_path_factory):
 
 
 def stream(root, augment=MULTI, **options):
-    return Stream(open_source("folder", "train", root), augment, **{"batch": 4, "epochs": 3, "seed": 3, **options})
+    return Stream(
+        open_source("folder", "train", root), augment, **{"batch": 4, "schedule": {"epochs": 3}, "seed": 3, **options}
+    )
 
 
 def by_image(batches):
