@@ -57,17 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     own.add_argument("folder", help="a folder of images, with a folder for each class where there are classes")
     own.add_argument(
-        "paths", nargs="*", metavar="path=value", help="models=PATTERN, files=[FILE], out=, device=, workers="
+        "paths",
+        nargs="*",
+        metavar="path=value",
+        help="models=PATTERN, files=[FILE], by=knn|ridge (what ranks them), out=, device=, workers=",
     )
+    own.add_argument("--models", metavar="PATTERN", help="ids of the zoo and of runs below out= (*)")
     own.set_defaults(func=_rank)
 
-    words = sys.argv[1:] if argv is None else argv
+    words = _joined(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(sorted(words, key=_is_flag))  # argparse wants all of MODEL path=value … in one piece
     return int(options.func(options) or 0)
 
 
 def _is_flag(word: str) -> bool:
     return word.startswith("-")
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """``--models PATTERN`` as one word, so that the two stay together when flags are sorted to the end."""
+    found = list(words)
+    if "--models" in found[:-1]:
+        at = found.index("--models")
+        found[at : at + 2] = [f"--models={found[at + 1]}"]
+    return found
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -127,6 +140,7 @@ def _rank(options: argparse.Namespace) -> int:
     # A pattern is text, not YAML, in which * means something.
     given = settings.parse(word for word in options.paths if not word.startswith("models="))
     patterns = [word.removeprefix("models=") for word in options.paths if word.startswith("models=")]
+    patterns += [options.models] if options.models else []
     given |= {"models": patterns[-1]} if patterns else {}
     print(rank(options.folder, given))
     return 0

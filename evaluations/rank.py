@@ -1,26 +1,36 @@
 """Which backbone for these images? Every model at hand on one folder, with ranks that ties share.
 
-    python -m evaluations rank ~/flowers models='*_fashion_mnist'
+    python -m evaluations rank ~/flowers --models '*_fashion_mnist'
+    python -m evaluations rank ~/flowers files=[dino.pth,moco.pth] by=ridge
 
-With a folder for each class, models are ranked by nearest neighbours (knn_folder) on the images held out, and ridge regression
-stands beside it; without classes the measures of quality_folder are listed, which rank nothing across widths. A model's rank
-is one more than the number of models that are better on the same images by McNemar's exact test at 5 %, Holm's correction
-over all pairs: what is not told apart shares a rank. Each measurement is kept: an interrupted command goes on.
+With a folder for each class, models are ranked by nearest neighbours (knn_folder) on the images held out, or by=ridge by ridge
+regression whose penalty is chosen on folds (ridge_folder); k-means against the classes (cluster_folder) stands beside them. Without
+classes the measures of quality_folder are listed, which rank nothing across widths. A model's rank is one more than the number of
+models that are better on the same images by McNemar's exact test at 5 %, Holm's correction over all pairs: what is not told apart
+shares a rank. The cost is that of the network on one image of its own input size, on this machine.
+
+Each measurement is kept: an interrupted command goes on. A model that cannot be measured is named with the reason, and the others
+are ranked. The page and its numbers (index.html, rank.json) lie below ``out``/rank.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import zoo
+from engine import checkpoint, layout
 from engine.progress import duration
 from results import record as records
 from zoo import data
@@ -30,8 +40,19 @@ from .inputs import models
 from .measure import Settings, evaluate, say
 from .scores import paired
 
-SHOWN = ("rankme", "effective_rank", "alpha_req", "lidar", "uniformity", "alignment", "cluster_stability")
+QUALITY = ("rankme", "effective_rank", "alpha_req", "lidar", "uniformity", "alignment", "cluster_stability")
+LABELLED = {"knn": "knn_folder", "ridge": "ridge_folder", "clusters": "cluster_folder"}
 LEVEL = 0.05
+TIMED = 8  # images of a batch whose forward pass is timed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs: milliseconds of the network for one image on this device, parameters, numbers of its output."""
+
+    milliseconds: float
+    parameters: int
+    width: int
 
 
 @dataclass
@@ -41,37 +62,74 @@ class Row:
     place: str
     found: dict[str, records.Record]
     correct: np.ndarray
+    cost: Cost
     rank: int = 0
+
+    def metric(self, protocol: str, name: str) -> records.Metric | None:
+        return self.found[protocol].metrics.get(name) if protocol in self.found else None
+
+
+@dataclass
+class Ranking:
+    """Everything that the table and the page show. by: the protocol that ranks; "" where there are no classes."""
+
+    folder: str
+    by: str
+    rows: list[Row] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)  # place -> why it could not be measured
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.by)
+
+    @property
+    def load_line(self) -> str:
+        place = self.rows[0].place
+        return f"import zoo; backbone, change = zoo.load({place!r}), zoo.transforms({place!r})"
 
 
 def rank(folder: str, given: Mapping[str, Any]) -> str:
-    """The table, best first, and the line that loads the first model. given: models=PATTERN, files=[…], out=, device=, …"""
+    """The table, best first, the line that loads the first model, and where the page is.
+
+    given: models=PATTERN, files=[…], by=knn|ridge, out=, device=, workers=, …
+    """
+    from . import rank_page
+
     rest = dict(given)
-    pattern, files = str(rest.pop("models", "*")), rest.pop("files", None) or []
+    pattern, files, by = str(rest.pop("models", "*")), rest.pop("files", None) or [], str(rest.pop("by", "knn"))
+    if by not in ("knn", "ridge"):
+        raise UserError(f"by={by}: knn or ridge")
     settings = Settings.of({**rest, "data": folder})
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder}: no such folder of images")
     source = data.open_source("folder", "train", root=folder, max_bad=settings.max_bad)
     labelled = source.labelled and int(source.shown.sum()) > 1
-    protocols = ("knn_folder", "ridge_folder") if labelled else ("quality_folder",)
-    places = at_hand(pattern, settings.options.out) + [
-        str(file) for file in ([files] if isinstance(files, str) else files)
-    ]
+    protocols = tuple(LABELLED.values()) if labelled else ("quality_folder",)
+    named = [str(file) for file in ([files] if isinstance(files, str) else files)]
+    places = list(dict.fromkeys(at_hand(pattern, settings.options.out) + named))
     if not places:
         raise UserError(
             f"models={pattern}: no model at hand; pre-train one (python -m reproduce METHOD data={folder}), fetch released "
             "weights (python -m zoo fetch ID), or name files=[FILE]"
         )
-    rows, began = [], time.monotonic()
-    for number, place in enumerate(places):
-        left = (
-            f", about {duration((time.monotonic() - began) / number * (len(places) - number))} left" if number else ""
-        )
-        say(f"{place}: model {number + 1} of {len(places)}{left}")
-        found = {name: records.read(evaluate(name, place, {**rest, "data": folder}, quiet=True)) for name in protocols}
-        kept = Path(settings.options.out) / "predictions" / f"{found[protocols[0]].predictions_sha256}.npz"
-        rows.append(Row(place, found, np.load(kept)["correct"] if labelled else np.zeros(0)))
-    return labelled_table(rows) if labelled else quality_table(rows)
+    page = (
+        Path(settings.options.out)
+        / "rank"
+        / f"{records.slug(Path(folder).expanduser().resolve().name)}-{key(source, places, by)}"
+    )
+    ranking = Ranking(folder, LABELLED[by] if labelled else "")
+    measure(ranking, places, protocols, {**rest, "data": folder}, Costs(page / "costs.json", settings))
+    finish(ranking)
+    lines = [labelled_table(ranking) if labelled else quality_table(ranking), *refusals(ranking)]
+    lines.append(f"page: {rank_page.write(ranking, page, settings)}")
+    return "\n".join(lines + ([f"load it: {ranking.load_line}"] if labelled else []))
+
+
+def key(source: Any, places: Sequence[str], by: str) -> str:
+    """Ten digits for the images, the models and what ranks them."""
+    return hashlib.sha256("\n".join([source.fingerprint, by, *places]).encode("utf-8", "surrogateescape")).hexdigest()[
+        :10
+    ]
 
 
 def at_hand(pattern: str, out: str) -> list[str]:
@@ -84,7 +142,70 @@ def at_hand(pattern: str, out: str) -> list[str]:
     return found + [str(run) for run in runs if fnmatchcase(run.parent.name, pattern)]
 
 
-def ranks(correct: list[np.ndarray]) -> list[int]:
+def measure(
+    ranking: Ranking, places: Sequence[str], protocols: Sequence[str], given: Mapping[str, Any], costs: Costs
+) -> None:
+    """Fill rows and refusals; UserError when no model can be measured at all."""
+    began = time.monotonic()
+    for number, place in enumerate(places):
+        spent = time.monotonic() - began
+        left = f", about {duration(spent / number * (len(places) - number))} left" if number else ""
+        say(f"{place}: model {number + 1} of {len(places)}{left}")
+        try:
+            found = {name: records.read(evaluate(name, place, given, quiet=True, also=protocols)) for name in protocols}
+            cost = costs.of(place)
+        except UserError as error:
+            say(f"{place}: left out: {error}")
+            ranking.refused[place] = str(error)
+            continue
+        correct = np.zeros(0)
+        if ranking.labelled:
+            kept = Path(costs.out) / "predictions" / f"{found[ranking.by].predictions_sha256}.npz"
+            correct = np.load(kept)["correct"]
+        ranking.rows.append(Row(place, found, correct, cost))
+    if not ranking.rows:
+        first, reason = next(iter(ranking.refused.items()))
+        raise UserError(f"no model could be measured; {first}: {reason}")
+
+
+class Costs:
+    """Costs of models, kept by weights and device in a file, so that the same command prints the same numbers."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path, self.settings, self.out = path, settings, settings.options.out
+        self.known = checkpoint.read_json(path) if path.is_file() else {}
+
+    def of(self, place: str) -> Cost:
+        model = models.resolve(place, None, self.out, form=self.settings.form)
+        device = self.settings.compute.device
+        network = hashlib.sha256(json.dumps([model.description, model.input], sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{model.weights_sha256} {network} {device.type}"
+        if name not in self.known:
+            parameters = sum(p.numel() for p in model.backbone.parameters())
+            self.known[name] = [milliseconds(model, device), parameters, model.dim]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(self.path, json.dumps(self.known, indent=1) + "\n")
+        return Cost(*self.known[name])
+
+
+@torch.no_grad()
+def milliseconds(model: models.Model, device: torch.device) -> float:
+    """Of the network, for one image of a batch of TIMED: the median of three passes, one before them left out."""
+    side = int(model.input["crop"] or 32)
+    backbone = model.backbone.to(device).eval()
+    images = layout.arranged(torch.zeros(TIMED, int(model.input["channels"]), side, side), backbone, device)
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        backbone(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - began) / TIMED)
+    return statistics.median(times[1:])
+
+
+# -- ranks -------------------------------------------------------------------------------------------------------------------
+def ranks(correct: Sequence[np.ndarray]) -> list[int]:
     """A rank for each model from whether it was right about each image, (N,) of 0 and 1: 1 + how many are better beyond chance."""
     pairs = list(combinations(range(len(correct)), 2))
     tests = [paired(correct[a], correct[b]) for a, b in pairs]
@@ -97,38 +218,46 @@ def ranks(correct: list[np.ndarray]) -> list[int]:
     return [1 + count for count in better]
 
 
-def labelled_table(rows: list[Row]) -> str:
-    for row, number in zip(rows, ranks([row.correct for row in rows]), strict=True):
+def finish(ranking: Ranking) -> None:
+    """Ranks, and rows in their order: best first; without classes as they were found."""
+    if not ranking.labelled:
+        return
+    for row, number in zip(ranking.rows, ranks([row.correct for row in ranking.rows]), strict=True):
         row.rank = number
-    rows.sort(key=lambda row: (row.rank, -row.found["knn_folder"].metrics["top1"].value))
-    lines = [f"{'rank':>4}  {'kNN':>6} {'95 % interval':>15}  {'ridge':>6}  {'seconds':>8}  model"]
-    for row in rows:
-        top1, ridge = (row.found[name].metrics["top1"] for name in ("knn_folder", "ridge_folder"))
-        low, high = top1.ci or (top1.value, top1.value)
-        seconds = sum(found.provenance.seconds for found in row.found.values())
-        lines.append(
-            f"{row.rank:>4}  {top1.value:6.1f} {low:7.1f} {high:7.1f}  {ridge.value:6.1f}  {seconds:8.1f}  {row.place}"
-        )
-    return "\n".join(
-        [
-            *lines,
-            f"{len(rows[0].correct):,} images held out; models of one rank are not told apart on them",
-            load_line(rows[0]),
-        ]
+    ranking.rows.sort(key=lambda row: (row.rank, -row.found[ranking.by].metrics["top1"].value, row.cost.milliseconds))
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------------
+def labelled_table(ranking: Ranking) -> str:
+    head = f"{'rank':>4}  {'kNN':>6} {'95 % interval':>15}  {'ridge':>6} {'95 % interval':>15}  {'ANMI':>6}  {'ms/image':>9}  model"
+    lines = [head]
+    for row in ranking.rows:
+        each = []
+        for protocol in (LABELLED["knn"], LABELLED["ridge"]):
+            top1 = row.found[protocol].metrics["top1"]
+            low, high = top1.ci or (top1.value, top1.value)
+            each.append(f"{top1.value:6.1f} {low:7.1f} {high:7.1f}")
+        anmi = row.metric(LABELLED["clusters"], "anmi")
+        shown = "-" if anmi is None else f"{anmi.value:.1f}"
+        lines.append(f"{row.rank:>4}  {each[0]}  {each[1]}  {shown:>6}  {row.cost.milliseconds:9.2f}  {row.place}")
+    lines.append(
+        f"{len(ranking.rows[0].correct):,} images held out; models of one rank are not told apart on them by "
+        f"{'nearest neighbours' if ranking.by == LABELLED['knn'] else 'ridge regression'}"
     )
-
-
-def quality_table(rows: list[Row]) -> str:
-    lines = [
-        "no classes: these measures compare models of one width, and rank none",
-        "  ".join(f"{name:>17}" for name in SHOWN) + "  model",
-    ]
-    for row in rows:
-        found = row.found["quality_folder"].metrics
-        values = [f"{found[name].value:17.3f}" if name in found else f"{'-':>17}" for name in SHOWN]
-        lines.append("  ".join(values) + f"  {row.place}")
     return "\n".join(lines)
 
 
-def load_line(row: Row) -> str:
-    return f"load it: import zoo; backbone, change = zoo.load({row.place!r}), zoo.transforms({row.place!r})"
+def quality_table(ranking: Ranking) -> str:
+    lines = [
+        "no classes: these measures compare models of one width, and rank none",
+        "  ".join(f"{name:>17}" for name in QUALITY) + f"  {'width':>6}  {'ms/image':>9}  model",
+    ]
+    for row in ranking.rows:
+        metrics = [row.metric("quality_folder", name) for name in QUALITY]
+        values = [f"{'-':>17}" if m is None else f"{m.value:17.3f}" for m in metrics]
+        lines.append("  ".join(values) + f"  {row.cost.width:6d}  {row.cost.milliseconds:9.2f}  {row.place}")
+    return "\n".join(lines)
+
+
+def refusals(ranking: Ranking) -> list[str]:
+    return [f"left out: {place}: {reason}" for place, reason in ranking.refused.items()]
