@@ -59,8 +59,8 @@ rank: $(READY) ## which backbone for the images of DATA=folder: every model at h
 	@test -n "$(DATA)" || { echo "error: make rank DATA=<folder of images>" >&2; exit 2; }
 	$(PY) -m evaluations rank $(DATA) $(ARGS)
 
-bench: $(READY) ## what the laptop-scale tables hold: every method, every seed (DATASET=…; long; goes on when started again)
-	$(PY) -m benchmarks.demo $(DATASET) --methods all $(ARGS)
+bench: $(READY) ## make a laptop-scale table again: choose each recipe on val, measure every seed (DATASET=…; an hour or more; goes on when started again)
+	$(PY) -m benchmarks.bench $(DATASET) $(ARGS)
 
 paper: $(READY) ## fill TABLE=swav_zoo|pic|sela|…: fetch or pre-train, evaluate, what can run here (ARGS="--plan", ARGS="--sbatch")
 	@test -n "$(TABLE)" || { echo "error: make paper TABLE=<id>; ids: ls results/tables" >&2; exit 2; }

@@ -19,8 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 METHODS = ("pixels", "random", "supervised", "rotnet", "swav", "simclr")
 PROTOCOLS = "linear_{0} knn_{0} fewlabel_{0} cluster_{0}"
-# Seeds per row, others three. Pixels have no parameters, so a second seed would measure the same thing again.
-SEEDS = {"pixels": 1, "random": 5, "swav": 5, "simclr": 5}
 QUICK = {
     "pixels": 0,
     "random": 1,
@@ -72,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     import zoo.data
     from evaluations import protocol
     from results import generate
+    from results.fill import seeds
+    from results.tables import load, pick
     from zoo import registry
     from zoo.errors import UserError
 
@@ -89,7 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or f"runs/demo/{args.dataset}"
     methods.sort(key=lambda m: -QUICK.get(m, 9))
     plan = [
-        (f"{m}_{args.dataset}", s) for s in range(args.seeds) for m in methods if s < SEEDS.get(m, 3)
+        (f"{m}_{args.dataset}", s)
+        for s in range(args.seeds)
+        for m in methods
+        if s < seeds(pick(load(), args.dataset)[0], f"{m}_{args.dataset}")
     ]  # a first look soon
     print(f"{len(plan)} runs of {len(methods)} models on {args.dataset}, {args.processes} side by side -> {out}/")
     started, written, failed = time.time(), [], 0
