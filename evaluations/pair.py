@@ -2,7 +2,8 @@
 
 Predictions are kept beside the records, in files named by their hash; both records must be of the same protocol, version,
 overrides and data. Accuracy is compared by McNemar's exact test, other scores by a 95 % interval of their difference over
-the images: of means over draws directly, of average precision by the bootstrap, of clusterings by the delta method.
+the images: of means over draws directly, of average precision by the bootstrap, of clusterings by the delta method, of detection and
+segmentation by the jackknife.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from results import record as records
 from zoo.errors import UserError
 
 from .measure import Settings, Task, evaluate, keep_predictions, say
-from .scores import Paired, bootstrap, mean_average_precision, paired
+from .protocol import module_of
+from .scores import Paired, bootstrap, jackknife, mean_average_precision, paired
 
+DENSE = ("rcnn", "detr", "segmentation")  # their scores belong to the whole set of images: errors by the jackknife
 CAUTION = "(on these images; another pre-training seed may differ by more)"
 
 
@@ -40,6 +43,8 @@ def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
             return describe(one, two, paired(correct, other_correct))
         return describe_means(one, two, correct, other_correct)
     task = Task.of(protocol, a, Settings.of(overrides))
+    if task.protocol.kind in DENSE:
+        return describe_dense(one, two, task, scores, other_scores)
     if task.protocol.kind == "clustering":
         return describe_clusterings(one, two, np.asarray(task.open(task.scored).labels), scores, other_scores)
     return describe_precision(one, two, np.asarray(task.open(task.protocol.splits.test).targets), scores, other_scores)
@@ -118,6 +123,26 @@ def describe_clusterings(
         error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
         rows.append(_difference(a, b, name, [100 * s[name] for s in scores], error))
     return "\n".join([f"{_title(a, len(truth))}{_first(a)}", *rows, f"  {CAUTION}"])
+
+
+def describe_dense(a: records.Record, b: records.Record, task: Task, one: np.ndarray, two: np.ndarray) -> str:
+    """Kept detections or confusions: the jackknife over groups of images, the same groups for both models."""
+    kind = module_of(task.protocol.kind).Kind(task.protocol, task.features(lambda: None, lambda line: None, ()))
+    source = task.open(task.protocol.splits.test)
+    both = [kind.score_kept(source, kept) for kept in (one, two)]
+    whole = [score(np.arange(len(source))) for score in both]
+
+    def gaps(images: np.ndarray) -> dict[str, float]:
+        first, second = (score(images) for score in both)
+        return {name: first[name] - second[name] for name in first if name in second}
+
+    errors = jackknife(gaps, len(source))
+    rows = [
+        _difference(a, b, name, [values[name] for values in whole], errors[name])
+        for name in task.protocol.metrics
+        if name in errors
+    ]
+    return "\n".join([f"{_title(a, len(source))}{_first(a)}", *rows, f"  {CAUTION}"])
 
 
 def _difference(a: records.Record, b: records.Record, metric: str, both: Sequence[float], error: float) -> str:

@@ -45,6 +45,17 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def table(self) -> np.ndarray:
+        """float64 (n, 7): image, class, score, box; what is kept beside a record. Masks are left out."""
+        return np.column_stack([self.images, self.classes, self.scores, self.boxes]).astype(np.float64)
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> Detections:
+        """From ``table``."""
+        numbers = table.reshape(-1, 7)
+        return cls(numbers[:, 0].astype(np.int64), numbers[:, 1].astype(np.int64), numbers[:, 2], numbers[:, 3:])
+
 
 Score = Callable[[np.ndarray], dict[str, float]]
 """Positions of images -> percent by name; scores that are not defined on these images are left out."""

@@ -80,7 +80,11 @@ class Kind:
         raise NotImplementedError
 
     def measure(self, network: nn.Module, split: str) -> tuple[Score, Any]:
-        """(scores of any subset of the split's images, what ``pair`` may keep or None)."""
+        """(scores of any subset of the split's images, the array that is kept beside the record for ``pair``)."""
+        raise NotImplementedError
+
+    def score_kept(self, source: Any, kept: np.ndarray) -> Score:
+        """The scores of a kept array, as ``measure`` gives them (of boxes, where there are masks too)."""
         raise NotImplementedError
 
     def length(self) -> dict[str, int | None]:

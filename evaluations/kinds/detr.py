@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -130,7 +131,10 @@ class Kind(running.Kind):
     def measure(self, network: nn.Module, split: str) -> tuple[scores.Score, Any]:
         items = self.items(split)
         found = detect(network, lambda part: self.answer(network, part), items, self.head.test_group, self.features)
-        return scores.coco_score(scores.coco_truth(items.source), scores.coco_results(found)), None
+        return self.score_kept(items.source, found.table), found.table
+
+    def score_kept(self, source: Any, kept: np.ndarray) -> scores.Score:
+        return scores.coco_score(scores.coco_truth(source), scores.coco_results(scores.Detections.of(kept)))
 
     def answer(self, network: nn.Module, part: Group) -> Sequence[Mapping[str, Any]]:
         logits, boxes = network(self.images(part), part.mask)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -186,7 +187,10 @@ class Kind(running.Kind):
     def measure(self, network: nn.Module, split: str) -> tuple[scores.Score, Any]:
         items = self.items(split)
         found = detect(network, lambda part: self.answer(network, part), items, self.head.test_group, self.features)
-        return self.score(items.source, found), None
+        return self.score(items.source, found), found.table
+
+    def score_kept(self, source: Any, kept: np.ndarray) -> scores.Score:
+        return self.score(source, scores.Detections.of(kept), masks=False)
 
     def answer(self, network: nn.Module, part: Group) -> Sequence[Mapping[str, Any]]:
         found, _ = network(self.images(part), part.sizes, None, regions_of(part))
@@ -199,17 +203,17 @@ class Kind(running.Kind):
             rows.append(row)
         return rows
 
-    def score(self, source: Any, found: scores.Detections) -> scores.Score:
+    def score(self, source: Any, found: scores.Detections, masks: bool = True) -> scores.Score:
         if self.head.score == "voc":
             objects = [source.objects(i) for i in range(len(source))]
             voc = scores.voc_score(objects, found, len(source.classes), rounded=self.head.rounded)
             return lambda rows: named_for_voc07(voc(rows))
         boxes = scores.coco_score(scores.coco_truth(source), scores.coco_results(found))
-        if not self.head.masks:
+        if not (self.head.masks and masks):
             return boxes
         truth = scores.coco_truth(source, masks=True)
-        masks = scores.coco_score(truth, scores.coco_results(found, masks=True), "segm")
-        return lambda rows: boxes(rows) | {f"mask_{name}": value for name, value in masks(rows).items()}
+        of_masks = scores.coco_score(truth, scores.coco_results(found, masks=True), "segm")
+        return lambda rows: boxes(rows) | {f"mask_{name}": value for name, value in of_masks(rows).items()}
 
 
 def named_for_voc07(values: dict[str, float]) -> dict[str, float]:

@@ -134,4 +134,9 @@ class Kind(running.Kind):
                 guess = own[0].argmax(0).cpu().numpy()
                 truth = np.asarray(items.source.segmentation(position))
                 tables[position] = torch.from_numpy(segmentation.confusion(truth, guess, classes))
-        return segmentation.mean_iou(dist.all_reduce_(tables).numpy()), None
+        kept = dist.all_reduce_(tables).numpy()
+        return self.score_kept(items.source, kept), kept
+
+    def score_kept(self, source: Any, kept: np.ndarray) -> Score:
+        """kept: int64 (images, classes + 1, classes + 1), confusions with the background first."""
+        return segmentation.mean_iou(kept)

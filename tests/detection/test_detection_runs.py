@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import engine_processes as processes
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from detection_fakes import coco, run_folder
 
 from engine import dist
-from evaluations import measure, protocol, suite
+from evaluations import measure, pair, protocol, suite
 from evaluations.detection import running, train
 from evaluations.kinds import detr, rcnn, segmentation
 from evaluations.measure import Settings, Task
@@ -351,3 +352,39 @@ def test_maps_of_coco_annotations_are_segmentations(world):
     picture = source.segmentation(0)
     assert set(np.unique(picture)) <= {0, 1, 2, 3, 255} and Path(source.where(0)).is_file()
     assert segmentation.Kind.want == "map"
+
+
+def record_of(name):
+    return SimpleNamespace(model=name, pretrain_seed=None, protocol="a_protocol", metrics={})
+
+
+def test_two_detectors_are_compared_on_the_same_images(world, tmp_path):
+    """Truth beside the same boxes with every second one missing; a record beside itself."""
+    task = Task.of("detect_scenes", str(world[1]), Settings.of({**RCNN, "data": str(world[0])}, str(tmp_path)))
+    source = task.open("test")
+    truth = np.array(
+        [(i, k, 0.9, *box) for i in range(len(source)) for k, box in zip(*objects_of(source, i), strict=True)]
+    )
+    text = pair.describe_dense(record_of("whole"), record_of("half"), task, truth, truth[::2])
+    ap = next(line for line in text.splitlines() if "difference" in line)
+    assert "whole" in ap and "is better" in ap and "  whole" in text and "100.00" in text
+    assert text.count("difference") == len([m for m in task.protocol.metrics if m in text])
+    evaluate("detect_scenes", world, tmp_path)
+    given = {**RCNN, "data": str(world[0]), "out": str(tmp_path)}
+    same = pair.compare(str(world[1]), str(world[1]), "detect_scenes", given)
+    assert "difference +0.00 points, 95 % interval +0.00 to +0.00: no difference beyond chance" in same
+
+
+def objects_of(source, i):
+    objects = source.objects(i)
+    return objects.classes[~objects.crowd], objects.boxes[~objects.crowd]
+
+
+def test_two_segmentations_are_compared_by_their_confusions(world, tmp_path):
+    task = Task.of("segment_scenes", str(world[1]), Settings.of({**MAPS, "data": str(world[0])}, str(tmp_path)))
+    right = np.tile(np.diag([20, 10, 10, 10]), (6, 1, 1))
+    wrong = right.copy()
+    wrong[:, 1, 1], wrong[:, 1, 2] = 0, 10  # class 1 taken for class 2
+    text = pair.describe_dense(record_of("right"), record_of("wrong"), task, right, wrong)
+    assert "100.00" in text and "right is better" in text
+    assert f"{100 * (1 + 0 + 0.5 + 1) / 4:.2f}" in text, "IoU of classes: 1, 0, 10 of 20, 1"
