@@ -9,8 +9,8 @@ import datetime
 import inspect
 import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -64,7 +64,7 @@ def finish() -> None:
     """Leave the process group, if there is one."""
     if td.is_initialized():
         td.destroy_process_group()
-        _group_of.cache_clear()
+        groups.cache_clear()
 
 
 def _device(name: str, here: Place) -> torch.device:
@@ -107,12 +107,31 @@ def first_host(nodelist: str) -> str:
     return match.group(1) + (match.group(2) or "")
 
 
+_imagined: tuple[int, int] | None = None  # rank and size that stand in for the real ones
+
+
 def world_size() -> int:
+    if _imagined is not None:
+        return _imagined[1]
     return td.get_world_size() if td.is_initialized() else 1
 
 
 def rank() -> int:
+    if _imagined is not None:
+        return _imagined[0]
     return td.get_rank() if td.is_initialized() else 0
+
+
+@contextmanager
+def imagined(size: int, rank: int = 0) -> Iterator[None]:
+    """Inside, rank() and world_size() are those of one of `size` processes, which need not run: what it would hold can be built on the
+    meta device. Nothing may communicate inside."""
+    global _imagined
+    before, _imagined = _imagined, (rank, size)
+    try:
+        yield
+    finally:
+        _imagined = before
 
 
 def is_main() -> bool:
@@ -308,17 +327,17 @@ def convert_sync_bn(
     if group_size and group_size != size:
         if size % group_size:
             raise UserError(f"sync_bn_group={group_size} does not divide the {size} processes")
-        group = _group_of(group_size)
+        neighbours = tuple(tuple(range(first, first + group_size)) for first in range(0, size, group_size))
+        group = groups(neighbours)[rank() // group_size]
     if device is not None and device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module, group)
     return _convert(module, group)
 
 
 @cache
-def _group_of(size: int) -> Any:
-    """This process's group when neighbours form groups of `size`. Made once: every process takes part in making every group."""
-    groups = [td.new_group(list(range(first, first + size))) for first in range(0, world_size(), size)]
-    return groups[rank() // size]
+def groups(members: tuple[tuple[int, ...], ...]) -> tuple[Any, ...]:
+    """A process group for each tuple of ranks, of use to these ranks only. Made once: every process takes part in making every group."""
+    return tuple(td.new_group(list(ranks)) for ranks in members)
 
 
 def _convert(module: nn.Module, group: Any) -> nn.Module:
@@ -339,19 +358,47 @@ def _convert(module: nn.Module, group: Any) -> nn.Module:
     return module
 
 
-def data_parallel(module: nn.Module, *, unused_parameters: bool = False) -> nn.Module:
+def data_parallel(module: nn.Module, *, unused_parameters: bool = False, apart: Iterable[str] = ()) -> nn.Module:
     """`module`, whose backward then averages gradients over processes. One process: as it is.
 
     unused_parameters  some trainable parameters may take no part in a backward pass
+    apart              names of parameters that other processes do not hold: left alone
+    On a CPU, and on a GPU with deterministic algorithms, sums are the same to the bit in a first step and in a later one: what a resumed
+    run needs.
     """
     if world_size() == 1:
         return module
+    if apart := list(apart):
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)
+    device = next((p.device.type for p in module.parameters() if p.requires_grad), "cpu")
     # The name changed with torch 2.14: buffers are not to be copied from process 0 at every step.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers: dict[str, Any] = {
         "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
     }
-    return DistributedDataParallel(module, find_unused_parameters=unused_parameters, **buffers)
+    # Fixed buckets: torch would lay them out anew after a first step, and so sum in another order after a resume.
+    fixed = device != "cpu" and torch.are_deterministic_algorithms_enabled()
+    whole = DistributedDataParallel(module, find_unused_parameters=unused_parameters or fixed, **buffers)
+    if device == "cpu" and world_size() > 2:  # of two processes, either order gives the same sum
+        whole.register_comm_hook(None, lambda state, bucket: _mean_in_order(bucket.buffer()))
+    return whole
+
+
+def _mean_in_order(flat: Tensor) -> torch.futures.Future[Tensor]:
+    """The mean of a bucket (n,) of gradients over processes, every element summed in the order of ranks wherever in a bucket it lies."""
+    size = world_size()
+    share = -(-len(flat) // size)
+    padded = torch.cat([flat, flat.new_zeros(share * size - len(flat))])
+    theirs = torch.empty_like(padded)
+    td.all_to_all_single(theirs, padded)
+    first, *others = theirs.view(size, share)
+    for other in others:
+        first += other
+    parts = [torch.empty_like(first) for _ in range(size)]
+    td.all_gather(parts, first / size)
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(torch.cat(parts)[: len(flat)])
+    return future
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[Any]:

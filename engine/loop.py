@@ -310,7 +310,9 @@ class _Run:
         return weights
 
     def _require_finite(self, weights: Mapping[str, Tensor]) -> None:
-        if not all(torch.isfinite(value).all() for value in weights.values()):
+        """On every process: what is wrong on one ends the run on all."""
+        wrong = not all(torch.isfinite(value).all() for value in weights.values())
+        if dist.all_reduce_(torch.tensor(float(wrong), device=self.world.device), "max") > 0:
             self.refuse("a weight is not finite")
 
     def _checkpoint_is_due(self) -> bool:

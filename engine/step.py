@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import dist, layout, optim
+from . import apart, dist, layout, optim
 from .dist import World
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,7 +23,7 @@ class Update:
 
     def __init__(self, method: Any, recipe: Mapping[str, Any], world: World) -> None:
         self.method, self.recipe, self.world = method, recipe, world
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe["precision"] == "float16")
+        self.scaler = apart.scaler(method, world.device.type, enabled=recipe["precision"] == "float16")
         self._optimizer: torch.optim.Optimizer | None = None
         self._generation: int | None = None
         self._place()
@@ -51,21 +51,18 @@ class Update:
             kept = [p for group in self._optimizer.param_groups for p in group["params"] if p in old]
             self._optimizer.state.update({p: old[p] for p in kept})
             unused = getattr(getattr(self.method, "needs", None), "unused_parameters", False)
-            self.objective = dist.data_parallel(_Objective(self.method), unused_parameters=unused)
+            others = [f"method.{name}" for name in sorted(apart.names(self.method))]
+            self.objective = dist.data_parallel(_Objective(self.method), unused_parameters=unused, apart=others)
         return self._optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: model, optimizer, scaler."""
-        optimizer = self.optimizer
-        return {
-            "model": self.method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+        """What a checkpoint holds of it: model, optimizer, scaler; complete on process 0. Called on every process."""
+        model, optimizer = apart.whole(self.method, self.optimizer)
+        return {"model": model, "optimizer": optimizer, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.method.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        apart.take_model(self.method, state["model"])
+        apart.take_optimizer(self.method, self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
     def _place(self) -> None:

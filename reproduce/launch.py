@@ -181,7 +181,7 @@ def meet(recipe: Any, source: Any, world: int) -> Meeting:
     plain = recipe.dump()
     if methods.find(recipe.method).needs.labels:
         require_labels(recipe, source)
-    with torch.device("meta"):
+    with torch.device("meta"), dist.imagined(world):
         backbone = backbones.build(recipe.backbone)
         method = methods.build(recipe, backbone, instances=len(source), classes=len(source.classes))
     if isinstance(source, data.Source):

@@ -99,6 +99,11 @@ class Method(nn.Module):
         """Optimiser groups; a group may carry lr_scale, no_adapt, weight_decay."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    def held_apart(self) -> frozenset[str]:
+        """Names of parameters that only some processes hold, over all processes and for any number of them. The method itself brings
+        their gradients together, in after_backward; the engine keeps all of them in one checkpoint."""
+        return frozenset()
+
     # -- hooks, in the order in which the engine calls them ----------------------------------------------------------
     def epoch_size(self, n: int) -> int:
         """How many images one epoch draws from `n`; the default is all of them."""

@@ -9,8 +9,9 @@ Expect    loss from ln S + ln(K / m) downwards after each assignment, S super-cl
 Deviates  see DEVIATIONS. super_classes=1 rotations=false is DeepCluster, super_classes=4 clusters=1 is RotNet (but the turns of an
           image are not in one batch)
 When      clusters are found every `reassignment` epochs, from plain images; heads then start afresh; no cluster is empty
-Processes A batch has equal parts of all super-classes, in order. With at least S processes each of them sees one super-class, as
-          in the authors' process groups; with fewer, each walks several in turn. The numbers are the same
+Processes A batch has equal parts of all super-classes, in order. With S processes or a multiple, each of them sees one super-class and
+          holds the head of its clusters only, as in the authors' process groups; gradients and momenta of a head are those of its
+          group. With fewer, a process holds the heads of the super-classes that it walks in turn. The numbers are the same
 """
 
 from __future__ import annotations
@@ -76,12 +77,6 @@ DEVIATIONS = (
         "any number that divides the batch",
     ),
     Deviation(
-        "drc-head-copies",
-        "nothing said",
-        "a process holds the cluster head of its own super-class only",
-        "every process holds all S heads: S K / m rows",
-    ),
-    Deviation(
         "drc-zero-rows",
         "unit-length features",
         "a feature vector of zeros becomes NaN and loses its label",
@@ -113,6 +108,11 @@ def super_class_of(position: Tensor, batch: int, super_classes: int) -> Tensor:
     Super-class s is super-cluster s // 4 turned by 90 (s mod 4) degrees, or super-cluster s when nothing is turned.
     """
     return position // (batch // super_classes)
+
+
+def held_by(rank: int, processes: int, super_classes: int) -> range:
+    """The super-classes of the images that a process sees, whose cluster heads it holds: one, where processes are a multiple of them."""
+    return range(rank * super_classes // processes, -(-(rank + 1) * super_classes // processes))
 
 
 def epoch_images(n: int, super_clusters: int, divisor: int, multiple: int) -> int:
@@ -182,6 +182,12 @@ class DeeperCluster(Method):
                 f"{super_classes}; set params.clusters={self.super_clusters}"
             )
         self.each = clusters // self.super_clusters
+        processes = dist.world_size()
+        self.held = held_by(dist.rank(), processes, super_classes)
+        self.holders = tuple(
+            tuple(r for r in range(processes) if s in held_by(r, processes, super_classes))
+            for s in range(super_classes)
+        )
         self.super_head = nn.Linear(backbone.dim, super_classes)
         self.sub_weight, self.sub_bias = self.new_sub_heads()
         self.collapsed_loss = math.log(super_classes) + math.log(self.each)
@@ -190,14 +196,19 @@ class DeeperCluster(Method):
         self.batch = 0  # images of the global batch
         self._seen: Tensor | None = None
 
-    def new_sub_heads(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """(S, K / m, D) weights and (S, K / m) biases, as PyTorch starts a linear layer."""
+    def new_sub_heads(self) -> tuple[nn.ParameterDict, nn.ParameterDict]:
+        """For each super-class held here (K / m, D) weights and (K / m,) biases, as PyTorch starts a linear layer. Those of all S are
+        drawn, one after the other, so that they do not depend on who holds what."""
         bound = self.backbone.dim**-0.5
-        shape = (self.super_classes, self.each)
-        return (
-            nn.Parameter(torch.empty(*shape, self.backbone.dim).uniform_(-bound, bound)),
-            nn.Parameter(torch.empty(*shape).uniform_(-bound, bound)),
-        )
+        parts = []
+        for shape in ((self.each, self.backbone.dim), (self.each,)):
+            drawn = ((s, torch.empty(*shape).uniform_(-bound, bound)) for s in range(self.super_classes))
+            parts.append(nn.ParameterDict({str(s): nn.Parameter(t) for s, t in drawn if s in self.held}))
+        return parts[0], parts[1]
+
+    def held_apart(self) -> frozenset[str]:
+        of = range(self.super_classes) if self.super_classes > 1 else ()
+        return frozenset(f"{part}.{s}" for part in ("sub_weight", "sub_bias") for s in of)
 
     # -- every few epochs --------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
@@ -243,7 +254,7 @@ class DeeperCluster(Method):
     def replace_heads(self) -> None:
         """Fresh heads: of clusters always, of super-classes where these are new clusters too and not only rotations."""
         where = self.super_head.weight.device
-        self.sub_weight, self.sub_bias = (nn.Parameter(p.data.to(where)) for p in self.new_sub_heads())
+        self.sub_weight, self.sub_bias = (heads.to(where) for heads in self.new_sub_heads())
         if self.super_clusters > 1:
             self.super_head = nn.Linear(self.backbone.dim, self.super_classes).to(where)
         self.generation += 1
@@ -296,16 +307,22 @@ class DeeperCluster(Method):
         present = of.unique().tolist()  # of is in main memory, and so is who goes to which head
         sub = [(of == s).nonzero().flatten() for s in present]
         parts = [
-            F.linear(h[on(rows, h.device)], self.sub_weight[s], self.sub_bias[s])
+            F.linear(h[on(rows, h.device)], self.sub_weight[str(s)], self.sub_bias[str(s)])
             for s, rows in zip(present, sub, strict=True)
         ]
         return self.super_head(h), torch.cat(parts)[on(torch.cat(sub).argsort(), h.device)]
 
     def after_backward(self, step: int) -> None:
-        """A cluster head learns from the mean over its own images, which are one S-th of the batch."""
-        for parameter in (self.sub_weight, self.sub_bias):
-            if parameter.grad is not None:
-                parameter.grad *= self.super_classes
+        """A cluster head learns from the mean over its own images, which are one S-th of the batch, wherever they were seen."""
+        if self.super_classes == 1:
+            return  # every process holds the only head: averaged with everything else
+        for parameters in (self.sub_weight, self.sub_bias):
+            for s in self.held:
+                grad = parameters[str(s)].grad
+                if grad is not None:
+                    grad *= self.super_classes / dist.world_size()
+                    if len(self.holders[s]) > 1:
+                        dist.all_reduce_(grad, group=dist.groups(self.holders)[s])
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs a function in two gloo processes and brings back what each returned; torch is imported once, by their common parent."""
+"""Runs a function in two gloo processes, or more, and brings back what each returned; torch is imported once, by their common parent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 SECONDS = 240
 
 
-def _rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], folder: str, answers: Any) -> None:
+def _rank(rank: int, size: int, function: Callable[..., Any], args: tuple[Any, ...], folder: str, answers: Any) -> None:
     import torch
     import torch.distributed as td
 
     torch.set_num_threads(1)
-    td.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    td.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
         answers.put((rank, function(rank, Path(folder), *args)))
     except Exception:  # noqa: BLE001  whatever it was, the parent raises it
@@ -26,13 +26,13 @@ def _rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], folder
         td.destroy_process_group()
 
 
-def run(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """[function(0, folder, *args), function(1, folder, *args)]; what a rank raised is raised here."""
+def run(function: Callable[..., Any], *args: Any, size: int = 2) -> list[Any]:
+    """[function(0, folder, *args), function(1, folder, *args), ...]; what a rank raised is raised here."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel"])
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_rank, args=(r, function, args, folder, answers)) for r in range(2)]
+        ranks = [context.Process(target=_rank, args=(r, size, function, args, folder, answers)) for r in range(size)]
         for process in ranks:
             process.start()
         try:
@@ -44,4 +44,4 @@ def run(function: Callable[..., Any], *args: Any) -> list[Any]:
     for answer in found.values():
         if isinstance(answer, RuntimeError):
             raise answer
-    return [found[0], found[1]]
+    return [found[rank] for rank in range(size)]

@@ -133,7 +133,7 @@ def deepcluster(method: Any, batch: Any, step: int) -> Tensor:
 @slow("deepercluster", "deepercluster in two levels")
 def deepercluster(method: Any, batch: Any, step: int) -> Tensor:
     """Each image is turned as its place in the batch says, and asks two heads: which super-class, which cluster in it."""
-    weights, biases, losses = rows(method.sub_weight), rows(method.sub_bias), []
+    weights, biases, losses = (*([rows(p) for p in d.values()] for d in (method.sub_weight, method.sub_bias)), [])
     of = [place // (method.batch // method.super_classes) for place in range(len(batch.index))]
     for view in batch.views:
         turned = torch.stack([torch.rot90(view[i], of[i] % 4, (1, 2)) for i in range(len(of))])

@@ -26,7 +26,8 @@ def on_rank(rank, folder, names):
     for number, name in enumerate(names):
         method = tools.build(settings(name))
         result = tools.fit(settings(name), folder / str(number), world=dist.World(rank, 2, rank), method=method)
-        parameters = torch.cat([p.detach().flatten() for p in method.parameters()])
+        shared = [p for key, p in method.named_parameters() if key not in method.held_apart()]
+        parameters = torch.cat([p.detach().flatten() for p in shared])
         found[name] = (
             result.loss,
             {k: v.numpy() for k, v in tools.weights(folder / str(number)).items()},

@@ -227,10 +227,10 @@ def test_heads_of_clusters_start_afresh_and_that_of_rotations_is_kept():
     for classes, kept in ((4, True), (8, False)):
         method = build(DeeperCluster, super_classes=classes, clusters=8, pca=4, reassignment=1)
         method.before_epoch(0, context(method))
-        head, sub = method.super_head, method.sub_weight
+        head, sub = method.super_head, method.sub_weight["0"]
         method.before_epoch(1, context(method))
-        assert (method.super_head is head) is kept and method.sub_weight is not sub
-        assert not torch.allclose(method.sub_weight, sub)
+        assert (method.super_head is head) is kept and method.sub_weight["0"] is not sub
+        assert not torch.allclose(method.sub_weight["0"], sub)
 
 
 def test_deepclusters_head_sees_features_after_their_relu_and_every_view():

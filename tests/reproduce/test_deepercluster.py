@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import zoo
 from engine import dist
 from engine.batch import Batch
 from golden import load
+from reproduce import methods
 from reproduce.clustering import uniform_over_labels
-from reproduce.methods.deepercluster import DeeperCluster, epoch_images, super_class_of, turned
+from reproduce.methods.deepercluster import DeeperCluster, epoch_images, held_by, super_class_of, turned
+from zoo import backbones
 from zoo.errors import UserError
 
 IMAGES = torch.randn(120, 1, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -40,6 +43,7 @@ def test_every_process_sees_the_images_of_its_authors_process_group():
         seen = super_class_of(torch.arange(world * share), world * share, classes).reshape(world, share)
         assert (seen == seen[:, :1]).all()  # one super-class per process
         mine, per = seen[:, 0].tolist(), world // classes
+        assert [list(held_by(r, world, classes)) for r in range(world)] == [[m] for m in mine]
         turns = 4 if rotations else 1
         assert per == mine.count(mine[0])
         cluster = [m // turns for m in mine]
@@ -80,12 +84,31 @@ def test_sizes_of_data_and_epoch_are_the_authors():
     g.exact("sizes", found)
 
 
+@pytest.mark.parametrize("processes, heads", [(1, 16), (4, 4), (16, 1), (64, 1)])
+def test_the_papers_recipe_on_64_processes_holds_328_million_parameters_of_heads(processes, heads):
+    """320,000 / 4 clusters of 4,096 features and a bias: the authors' process holds one such head."""
+    recipe = zoo.resolve("deepercluster_vgg16_yfcc", {})
+    with torch.device("meta"), dist.imagined(processes, processes - 1):
+        backbone = backbones.build(recipe.backbone)
+        net = methods.build(recipe, backbone, instances=95_920_149, classes=0)
+    found = sum(p.numel() for name, p in net.named_parameters() if name in net.held_apart())
+    assert found == heads * 80_000 * 4_097 and (processes < 16 or found == 327_760_000)
+
+
+@pytest.mark.parametrize("batch, processes, classes", [(24, 3, 2), (24, 2, 8), (48, 6, 16), (12, 4, 1), (60, 5, 4)])
+def test_a_process_holds_a_head_for_every_image_that_it_sees(batch, processes, classes):
+    seen = super_class_of(torch.arange(batch), batch, classes).reshape(processes, -1)
+    assert [sorted(set(row)) for row in seen.tolist()] == [
+        list(held_by(r, processes, classes)) for r in range(processes)
+    ]
+
+
 def places_of(net):
     """Weight and bias of the trunk, of the super-classes, and of the clusters in super-class 2."""
     return [
         (net.backbone.weight, net.backbone.bias),
         (net.super_head.weight, net.super_head.bias),
-        (net.sub_weight[2], net.sub_bias[2]),
+        (net.sub_weight["2"], net.sub_bias["2"]),
     ]
 
 
@@ -165,7 +188,7 @@ def test_each_image_goes_through_the_cluster_head_of_its_super_class():
     supers, subs = net.heads(h, of)
     assert torch.allclose(supers, net.super_head(h))
     for i, s in enumerate(of):
-        assert torch.allclose(subs[i], net.sub_weight[s] @ h[i] + net.sub_bias[s], atol=1e-6)
+        assert torch.allclose(subs[i], net.sub_weight[str(int(s))] @ h[i] + net.sub_bias[str(int(s))], atol=1e-6)
 
 
 def test_a_cluster_head_learns_as_if_its_super_class_were_alone():
@@ -176,10 +199,10 @@ def test_a_cluster_head_learns_as_if_its_super_class_were_alone():
     ids = torch.from_numpy(net.sampler(120, 0, ctx)[:16])
     net.loss(Batch(ids, [IMAGES[ids]]), 0)[0].backward()
     net.after_backward(0)
-    joint, own = net.sub_weight.grad[5].clone(), ids[10:12]  # super-class 5: super-cluster 1, turned once
+    joint, own = net.sub_weight["5"].grad.clone(), ids[10:12]  # super-class 5: super-cluster 1, turned once
     h = F.relu(net.backbone(torch.rot90(IMAGES[own], 1, (-2, -1))))
-    alone = F.cross_entropy(F.linear(h, net.sub_weight[5], net.sub_bias[5]), net.labels[1][own] - net.each)
-    assert torch.allclose(torch.autograd.grad(alone, net.sub_weight)[0][5], joint, atol=1e-6)
+    alone = F.cross_entropy(F.linear(h, net.sub_weight["5"], net.sub_bias["5"]), net.labels[1][own] - net.each)
+    assert torch.allclose(torch.autograd.grad(alone, net.sub_weight["5"])[0], joint, atol=1e-6)
 
 
 def test_assignments_are_renewed_every_few_epochs_with_fresh_heads():
@@ -201,7 +224,7 @@ def test_the_reductions_are_deepcluster_and_rotnet():
     loss, _ = cluster.loss(Batch(ids, [IMAGES[ids]]), 0)
     h = F.relu(cluster.backbone(IMAGES[ids]))
     assert torch.allclose(
-        loss, F.cross_entropy(F.linear(h, cluster.sub_weight[0], cluster.sub_bias[0]), cluster.labels[1][ids])
+        loss, F.cross_entropy(F.linear(h, cluster.sub_weight["0"], cluster.sub_bias["0"]), cluster.labels[1][ids])
     )
     rotnet = method(super_classes=4, clusters=1)
     rotnet.before_epoch(0, SimpleNamespace(n=120))  # no features are asked for

@@ -37,7 +37,6 @@ KNOWN = {
         drc-epoch-quarter        a quarter of the data is an epoch, rotations or not
         drc-tails                images beyond the last batch have no cluster
         drc-groups               as many processes as super-classes
-        drc-head-copies          a process holds one of the heads
         drc-loader-names         names that the loader does not know
         drc-scripts              scripts that cannot run
         dc-faiss-seed            k-means from an unknown start
