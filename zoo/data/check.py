@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import UserError
-from . import archive_sets, locate, parts
+from . import archive_sets, locate, looks, parts
 from .annotations import DetectionSource
 from .archives import PackStore
 from .bad_images import in_order
 from .classes import Classes
 from .classes import numbers as match
 from .coco import CocoSource
+from .images import is_image_name
+from .looks import FORMATS, Looks
 from .open import read_part
 from .source import FileSource, FolderStore, Source
 from .specs import DatasetSpec
-
-FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF"}
 
 
 @dataclass
@@ -49,20 +47,27 @@ def check(spec: DatasetSpec, root: str | Path | None) -> Report:
     """Read every image of every part that is there."""
     folder = locate.find(spec, root)
     report = Report([f"{spec.name}: {folder or spec.prepare}"])
-    seen: dict[bytes, tuple[str, str]] = {}
+    seen: dict[bytes, tuple[str, str, str]] = {}
     found: dict[str, Source] = {}
+    looked: dict[str, Looks] = {}
     own = list(dict.fromkeys(rule.read for rule in spec.splits.values() if rule.read))
     for part in own:
-        if (source := _part(spec, folder, part, report, seen)) is not None:
+        looked[part] = Looks(part)
+        if (source := _part(spec, folder, part, report, seen, looked[part])) is not None:
             found[part] = source
-    _compare(spec, found, report)
+    _compare(spec, found, looked, report)
     if len(report.facts) == 1 and not report.problems:
         report.problems.append(f"none of its parts ({', '.join(own)}) is there")
     return report
 
 
 def _part(
-    spec: DatasetSpec, folder: Path | None, part: str, report: Report, seen: dict[bytes, tuple[str, str]]
+    spec: DatasetSpec,
+    folder: Path | None,
+    part: str,
+    report: Report,
+    seen: dict[bytes, tuple[str, str, str]],
+    looked: Looks,
 ) -> Source | None:
     report.problems += _map_lines(spec, folder, part)
     try:
@@ -83,16 +88,19 @@ def _part(
         report.problems.append(f"{part}: {len(source):,} images of {expected:,}: {what}")
     report.facts.append(f"  {part}: {_counts(source)}")
     report.notes += _left_out(spec, source, part)
-    _images(source, part, report, seen)
+    _images(source, part, report, seen, looked)
     if isinstance(source, DetectionSource):
         _objects(source, part, report)
     return source
 
 
-def _compare(spec: DatasetSpec, found: dict[str, Source], report: Report) -> None:
-    """Whether the parts mean the same by their classes: names, numbers, and COCO's category ids, against the training part."""
+def _compare(spec: DatasetSpec, found: dict[str, Source], looked: dict[str, Looks], report: Report) -> None:
+    """Whether the parts look alike, and mean the same by their classes: names, numbers, COCO's category ids, against the training part."""
     train = spec.part("train") if "train" in spec.splits else ""
     train = train if train in found else next(iter(found), "")
+    for part in found:
+        if part != train:
+            report.notes += looks.compare(looked[part], looked[train])
     for part, source in found.items():
         here, there = Classes.of(source), Classes.of(found[train])
         if part == train or not here.names or not there.names:
@@ -156,8 +164,13 @@ def _left_out(spec: DatasetSpec, source: Source, part: str) -> list[str]:
     if not isinstance(source, FileSource) or spec.reader != "folders":
         return []
     if isinstance(source.store, FolderStore):
-        everything = sum(len(files) for _, _, files in os.walk(source.store.root, followlinks=True))
-        return [f"{part}: {everything - len(source):,} other files are not read"] if everything > len(source) else []
+        text = looks.unread(
+            name
+            for _, _, files in os.walk(source.store.root, followlinks=True)
+            for name in files
+            if not is_image_name(name)
+        )
+        return [f"{part}: {text}"] if text else []
     if isinstance(source.store, PackStore) and len(source.store.files) == 1 and source.store.files[0].endswith(".zip"):
         inside = len(archive_sets.zip_members(Path(source.store.files[0]))[0])
         return (
@@ -181,7 +194,7 @@ def _counts(source: Source) -> str:
     return text + f", fingerprint {source.fingerprint[:10]}"
 
 
-def _images(source: Source, part: str, report: Report, seen: dict[bytes, tuple[str, str]]) -> None:
+def _images(source: Source, part: str, report: Report, seen: dict[bytes, tuple[str, str, str]], looked: Looks) -> None:
     """Decode all, find the same bytes twice (also across parts), count what is unusual."""
     odd: Counter[str] = Counter()
     digests: dict[int, bytes] = {}
@@ -192,36 +205,45 @@ def _images(source: Source, part: str, report: Report, seen: dict[bytes, tuple[s
                 data = source.raw(i)
                 digests[i] = hashlib.blake2b(data, digest_size=12).digest()
                 source.decoded(i)
-                odd.update(_unusual(source.name(i), data))
+                looked.each.append(found := looks.look(data))
+                odd.update(_unusual(source.name(i), found.format))
             else:
                 digests[i] = hashlib.blake2b(source.pixels(i).tobytes(), digest_size=12).digest()
         except UserError as error:
             return i, str(error)
         return i, ""
 
-    twins = 0
+    twins: Counter[str] = Counter()
     for i, complaint in in_order(attempt, range(len(source)), f"checking {part}"):
         if complaint:
             report.problems.append(complaint)
         if (digest := digests.pop(i, None)) is None:
             continue
         here, file = f"{part}: {source.name(i)}", source.where(i) if isinstance(source, FileSource) else str(i)
-        name, where = seen.setdefault(digest, (here, file))
+        name, where, other = seen.setdefault(digest, (here, file, part))
         if where != file:  # the same file is in several parts of some sets: train and trainval
-            twins += 1
+            twins[other] += 1
             report.notes.append(f"{here} is the same as {name}")
     report.notes += [f"{part}: {count:,} images {what}" for what, count in sorted(odd.items())]
+    report.facts += looks.facts(looked)
+    report.notes += looks.notes(looked)
     if twins:
-        report.facts.append(f"  {part}: {twins:,} images have the bytes of an earlier one")
+        report.facts.append(f"  {part}: {twins.total():,} images have the bytes of an earlier one")
+    if twins[part]:
+        report.notes.append(
+            f"{part}: {twins[part]:,} images are there twice or more: each counts as often in training and in a score"
+        )
+    for other, count in sorted(twins.items()):
+        if other != part:
+            report.notes.append(
+                f"{part}: {count:,} of its {len(source):,} images are in {other} too: what is trained on one and judged on the other has seen them; "
+                "remove them from one"
+            )
 
 
-def _unusual(name: str, data: bytes) -> list[str]:
-    with Image.open(io.BytesIO(data)) as image:
-        wanted = FORMATS.get(name.rpartition(".")[2].lower())
-        found = [] if wanted in (None, image.format) else [f"are {image.format} behind another extension"]
-        if image.mode not in ("RGB", "L"):
-            found.append(f"have mode {image.mode} (converted)")
-        return found
+def _unusual(name: str, form: str) -> list[str]:
+    wanted = FORMATS.get(name.rpartition(".")[2].lower())
+    return [] if wanted in (None, form) else [f"are {form} behind another extension"]
 
 
 def _objects(source: DetectionSource, part: str, report: Report) -> None:

@@ -26,7 +26,7 @@ from PIL import Image, ImageFile
 from ..errors import UserError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _BITS, _PHOTOMETRIC, _MIN, _MAX, _SAMPLE, _SMIN, _SMAX = 258, 262, 280, 281, 339, 340, 341  # tags of TIFF
 
 
@@ -63,7 +63,7 @@ def _decode(data: bytes, channels: int) -> Image.Image:
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """A copy of an opened image in ``mode`` (RGB or L).  Raises ValueError for values whose range is not stated."""
-    if image.mode in _DEEP:
+    if image.mode in DEEP:
         image = _eight_bits(image)
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -73,7 +73,7 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Gray of more than 8 bits as mode L, rounded to the nearest of 0..255."""
     values = np.asarray(image)
-    low, high = _range(image, values.max())
+    low, high = stated_range(image, values.max())
     if not np.isfinite(values).all() or values.min() < low or values.max() > high:
         raise ValueError(
             f"values {values.min()}..{values.max()} lie outside the range {low:g}..{high:g} that the file states"
@@ -87,7 +87,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - found if _tag(image, _PHOTOMETRIC) == 0 else found)
 
 
-def _range(image: Image.Image, brightest: float) -> tuple[float, float]:
+def stated_range(image: Image.Image, brightest: float) -> tuple[float, float]:
     """(black, white) as the file states them; a stated maximum below the ``brightest`` pixel is none."""
     low, high = (_tag(image, signed, _tag(image, plain)) for signed, plain in ((_SMIN, _MIN), (_SMAX, _MAX)))
     bits = int(_tag(image, _BITS, 16 if image.format in ("PNG", "PPM") or image.mode != "I" else 32))
