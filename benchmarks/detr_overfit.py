@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import dist, loop, provenance, rng
+from engine import dist, loop, optim, provenance, rng
 from engine.progress import duration
 from evaluations.detection.data import Items, Stream
 from evaluations.detection.train import Learner
@@ -94,6 +94,7 @@ def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: st
         found = loop.fit(
             learner,
             stream,
+            rates=optim.schedule(recipe["schedule"], stream.steps_per_epoch, steps, lr=CELL["lr"]),
             recipe=recipe,
             folder=folder / "run",
             options=type(task.settings.compute.options)(**options),

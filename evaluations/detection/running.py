@@ -25,8 +25,9 @@ from ..protocol import Protocol, head_of
 from ..result import Result
 from . import train
 from .average_precision import Score, with_errors
-from .data import IMAGENET, Group, Items, Stream, with_objects
+from .data import Group, Items, Stream, with_objects
 from .train import Learner
+from .views import IMAGENET
 
 
 class Kind:
@@ -206,14 +207,23 @@ def freeze_of(setting: str | Mapping[str, str] | None, model: Model) -> str | No
     return "all" if setting == "last" else setting
 
 
-def steps_schedule(head: Any, steps_per_epoch: int) -> dict[str, Any]:
-    """Rates by iterations, in the epochs that the engine's schedules count in."""
+def sgd_by_iterations(head: Any, cell: Mapping[str, float], steps_per_epoch: int) -> dict[str, Any]:
+    """SGD whose rate warms up and falls at iterations, written in the epochs that the engine's schedules count in."""
     return {
-        "name": "step",
-        "milestones": [m / steps_per_epoch for m in head.milestones],
-        "factor": head.factor,
-        "warmup_epochs": head.warmup / steps_per_epoch,
-        "warmup_multiplier": 1 / head.warmup_start,
+        "optimizer": {
+            "name": "sgd",
+            "lr": cell["lr"],
+            "momentum": head.momentum,
+            "weight_decay": cell["weight_decay"],
+        },
+        "schedule": {
+            "name": "step",
+            "milestones": [m / steps_per_epoch for m in head.milestones],
+            "factor": head.factor,
+            "warmup_epochs": head.warmup / steps_per_epoch,
+            "warmup_multiplier": 1 / head.warmup_start,
+        },
+        "sync_bn": head.norm != "batch",
     }
 
 

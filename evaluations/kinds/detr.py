@@ -3,7 +3,7 @@
 Protocols  detr_coco (SwAV's settings: 300 epochs, 64 images a step, rates 1e-4 and 5e-5), detr_scenes
 Metrics    ap, ap50, ap75, aps, apm, apl and recalls (COCO), all queries of every image, no threshold
 The network is the zoo's, its batch norms are constants, stem and first stage stay as they are. Model, losses and what differs
-from transformers' defaults: evaluations/detection/detr.py. Views and groups: evaluations/detection/data.py.
+from transformers' defaults: evaluations/detection/detr.py. Views: detection/views.py; groups: detection/data.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from zoo.schema import Strict
 from ..detection import average_precision as scores
 from ..detection import detr, optional, running
 from ..detection.backbones import Body
-from ..detection.data import Count, Crop, Group, Views
+from ..detection.data import Group
 from ..detection.train import detect
+from ..detection.views import Count, Crop, Views
 from ..inputs.features import FeatureRequest, Features
 from ..inputs.models import Model
 from ..protocol import Kind as Takes

@@ -3,7 +3,7 @@
 Protocols  detect_voc0712_c4, detect_voc07_fpn, detect_coco_c4_1x, detect_coco_fpn_1x, voc07_detection_all, detect_scenes
 Metrics    ap, ap50, ap75, aps, apm, apl (COCO); mask_ap, mask_ap50, …; or, with head.score=voc, ap, ap50, ap75 by VOC's
            eleven points and the same with _area; map: ap50 under the name that VOC07's tables have
-The detectors and what differs from detectron2: evaluations/detection/rcnn.py. Sizes, views and groups: detection/data.py.
+The detectors and what differs from detectron2: evaluations/detection/rcnn.py. Sizes and views: detection/views.py; groups: detection/data.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from zoo.schema import Strict
 
 from ..detection import average_precision as scores
 from ..detection import optional, rcnn, running
-from ..detection.data import Count, Group, Items, Views
+from ..detection.data import Group, Items
 from ..detection.proposals import SelectiveSearch
 from ..detection.train import detect
+from ..detection.views import Count, Views
 from ..inputs.features import FeatureRequest, Features
 from ..inputs.models import Model
 from ..protocol import Kind as Takes
@@ -172,17 +173,7 @@ class Kind(running.Kind):
         ]
 
     def recipe(self, cell: Mapping[str, float], steps_per_epoch: int) -> dict[str, Any]:
-        head = self.head
-        return {
-            "optimizer": {
-                "name": "sgd",
-                "lr": cell["lr"],
-                "momentum": head.momentum,
-                "weight_decay": cell["weight_decay"],
-            },
-            "schedule": running.steps_schedule(head, steps_per_epoch),
-            "sync_bn": head.norm != "batch",
-        }
+        return running.sgd_by_iterations(self.head, cell, steps_per_epoch)
 
     def measure(self, network: nn.Module, split: str) -> tuple[scores.Score, Any]:
         items = self.items(split)

@@ -20,8 +20,9 @@ from zoo.schema import Strict
 
 from ..detection import running, segmentation
 from ..detection.average_precision import Score
-from ..detection.data import Count, Group, Views
+from ..detection.data import Group
 from ..detection.train import autocast, shown
+from ..detection.views import Count, Views
 from ..inputs.features import FeatureRequest, Features
 from ..inputs.models import Model
 from ..protocol import Kind as Takes
@@ -104,17 +105,7 @@ class Kind(running.Kind):
         return [{"params": [p for p in network.parameters() if p.requires_grad]}]
 
     def recipe(self, cell: Mapping[str, float], steps_per_epoch: int) -> dict[str, Any]:
-        head = self.head
-        return {
-            "optimizer": {
-                "name": "sgd",
-                "lr": cell["lr"],
-                "momentum": head.momentum,
-                "weight_decay": cell["weight_decay"],
-            },
-            "schedule": running.steps_schedule(head, steps_per_epoch),
-            "sync_bn": head.norm != "batch",
-        }
+        return running.sgd_by_iterations(self.head, cell, steps_per_epoch)
 
     @torch.no_grad()
     def measure(self, network: nn.Module, split: str) -> tuple[Score, Any]:

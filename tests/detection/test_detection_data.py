@@ -12,18 +12,8 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from engine import dist
-from evaluations.detection.data import (
-    Crop,
-    Items,
-    Sample,
-    Stream,
-    Views,
-    grouped,
-    placed,
-    shown_groups,
-    train_view,
-    with_objects,
-)
+from evaluations.detection.data import Items, Stream, grouped, placed, shown_groups, with_objects
+from evaluations.detection.views import Crop, Sample, Views, train_view
 from zoo.data.annotations import Objects
 from zoo.errors import UserError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluations.detection import rcnn, segmentation
+from evaluations.detection import rcnn, regions, segmentation
 from evaluations.detection.backbones import Body
 from evaluations.kinds import rcnn as kind
 from zoo import backbones
@@ -110,7 +110,7 @@ def test_both_losses_of_proposals_are_sums_over_256_anchors_an_image():
 
 
 def test_boxes_of_the_canonical_size_belong_to_stride_16():
-    pool = rcnn.Regions({"a": 4, "b": 8, "c": 16, "d": 32}, 7)
+    pool = regions.Regions({"a": 4, "b": 8, "c": 16, "d": 32}, 7)
     sides = torch.tensor([10.0, 111, 113, 223, 225, 447, 449, 2000])
     boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], 1)
     assert pool.levels(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -7,9 +7,9 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 
 from engine import optim
-from evaluations.detection import rcnn
-from evaluations.detection.data import resized
-from evaluations.detection.running import steps_schedule
+from evaluations.detection import rcnn, regions
+from evaluations.detection.running import sgd_by_iterations
+from evaluations.detection.views import resized
 from evaluations.protocol import complete, head_of
 from evaluations.protocol import load as load_protocol
 from golden import load
@@ -24,7 +24,7 @@ def test_sizes_are_rounded_as_detr_and_as_detectron2():
 
 
 def anchors_of(sizes, strides, grids):
-    made = rcnn.Anchors(sizes, (0.5, 1.0, 2.0), strides)
+    made = regions.Anchors(sizes, (0.5, 1.0, 2.0), strides)
     maps = [torch.zeros(1, 1, *grid) for grid in grids]
     (found,) = made(ImageList(torch.zeros(1, 3, 8, 8), [(8, 8)]), maps)
     return found
@@ -64,7 +64,7 @@ def test_regions_are_pooled_as_detectron2():
         torch.tensor(g.given("pool_rois")),
         float(g.given("pool_scale")),
     )
-    pool = rcnn.Regions({"map": round(1 / scale)}, g.arrays["pool_aligned"].shape[-1])
+    pool = regions.Regions({"map": round(1 / scale)}, g.arrays["pool_aligned"].shape[-1])
     boxes = [rois[rois[:, 0] == i, 1:] for i in range(len(maps))]
     order = torch.cat([torch.where(rois[:, 0] == i)[0] for i in range(len(maps))]).argsort()
     g.agree("pool_aligned", pool({"map": maps}, boxes)[order])
@@ -76,7 +76,7 @@ def test_regions_are_pooled_as_detectron2():
 SCHEDULES = {
     "voc24k": ("detect_voc0712_c4", {}),
     "coco1x": ("detect_coco_c4_1x", {}),
-    "coco2x": ("detect_coco_c4_1x", {"head.iterations": 180000, "head.milestones": [120000, 160000]}),
+    "coco2x": ("detect_coco_c4_2x", {}),
     "swav_voc24k": ("detect_voc0712_c4", {"head.warmup": 1000, "head.warmup_start": 0.3333}),
 }
 
@@ -87,7 +87,8 @@ def test_rates_are_detectron2s(name):
     protocol, changes = SCHEDULES[name]
     settings = head(protocol, **changes)
     for steps_per_epoch in (1034, 1):  # 16,551 images in steps of 16
-        rates = optim.schedule(steps_schedule(settings, steps_per_epoch), steps_per_epoch, settings.iterations, lr=1.0)
+        schedule = sgd_by_iterations(settings, {"lr": 1.0, "weight_decay": 0.0}, steps_per_epoch)["schedule"]
+        rates = optim.schedule(schedule, steps_per_epoch, settings.iterations, lr=1.0)
         g.agree(f"lr_{name}_factor", rates[g.given(f"lr_{name}_iteration")])
     assert float(g.checked("frozen_bn_eps", "torchvision's default is another")) == 1e-5
 
