@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 from evaluations.protocol import module_of
 from zoo.errors import UserError
 from zoo.settings import parse
@@ -25,15 +25,14 @@ from zoo.settings import parse
 LINES = ("#1666b0", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#334155")
 
 
-def detections(task: Task, images: int) -> list[tuple[Any, Any, dict[str, np.ndarray]]]:
+def detections(measurement: Measurement, images: int) -> list[tuple[Any, Any, dict[str, np.ndarray]]]:
     """(image, objects, {boxes, scores, labels}) of the first test images. Raises UserError where no detector was trained."""
-    features = task.features(lambda: None, lambda line: None, ())
-    kind = module_of(task.protocol.kind).Kind(task.protocol, features)
-    items = kind.items(task.protocol.splits.test)
-    file = features.workspace / f"seed{task.settings.seed * 1000}" / "weights.pth"
+    kind = module_of(measurement.protocol.kind).Kind(measurement.protocol, measurement)
+    items = kind.items(measurement.protocol.splits.test)
+    file = measurement.workspace / f"seed{measurement.settings.seed * 1000}" / "weights.pth"
     if not file.is_file():
         raise UserError(
-            f"no detector in {file.parent}; run: python -m evaluations run {task.protocol.id} {task.judged.name}"
+            f"no detector in {file.parent}; run: python -m evaluations run {measurement.protocol.id} {measurement.model.name}"
         )
     network = kind.build(len(items.source.classes))
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -86,12 +85,10 @@ def main() -> None:
     parser.add_argument("--above", type=float, default=0.5, help="lowest score that is drawn")
     args = parser.parse_intermixed_args()
     words = parse(args.settings)
-    task = Task.of(args.protocol, args.model, Settings.of(words, str(words.pop("out", "runs"))))
-    title = (
-        f"{task.protocol.id}, {task.judged.name}, {task.protocol.splits.test} images; predictions above {args.above:g}"
-    )
-    classes = list(task.open(task.protocol.splits.test).classes)
-    figure = draw(detections(task, args.images), classes, args.above, title)
+    measurement = Measurement.of(args.protocol, args.model, Settings.of(words, str(words.pop("out", "runs"))))
+    title = f"{measurement.protocol.id}, {measurement.model.name}, {measurement.protocol.splits.test} images; predictions above {args.above:g}"
+    classes = list(measurement.open(measurement.protocol.splits.test).classes)
+    figure = draw(detections(measurement, args.images), classes, args.above, title)
     args.file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.file, dpi=110, metadata={"Software": None})
     print(f"wrote {args.file}")

@@ -23,7 +23,7 @@ from engine.progress import duration
 from evaluations.detection.data import Items, Stream
 from evaluations.detection.train import Learner
 from evaluations.kinds import detr
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 
 SETTINGS: dict[str, Any] = {"head.views.flip": 0.0, "head.batch": 16, "head.group": 16}
 CELL = {"lr": 1e-3, "lr_backbone": 5e-4, "weight_decay": 1e-4}
@@ -57,9 +57,8 @@ def mean_loss(kind: Few, network: torch.nn.Module, split: str, seed: int) -> flo
 
 def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: str) -> dict[str, Any]:
     """The curve: for each scored step the AP50 and loss on the learned scenes and on those of val."""
-    task = Task.of("detr_scenes", model, Settings.of(SETTINGS, out))
-    features = task.features(lambda: None, lambda line: None, ())
-    kind = Few(task.protocol, features)
+    task = Measurement.of("detr_scenes", model, Settings.of(SETTINGS, out))
+    kind = Few(task.protocol, task)
     kind.count = scenes
     source = kind.items("train").source
     with torch.random.fork_rng(devices=[]):
@@ -78,10 +77,10 @@ def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: st
         "sync_bn": False,
         "sync_bn_group": None,
         "batch": kind.head.batch,
-        "model": task.judged.name,
+        "model": task.model.name,
         "scenes": scenes,
     }
-    folder = Path(out) / f"detr_overfit_{scenes}_{task.judged.name}"
+    folder = Path(out) / f"detr_overfit_{scenes}_{task.model.name}"
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "curve.json"
     curve: list[dict[str, float]] = json.loads(kept.read_text()) if kept.exists() else []
@@ -90,14 +89,14 @@ def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: st
         if curve and stop <= curve[-1]["step"]:
             continue
         began = time.process_time()
-        options = {**task.settings.compute.options.__dict__, "stop_after": min(stop, steps), "tensorboard": False}
+        options = {**task.compute.options.__dict__, "stop_after": min(stop, steps), "tensorboard": False}
         found = loop.fit(
             learner,
             stream,
             rates=optim.schedule(recipe["schedule"], stream.steps_per_epoch, steps, lr=CELL["lr"]),
             recipe=recipe,
             folder=folder / "run",
-            options=type(task.settings.compute.options)(**options),
+            options=type(task.compute.options)(**options),
             world=dist.World(0, 1),
             provenance=provenance.collect(),
         )
@@ -112,7 +111,7 @@ def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: st
         print(", ".join(f"{name} {value:g}" for name, value in row.items()), flush=True)
         if found.finished or spent > 60 * minutes:
             break
-    return {"curve": curve, "model": task.judged.name, "scenes": scenes, "steps": steps}
+    return {"curve": curve, "model": task.model.name, "scenes": scenes, "steps": steps}
 
 
 def report(found: dict[str, Any], command: str) -> str:

@@ -26,7 +26,7 @@ from zoo.errors import UserError
 from .inputs import datasets
 from .inputs.features import FeatureRequest
 from .kinds.clustering import Head, fit, preparation
-from .measure import Settings, Task
+from .measure import Measurement, Settings
 
 TILE, COLUMNS, ROWS, LABEL = 64, 12, 40, 56
 
@@ -39,11 +39,11 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     rest = {k: v for k, v in given.items() if k not in own}
     settings = Settings.of({**rest, "data": folder, **{f"head.{k}": v for k, v in own.items()}})
     datasets.forget()
-    task = Task.of("cluster_images", model, settings)
-    features = task.features(lambda: None, lambda line: print(line), ())
-    source = features.source("train")
-    x = features.get(FeatureRequest("train"))
-    head = Head(**{**task.protocol.head, "clusters": own.get("clusters", max(2, round((len(x) / 2) ** 0.5)))})
+    measurement = Measurement.of("cluster_images", model, settings)
+    measurement.begin(lambda: None, measurement.plan, print)
+    source = measurement.source("train")
+    x = measurement.get(FeatureRequest("train"))
+    head = Head(**{**measurement.protocol.head, "clusters": own.get("clusters", max(2, round((len(x) / 2) ** 0.5)))})
     assert head.clusters is not None
     if head.clusters > len(x):
         raise UserError(f"clusters={head.clusters}: only {len(x)} images in {folder}")
@@ -53,7 +53,12 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     by_size = np.argsort(-np.bincount(labels, minlength=head.clusters), kind="stable")
     labels = np.argsort(by_size)[labels]  # cluster 0 is the largest
 
-    target = task.out / "clusters" / task.judged.name / f"{slug(Path(folder).expanduser().resolve().name)}-{task.key}"
+    target = (
+        measurement.out
+        / "clusters"
+        / measurement.model.name
+        / f"{slug(Path(folder).expanduser().resolve().name)}-{measurement.record_key}"
+    )
     target.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -1,16 +1,15 @@
 """Evaluate one model by one protocol: plan, one pass for features, selection, one look at the test split, one record.
 
 ``evaluate("knn_digits", "simclr_digits", {"pretrain_seed": 1})`` returns the path of the record. A measurement that exists is
-found by its key and not repeated. Features and models are shared between protocols, in memory and on disk. A ``Task`` is the
-measurement before it is made; ``Task.measure`` runs it with the test split sealed: the data reader raises until selection
-has finished.
+found by its key and not repeated. Features and models are shared between protocols, in memory and on disk. A ``Measurement``
+is one protocol on one model, from its plan to what its kind sees while it runs; ``measure`` runs it with the test split
+sealed: the data reader raises until selection has finished.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import sys
 import time
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import dist, provenance
+from engine import checkpoint, dist, provenance
 from engine.options import RunOptions
 from engine.progress import duration, peak_memory
 from results import record as records
@@ -36,7 +35,9 @@ from zoo.precision import has_bfloat16
 from . import transductive
 from .inputs import datasets, models
 from .inputs.features import Compute, FeatureRequest, Features, Store
+from .inputs.models import Model
 from .protocol import Protocol, complete, load, module_of, seeded
+from .result import Result
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 OWN_OPTIONS = {
@@ -96,6 +97,10 @@ class Settings:
         """The same without overrides of a protocol, for another protocol."""
         return replace(self, overrides={})
 
+    def model(self, asked: str, fetch: bool = True) -> Model:
+        """The model that a command line names. Raises UserError where there is none, with the command that would make it."""
+        return models.resolve(asked, self.pretrain_seed, self.options.out, fetch, self.form)
+
     @cached_property
     def compute(self) -> Compute:
         """Joins the processes that torchrun started, if any."""
@@ -106,17 +111,18 @@ class Settings:
         return Compute(device, self.precision, self.batch, self.options.workers or 0, self.options)
 
 
-@dataclass
-class Task:
-    """One protocol on one model. ``open`` opens a split of the data, unless it is sealed."""
+class Measurement(Features):
+    """One protocol on one model. What its kind sees while it runs is itself, as ``Features``.
 
-    protocol: Protocol
-    judged: models.Model
-    settings: Settings
-    open: Callable[[str], Any]
+    open   opens a split of the data with the classes of the training split, unless it is sealed
+    """
+
+    def __init__(self, protocol: Protocol, model: Model, settings: Settings, open: Callable[[str], Any]) -> None:
+        super().__init__(model, protocol, Store(Path(settings.options.out) / "features"), open_split=open)
+        self.settings = settings
 
     @classmethod
-    def of(cls, protocol_id: str, model: str, settings: Settings, fetch: bool = True) -> Task:
+    def of(cls, protocol_id: str, model: str, settings: Settings, fetch: bool = True) -> Measurement:
         """Raises UserError: unknown protocol, path or model, no finished run, data not found.
 
         fetch   False: neither weights nor data are downloaded, for plans.
@@ -128,12 +134,20 @@ class Task:
         if protocol.seeds > 1 and not seeded(protocol):
             raise UserError(f"seeds={protocol.seeds}: {protocol.id} has no repetitions under other seeds; leave it out")
         arranged, opener = datasets.arrange(protocol, settings.options.data, settings.download, fetch, settings.max_bad)
-        judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch, settings.form)
-        return cls(arranged, judged, settings, opener)
+        return cls(arranged, settings.model(model, fetch), settings, opener)
+
+    @property
+    def compute(self) -> Compute:
+        return self.settings.compute
 
     @property
     def out(self) -> Path:
         return Path(self.settings.options.out)
+
+    @property
+    def workspace(self) -> Path:
+        """A folder for what this measurement keeps while it runs: checkpoints of heads."""
+        return self.out / "probes" / self.model.name / f"{self.protocol.id}--{self.record_key}"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -153,10 +167,10 @@ class Task:
         return str(source.identity)
 
     @cached_property
-    def key(self) -> str:
+    def record_key(self) -> str:
         """The name of this measurement, known before it is made."""
         return records.key(
-            weights_sha256=self.judged.weights_sha256,
+            weights_sha256=self.model.weights_sha256,
             data_fingerprint=self.fingerprint,
             protocol=self.protocol.id,
             version=self.protocol.version,
@@ -166,17 +180,17 @@ class Task:
 
     def measured(self, root: Path) -> Path | None:
         """The record of this measurement below ``root``, if it was made before."""
-        return records.find(root, self.judged.name, self.protocol.id, self.key)
+        return records.find(root, self.model.name, self.protocol.id, self.record_key)
 
     @property
     def plan(self) -> list[FeatureRequest]:
-        return list(module_of(self.protocol.kind).plan(self.protocol, self.judged))
+        return list(module_of(self.protocol.kind).plan(self.protocol, self.model))
 
     def check(self) -> None:
         """Raises UserError for whatever a run would refuse: layers, settings that do not go together, too few images or
         labels. Opens the splits, and so comes before any of them is sealed; a plan asks it too."""
         _ = self.plan
-        module_of(self.protocol.kind).check(self.protocol, self.judged, self.open)
+        module_of(self.protocol.kind).check(self.protocol, self.model, self.open)
 
     @property
     def closed(self) -> list[str]:
@@ -196,30 +210,12 @@ class Task:
     def transductive(self) -> bool:
         """Whether pre-training read images of the scored split, without their labels. Opens it: not under seal."""
         place = self.protocol.dataset, self.scored, self.settings.options.data
-        return transductive.saw(self.judged, self.open(self.scored), *place)
+        return transductive.saw(self.model, self.open(self.scored), *place)
 
-    def features(
-        self, release: Callable[[], None], say: Callable[[str], None], also: Iterable[FeatureRequest]
-    ) -> Features:
-        return Features(
-            self.judged,
-            self.protocol,
-            Store(self.out / "features"),
-            compute=self.settings.compute,
-            open_split=self.open,
-            release=release,
-            also=[*self.plan, *also],
-            say=say,
-            workspace=self.out / "probes" / self.judged.name / f"{self.protocol.id}--{self.key}",
-        )
-
-    def measure(
-        self, say: Callable[[str], None] = lambda line: None, also: Iterable[FeatureRequest] = ()
-    ) -> tuple[Any, Features]:
-        """(Result, what it saw): the evaluation under seal."""
-        module = module_of(self.protocol.kind)
+    def measure(self, say: Callable[[str], None] = lambda line: None, also: Iterable[FeatureRequest] = ()) -> Result:
+        """The evaluation under seal. ``also``: what will be asked of the same images later, and is computed in the same pass."""
         self.check()
-        _ = self.key  # fingerprints first: a sealed split cannot be opened
+        _ = self.record_key  # fingerprints first: a sealed split cannot be opened
         with ExitStack() as stack:
             seals = [stack.enter_context(data.sealed(split)) for split in self.closed]
 
@@ -227,8 +223,9 @@ class Task:
                 for seal in seals:
                     seal.release()
 
-            features = self.features(release, say, also)
-            return module.run(self.protocol, features, self.settings.seed), features
+            self.begin(release, [*self.plan, *also], say)
+            found: Result = module_of(self.protocol.kind).run(self.protocol, self, self.settings.seed)
+            return found
 
 
 _FINGERPRINTS: dict[tuple[str, str | None, str], str] = {}
@@ -252,50 +249,57 @@ def evaluate(
     settings = Settings.of(overrides or {}, out)
     if settings.options.threads:
         torch.set_num_threads(settings.options.threads)
-    device = settings.compute.device  # joins the other processes first
+    _ = settings.compute  # joins the other processes first
     tell = _silent if quiet or not dist.is_main() else say
     datasets.forget()
-    task = Task.of(protocol_id, model, settings)
-    protocol, judged = task.protocol, task.judged
-    root = records.COMMITTED if record else task.out / "measured"
-    found = task.measured(root)
+    measurement = Measurement.of(protocol_id, model, settings)
+    root = records.COMMITTED if record else measurement.out / "measured"
+    title = f"{measurement.protocol.name} on {measurement.model.name}"
+    found = measurement.measured(root)
     if found is not None:
-        tell(f"{protocol.name} on {judged.name}: measured before, nothing to do: {found}")
+        tell(f"{title}: measured before, nothing to do: {found}")
         return found
-    others = [Task.of(name, model, settings.plain) for name in also if load(name).dataset == protocol.dataset]
+    others = [
+        Measurement.of(name, model, settings.plain)
+        for name in also
+        if load(name).dataset == measurement.protocol.dataset
+    ]
     started = time.perf_counter()
-    result, features = task.measure(tell, [request for other in others for request in other.plan])
+    result = measurement.measure(tell, [request for other in others for request in other.plan])
     seconds = time.perf_counter() - started
     if not dist.is_main():
         dist.barrier()
-        return root / judged.name
-    written = records.write(
-        records.Record(
-            schema=records.SCHEMA,
-            model=judged.name,
-            pretrain_seed=judged.pretrain_seed,
-            protocol=protocol.id,
-            version=protocol.version,
-            form=protocol.form,
-            command=command_of(task, model),
-            pretrain_command=judged.pretrain_command,
-            metrics=result.metrics,
-            selection=features.selection,
-            test_reads=features.test_reads,
-            data_fingerprint=task.fingerprint,
-            weights_sha256=judged.weights_sha256,
-            predictions_sha256=keep_predictions(result, task.out / "predictions"),
-            provenance=_provenance(seconds, device),
-            overrides=settings.recorded,
-            evaluation_seed=settings.seed,
-            input=judged.assumed_input,
-            transductive=task.transductive,
-        ),
-        root,
-    )
+        return root / measurement.model.name
+    written = records.write(record_of(measurement, result, seconds), root)
     dist.barrier()
-    tell(f"{protocol.name} on {judged.name}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
+    tell(f"{title}: {summary(result.metrics)}  ({duration(seconds)}) -> {written}")
     return written
+
+
+def record_of(measurement: Measurement, result: Result, seconds: float) -> records.Record:
+    """The record of a measurement that is made; its predictions are kept in a file."""
+    protocol, model = measurement.protocol, measurement.model
+    return records.Record(
+        schema=records.SCHEMA,
+        model=model.name,
+        pretrain_seed=model.pretrain_seed,
+        protocol=protocol.id,
+        version=protocol.version,
+        form=protocol.form,
+        command=command_of(measurement),
+        pretrain_command=model.pretrain_command,
+        metrics=result.metrics,
+        selection=measurement.selection,
+        test_reads=measurement.test_reads,
+        data_fingerprint=measurement.fingerprint,
+        weights_sha256=model.weights_sha256,
+        predictions_sha256=keep_predictions(result, measurement.out / "predictions"),
+        provenance=_provenance(seconds, measurement.compute.device),
+        overrides=measurement.settings.recorded,
+        evaluation_seed=measurement.settings.seed,
+        input=model.assumed_input,
+        transductive=measurement.transductive,
+    )
 
 
 def keep_predictions(result: Any, folder: Path) -> str | None:
@@ -310,16 +314,15 @@ def keep_predictions(result: Any, folder: Path) -> str | None:
     target = folder / f"{name}.npz"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{name}.{os.getpid()}.npz"
-        np.savez_compressed(temporary, predictions=result.predictions, correct=correct)
-        os.replace(temporary, target)
+        arrays = {"predictions": result.predictions, "correct": correct}
+        checkpoint.write_atomic(target, lambda file: np.savez_compressed(file, **arrays))
     return name
 
 
-def command_of(task: Task, model: str) -> str:
+def command_of(measurement: Measurement) -> str:
     """The command that measures this again, without places of this machine."""
-    settings = task.settings
-    words = ["python", "-m", "evaluations", "run", task.protocol.id, model]
+    settings = measurement.settings
+    words = ["python", "-m", "evaluations", "run", measurement.protocol.id, measurement.model.asked]
     if settings.pretrain_seed is not None:
         words.append(f"pretrain_seed={settings.pretrain_seed}")
     if settings.seed:

@@ -18,7 +18,7 @@ from engine.maths import contingency
 from results import record as records
 from zoo.errors import UserError
 
-from .measure import Settings, Task, evaluate, keep_predictions, say
+from .measure import Measurement, Settings, evaluate, keep_predictions, say
 from .protocol import module_of
 from .scores import Paired, bootstrap, jackknife, mean_average_precision, paired
 
@@ -42,12 +42,14 @@ def compare(a: str, b: str, protocol: str, overrides: Mapping[str, Any]) -> str:
         if all(set(np.unique(c)) <= {0, 1} for c in (correct, other_correct)):
             return describe(one, two, paired(correct, other_correct))
         return describe_means(one, two, correct, other_correct)
-    task = Task.of(protocol, a, Settings.of(overrides))
-    if task.protocol.kind in DENSE:
-        return describe_dense(one, two, task, scores, other_scores)
-    if task.protocol.kind == "clustering":
-        return describe_clusterings(one, two, np.asarray(task.open(task.scored).labels), scores, other_scores)
-    return describe_precision(one, two, np.asarray(task.open(task.protocol.splits.test).targets), scores, other_scores)
+    measurement = Measurement.of(protocol, a, Settings.of(overrides))
+    if measurement.protocol.kind in DENSE:
+        return describe_dense(one, two, measurement, scores, other_scores)
+    if measurement.protocol.kind == "clustering":
+        truth = np.asarray(measurement.open(measurement.scored).labels)
+        return describe_clusterings(one, two, truth, scores, other_scores)
+    targets = np.asarray(measurement.open(measurement.protocol.splits.test).targets)
+    return describe_precision(one, two, targets, scores, other_scores)
 
 
 def _predicted(
@@ -62,7 +64,7 @@ def _predicted(
     place = out / "predictions" / f"{record.predictions_sha256}.npz"
     if not place.is_file():
         say(f"{path}: its predictions are not in {place.parent}; computing them again")
-        result, _ = Task.of(protocol, model, Settings.of(overrides)).measure(say)
+        result = Measurement.of(protocol, model, Settings.of(overrides)).measure(say)
         if keep_predictions(result, place.parent) != record.predictions_sha256:
             raise UserError(
                 f"{path}: its predictions are not in {place.parent}, and computed again they are others (another machine, "
@@ -125,10 +127,12 @@ def describe_clusterings(
     return "\n".join([f"{_title(a, len(truth))}{_first(a)}", *rows, f"  {CAUTION}"])
 
 
-def describe_dense(a: records.Record, b: records.Record, task: Task, one: np.ndarray, two: np.ndarray) -> str:
+def describe_dense(
+    a: records.Record, b: records.Record, measurement: Measurement, one: np.ndarray, two: np.ndarray
+) -> str:
     """Kept detections or confusions: the jackknife over groups of images, the same groups for both models."""
-    kind = module_of(task.protocol.kind).Kind(task.protocol, task.features(lambda: None, lambda line: None, ()))
-    source = task.open(task.protocol.splits.test)
+    kind = module_of(measurement.protocol.kind).Kind(measurement.protocol, measurement)
+    source = measurement.open(measurement.protocol.splits.test)
     both = [kind.score_kept(source, kept) for kept in (one, two)]
     whole = [score(np.arange(len(source))) for score in both]
 
@@ -139,7 +143,7 @@ def describe_dense(a: records.Record, b: records.Record, task: Task, one: np.nda
     errors = jackknife(gaps, len(source))
     rows = [
         _difference(a, b, name, [values[name] for values in whole], errors[name])
-        for name in task.protocol.metrics
+        for name in measurement.protocol.metrics
         if name in errors
     ]
     return "\n".join([f"{_title(a, len(source))}{_first(a)}", *rows, f"  {CAUTION}"])

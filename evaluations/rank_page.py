@@ -21,7 +21,7 @@ from engine.maths.knn import search
 from zoo.errors import UserError
 
 from .inputs.features import FeatureRequest, layers_of, pool_of
-from .measure import Settings, Task, say
+from .measure import Measurement, Settings, say
 from .rank import LABELLED, QUALITY, Ranking, Row
 
 TEMPLATE = Path(__file__).with_name("rank_page.html")
@@ -140,16 +140,17 @@ def short(place: str) -> str:
 
 def montage(ranking: Ranking, row: Row, settings: Settings) -> Image.Image:
     """Some images and the nearest others of each by the features of a model; frames tell whether the class is the same."""
-    task = Task.of(ranking.by or "quality_folder", row.place, settings)
-    features = task.features(lambda: None, lambda line: None, ())
-    layer = layers_of(task.protocol, task.judged)[0]
-    splits = task.protocol.splits
-    asked, bank = (FeatureRequest(split, layer, pool_of(task.protocol, layer)) for split in (splits.test, splits.train))
-    queries, shown = features.source(splits.test), features.source(splits.train)
+    measurement = Measurement.of(ranking.by or "quality_folder", row.place, settings)
+    layer = layers_of(measurement.protocol, measurement.model)[0]
+    splits = measurement.protocol.splits
+    asked, bank = (
+        FeatureRequest(split, layer, pool_of(measurement.protocol, layer)) for split in (splits.test, splits.train)
+    )
+    queries, shown = measurement.source(splits.test), measurement.source(splits.train)
     chosen = np.sort(rng.permutation(0, "queries of a montage", 0, len(queries))[:QUERIES])
     alone = int(splits.test == splits.train)
     count = min(NEAREST + alone, len(shown))
-    _, index = search(features.get(bank), np.asarray(features.get(asked)[chosen]), count)
+    _, index = search(measurement.get(bank), np.asarray(measurement.get(asked)[chosen]), count)
     sheet = Image.new("RGB", (TILE * (NEAREST + 1) + 8, TILE * len(chosen)), "white")
     for line, (query, near) in enumerate(zip(chosen.tolist(), index.tolist(), strict=True)):
         sheet.paste(tile(queries.image(query)), (0, line * TILE))

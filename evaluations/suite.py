@@ -23,9 +23,8 @@ from zoo import data
 from zoo.data.locate import DataMissing
 from zoo.errors import UserError
 
-from .inputs import models
 from .inputs.features import FeatureRequest, embedded, forward, layers_of, transform_of
-from .measure import Settings, Task, evaluate, summary
+from .measure import Measurement, Settings, evaluate, summary
 from .protocol import head_of, load, module_of, names
 
 
@@ -37,16 +36,16 @@ def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list
     that the model was trained on, may be fetched or composed; otherwise nothing is.
     """
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False, form=settings.form)
-    pattern, home = str(given.get("only", "*")), getattr(judged.recipe, "dataset", None)
+    network = settings.model(model, fetch=False)
+    pattern, home = str(given.get("only", "*")), getattr(network.recipe, "dataset", None)
     usable, left = [], []
     for name in names():
         wanted = load(name)
         near = pattern != "*" or wanted.dataset == home
-        if not fnmatchcase(name, pattern) or not (near or wanted.transform.crop in {judged.input["crop"]} - {None}):
+        if not fnmatchcase(name, pattern) or not (near or wanted.transform.crop in {network.input["crop"]} - {None}):
             continue
         try:
-            _permit(Task.of(name, model, settings.plain, fetch=download and near))
+            _permit(Measurement.of(name, model, settings.plain, fetch=download and near))
             usable.append(name)
         except UserError as error:
             left.append(f"left out: {name}: {' '.join(str(error).split())}")
@@ -58,13 +57,13 @@ def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list
     return usable
 
 
-def _permit(task: Task) -> None:
+def _permit(measurement: Measurement) -> None:
     """Raise UserError when the model lacks a layer, any split of the data cannot be opened, or a run would refuse."""
-    layers_of(task.protocol, task.judged)
-    splits = task.protocol.splits
+    layers_of(measurement.protocol, measurement.model)
+    splits = measurement.protocol.splits
     for split in dict.fromkeys(s for s in (splits.train, splits.fit, splits.val, splits.test) if s):
-        task.open(split)
-    task.check()
+        measurement.open(split)
+    measurement.check()
 
 
 def run(protocols: Sequence[str], model: str, given: Mapping[str, Any], record: bool = False) -> int:
@@ -88,54 +87,55 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     """What would run: passes over images, features on disk, time (from timed batches of this model on this machine; reading
     images is not in it). Raises UserError for whatever a run would refuse."""
     settings = Settings.of({k: v for k, v in given.items() if k != "only"})
-    judged = models.resolve(model, settings.pretrain_seed, settings.options.out, fetch=False, form=settings.form)
-    tasks, absent = [], []
+    network = settings.model(model, fetch=False)
+    fitting, absent = [], []
     for name in protocols:
         try:
-            task = Task.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
-            task.check()
-            tasks.append(task)
+            measurement = Measurement.of(name, model, settings if len(protocols) == 1 else settings.plain, fetch=False)
+            measurement.check()
+            fitting.append(measurement)
         except (
             DataMissing
         ) as error:  # data have to be brought here, as weights have to; a path that was given must exist
-            if judged.here or settings.options.data is not None or "dataset" in given:
+            if network.here or settings.options.data is not None or "dataset" in given:
                 raise
             absent.append(f"  {name}: its data are not here: {error}")
-    if not judged.here:
+    if not network.here:
         lines = [f"  {load(name).name:<34} {load(name).title}" for name in protocols] + absent
-        lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {judged.name}")
+        lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {network.name}")
         return "\n".join([f"{model}: {len(protocols)} protocols", *lines])
-    wanted: dict[tuple[str, str, str], tuple[Task, dict[str, FeatureRequest]]] = {}
+    wanted: dict[tuple[str, str, str], tuple[Measurement, dict[str, FeatureRequest]]] = {}
     lines, before, training = [], 0, 0.0
-    for task in tasks:
-        done = task.measured(task.out / "measured") is not None
+    for measurement in fitting:
+        done = measurement.measured(measurement.out / "measured") is not None
         before += done
-        lines.append(f"  {task.protocol.name:<34} {'measured already' if done else task.protocol.title}")
+        lines.append(f"  {measurement.protocol.name:<34} {'measured already' if done else measurement.protocol.title}")
         if done:
             continue
-        features = task.features(lambda: None, lambda line: None, ())
-        for request in task.plan:
-            key = features.key(request)
-            if features.store.get(key) is None:
-                place = (task.protocol.dataset, request.split, request.view)
-                wanted.setdefault(place, (task, {}))[1][key] = request
-        estimate = getattr(module_of(task.protocol.kind), "estimate", None)
+        for request in measurement.plan:
+            key = measurement.key(request)
+            if measurement.store.get(key) is None:
+                place = (measurement.protocol.dataset, request.split, request.view)
+                wanted.setdefault(place, (measurement, {}))[1][key] = request
+        estimate = getattr(module_of(measurement.protocol.kind), "estimate", None)
         if estimate is not None:
-            line, spent = estimate(task)
+            line, spent = estimate(measurement)
             training += spent
             lines.append(line)
-        elif not task.plan and task.protocol.kind != "clustering":  # labels that are already there are only counted
-            learned, scored = views_of(task)
-            forward_rate, both_rate = timed_training(task)
+        elif (
+            not measurement.plan and measurement.protocol.kind != "clustering"
+        ):  # labels that are already there are only counted
+            learned, scored = views_of(measurement)
+            forward_rate, both_rate = timed_training(measurement)
             spent = learned / both_rate + scored / forward_rate
             training += spent
             lines.append(
                 f"    trains on {learned:,} views and scores {scored:,}, about {duration(spent)}; no features are kept of them"
             )
     images, disk, seconds = 0, 0, 0.0
-    for (dataset, split, view), (task, requests) in wanted.items():
-        n = len(task.open(split))
-        rate, width = timed(task, list(requests.values()))
+    for (dataset, split, view), (measurement, requests) in wanted.items():
+        n = len(measurement.open(split))
+        rate, width = timed(measurement, list(requests.values()))
         images, disk, seconds = images + n, disk + 4 * n * width, seconds + n / rate
         lines.append(
             f"  pass over {dataset}/{split} ({view}): {n:,} images, {width:,} numbers each, {rate:,.0f} images/s"
@@ -146,10 +146,10 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
     return "\n".join([f"{model}: {len(protocols)} protocols, {before} measured already", *lines, total])
 
 
-def views_of(task: Task) -> tuple[int, int]:
+def views_of(measurement: Measurement) -> tuple[int, int]:
     """Views that a protocol without kept features trains on, and those it only scores, trials of its grid included."""
-    protocol, head, splits = task.protocol, head_of(task.protocol), task.protocol.splits
-    source = {s: task.open(s) for s in dict.fromkeys((splits.train, splits.fit, splits.val, splits.test)) if s}
+    protocol, head, splits = measurement.protocol, head_of(measurement.protocol), measurement.protocol.splits
+    source = {s: measurement.open(s) for s in dict.fromkeys((splits.train, splits.fit, splits.val, splits.test)) if s}
     count = {s: len(opened) for s, opened in source.items()}
     chooses = protocol.select.on == "val"
     trials = math.prod(len(values) for values in protocol.grid.values()) if chooses else 0
@@ -169,12 +169,12 @@ def views_of(task: Task) -> tuple[int, int]:
     return head.epochs * (count[splits.train] + chooses * (fit != splits.train) * count[fit]), chooses * val + test
 
 
-def timed_training(task: Task) -> tuple[float, float]:
+def timed_training(measurement: Measurement) -> tuple[float, float]:
     """Images per second of a forward pass, and of a step of training: with a backward pass unless the network is frozen."""
-    images = blank(task, 16)
-    compute = task.settings.compute
-    network = copy.deepcopy(task.judged.backbone).to(compute.device).eval()
-    deep = task.protocol.kind == "finetune" or getattr(head_of(task.protocol), "train", None) == "all"
+    images = blank(measurement, 16)
+    compute = measurement.compute
+    network = copy.deepcopy(measurement.model.backbone).to(compute.device).eval()
+    deep = measurement.protocol.kind == "finetune" or getattr(head_of(measurement.protocol), "train", None) == "all"
     spent = {}
     for learns in (False, deep):
         with torch.set_grad_enabled(learns):
@@ -187,22 +187,22 @@ def timed_training(task: Task) -> tuple[float, float]:
     return len(images) / spent[False], len(images) / spent[deep]
 
 
-def timed(task: Task, requests: list[FeatureRequest]) -> tuple[float, int]:
+def timed(measurement: Measurement, requests: list[FeatureRequest]) -> tuple[float, int]:
     """(images per second, numbers per image) of one small batch of blank images of the right size."""
-    images = blank(task, 32)
-    compute = task.settings.compute
-    network = task.judged.backbone.to(compute.device).eval()
+    images = blank(measurement, 32)
+    compute = measurement.compute
+    network = measurement.model.backbone.to(compute.device).eval()
     forward(network, images[:2], requests, compute)
     started = time.perf_counter()
-    found = embedded(task.judged, forward(network, images, requests, compute))
+    found = embedded(measurement.model, forward(network, images, requests, compute))
     sum(v.sum().item() for v in found.values())  # an accelerator works on its own: wait for it
     return 32 / max(time.perf_counter() - started, 1e-6), sum(v.shape[1] for v in found.values())
 
 
-def blank(task: Task, count: int) -> torch.Tensor:
+def blank(measurement: Measurement, count: int) -> torch.Tensor:
     """(count, C, H, W) zeros of the size that the protocol gives this network."""
-    t = transform_of(task.judged, task.protocol.transform)
+    t = transform_of(measurement.model, measurement.protocol.transform)
     side = t["crop"] or t["resize"]
-    size = data.describe(task.protocol.dataset).size if task.protocol.dataset in data.names() else None
+    size = data.describe(measurement.protocol.dataset).size if measurement.protocol.dataset in data.names() else None
     height, width = (side, side) if side else (n + 2 * t["pad"] for n in (size or [224, 224]))
     return torch.zeros(count, t["channels"], height, width)

@@ -227,13 +227,12 @@ def sgd_by_iterations(head: Any, cell: Mapping[str, float], steps_per_epoch: int
     }
 
 
-def estimate(task: Any, make: Callable[[Protocol, Features], Kind]) -> tuple[str, float]:
+def estimate(measurement: Any, make: Callable[[Protocol, Features], Kind]) -> tuple[str, float]:
     """(what will be trained and scored, seconds on this process) for a plan, from one timed image."""
-    protocol = task.protocol
-    features = task.features(lambda: None, lambda line: None, ())
-    kind, head, splits = make(protocol, features), head_of(protocol), protocol.splits
+    protocol = measurement.protocol
+    kind, head, splits = make(protocol, measurement), head_of(protocol), protocol.splits
     trials = math.prod(len(v) for v in protocol.grid.values()) if protocol.select.on == "val" else 0
-    size = {split: len(task.open(split)) for split in {splits.train, splits.fit or splits.train, splits.test}}
+    size = {split: len(measurement.open(split)) for split in {splits.train, splits.fit or splits.train, splits.test}}
     per_epoch = {split: max(n // head.batch, 1) for split, n in size.items()}
     length = kind.length()
     steps = {
@@ -241,8 +240,8 @@ def estimate(task: Any, make: Callable[[Protocol, Features], Kind]) -> tuple[str
         for s, n in per_epoch.items()
     }
     learned = head.batch * (protocol.seeds * steps[splits.train] + trials * steps[splits.fit or splits.train])
-    scored = protocol.seeds * size[splits.test] + (trials * len(task.open(splits.val)) if trials else 0)
-    backward, forward = timed(kind, len(task.open(splits.train).classes))
+    scored = protocol.seeds * size[splits.test] + (trials * len(measurement.open(splits.val)) if trials else 0)
+    backward, forward = timed(kind, len(measurement.open(splits.train).classes))
     seconds = learned * backward + scored * forward
     groups = head.batch // kind.group
     line = (

@@ -119,20 +119,25 @@ class Features:
         *,
         compute: Compute | None = None,
         open_split: Callable[[str], Any],
-        release: Callable[[], None],
+        release: Callable[[], Any] = lambda: None,
         also: Iterable[FeatureRequest] = (),
-        say: Callable[[str], None] = lambda line: None,
-        workspace: Path | None = None,
     ) -> None:
-        self.model, self.protocol, self.store = model, protocol, store
-        self.compute = compute or Compute()
-        self.selection: Any = None
-        self.say, self._workspace = say, workspace
-        self._open, self._release = open_split, release
-        self._sources: dict[str, Any] = {}
-        self._planned = dict.fromkeys(also)
+        self.model, self.protocol, self.store, self.open = model, protocol, store, open_split
+        self._compute = compute or Compute()
         self._finite: set[FeatureRequest] = set()
         self.passes = 0
+        self.begin(release, also)
+
+    def begin(
+        self,
+        release: Callable[[], Any],
+        also: Iterable[FeatureRequest] = (),
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Nothing has been opened or chosen. release: opens what is sealed; also: requests that share a pass; say: progress."""
+        self._release, self._planned, self.say = release, dict.fromkeys(also), say
+        self._sources: dict[str, Any] = {}
+        self.selection: Any = None
         self.test_reads = 0
 
     # ------------------------------------------------------------ what evaluations call
@@ -140,7 +145,7 @@ class Features:
     def source(self, split: str) -> Any:
         """The images of a split, opened once. Raises SealedError for the test split before ``finish_selection``."""
         if split not in self._sources:
-            self._sources[split] = self._open(split)
+            self._sources[split] = self.open(split)
             self.test_reads += split == self.protocol.splits.test
         return self._sources[split]
 
@@ -195,11 +200,13 @@ class Features:
         self._release()
 
     @property
+    def compute(self) -> Compute:
+        return self._compute
+
+    @property
     def workspace(self) -> Path:
         """A folder for what this measurement keeps while it runs: checkpoints of heads."""
-        if self._workspace is None:
-            raise UserError(f"{self.protocol.id}: this measurement has no folder for its checkpoints")
-        return self._workspace
+        raise UserError(f"{self.protocol.id}: this measurement has no folder for its checkpoints")
 
     # ------------------------------------------------------------ keys and passes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from zoo.errors import UserError
 
 @dataclass
 class Model:
-    """name: as records have it; place: what ``zoo.load`` is given; weights: the file on disk, which may still be missing."""
+    """name: as records have it; asked: as the command line has it; place: what ``zoo.load`` is given; weights: the file on disk,
+    which may still be missing."""
 
     name: str
     place: str
@@ -33,6 +34,7 @@ class Model:
     pretrain_seed: int | None = None
     pretrain_command: str | None = None
     form: dict[str, Any] = field(default_factory=dict)  # what the command line says of a weight file
+    asked: str = ""
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -103,11 +105,15 @@ def resolve(
     fetch: bool = True,
     form: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The model behind an id, a run folder or a weight file. Raises UserError with the command that would make it.
+    """The model behind an id, a run folder or a weight file (``name``). Raises UserError with the command that would make it.
 
     form    of a weight file: backbone, prefix, path, mean, std, as ``zoo.load`` takes them
     fetch   False: nothing is downloaded; released weights that are not here make a model that is not ``here``.
     """
+    return replace(_found(name, pretrain_seed, out, fetch, form), asked=name)
+
+
+def _found(name: str, pretrain_seed: int | None, out: str | Path, fetch: bool, form: Mapping[str, Any] | None) -> Model:
     place = Path(name)
     run, at, epoch = name.rpartition("@")
     if at and epoch.isdigit() and not place.exists():

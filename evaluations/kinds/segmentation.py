@@ -78,8 +78,8 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     return running.run(protocol, features, seed, Kind(protocol, features))
 
 
-def estimate(task: Any) -> tuple[str, float]:
-    return running.estimate(task, Kind)
+def estimate(measurement: Any) -> tuple[str, float]:
+    return running.estimate(measurement, Kind)
 
 
 def segmenter(network: Any, classes: int, head: Any, model: Model) -> nn.Module:

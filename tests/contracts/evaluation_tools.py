@@ -15,7 +15,7 @@ import zoo
 from evaluations import protocol
 from evaluations.inputs import datasets, models
 from evaluations.inputs.features import Features
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 from evaluations.result import Result
 from zoo import data, yamlfile
 
@@ -178,7 +178,7 @@ def pixels(out: Path, side: int = 8) -> Path:
     return folder
 
 
-def task(case: Case, toy: Toy, out: Path, **more: Any) -> Task:
+def task(case: Case, toy: Toy, out: Path, **more: Any) -> Measurement:
     """``case`` on ``toy``. A split that is sealed cannot be opened; what is opened is noted in ``toy.opened``."""
     given = overrides(case, {k.replace("__", "."): v for k, v in more.items()})
     settings = Settings.of({**given, "batch": 64}, str(out))
@@ -190,15 +190,14 @@ def task(case: Case, toy: Toy, out: Path, **more: Any) -> Task:
         toy.opened.append(split)
         return source(*toy.parts[split], toy.named.get(split, toy.classes), split, case.several)
 
-    judged = models.resolve(str(pixels(out, toy.parts["train"][0].shape[1])))
+    model = models.resolve(str(pixels(out, toy.parts["train"][0].shape[1])))
     wanted = wanted.model_copy(update={"dataset": name})
-    return Task(wanted, judged, settings, datasets.joined(wanted, opener))
+    return Measurement(wanted, model, settings, datasets.joined(wanted, opener))
 
 
 def measure(case: Case, toy: Toy, out: Path, seed: int = 0, **more: Any) -> tuple[Result, Features]:
     found = task(case, toy, out, seed=seed, **more)
-    result, features = found.measure()
-    return result, features
+    return found.measure(), found
 
 
 def headline(result: Result) -> float:

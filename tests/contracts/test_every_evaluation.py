@@ -12,7 +12,7 @@ import torch
 from evaluation_tools import DENSE, WITHOUT_LABELS, Toy, bars, cases, headline, measure, overrides, pixels, separable
 
 from evaluations import protocol
-from evaluations.measure import Settings, Task, evaluate
+from evaluations.measure import Measurement, Settings, evaluate
 from evaluations.scores import average_precision
 from results import record as records
 from zoo.backbones.base import Pixels
@@ -300,7 +300,7 @@ def test_seeds_repeat_the_measurement_or_are_refused(case, tmp_path):
         assert protocol.seeded(wanted)
     if not protocol.seeded(wanted):
         with pytest.raises(UserError, match=f"^seeds=2: {case.protocol} "):
-            Task.of(case.protocol, "random_digits", Settings.of({"seeds": 2}))
+            Measurement.of(case.protocol, "random_digits", Settings.of({"seeds": 2}))
         one, two = (measure(case, separable(), tmp_path, seeds=n)[0].metrics for n in (1, 2))
         assert one == two
         return

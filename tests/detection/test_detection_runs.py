@@ -19,7 +19,7 @@ from engine import dist
 from evaluations import measure, pair, protocol, suite
 from evaluations.detection import running, train
 from evaluations.kinds import detr, rcnn, segmentation
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 from results import record as records
 from zoo import data
 from zoo.data import specs
@@ -125,9 +125,9 @@ def test_rates_are_chosen_on_val_and_the_test_split_stays_closed_until_then(worl
     assert opened == ["val", "val", "test"]
     assert found.selection.on == "val, trained on train" and found.selection.chosen["lr"] in (0.02, 0.05)
     assert [row["lr"] for row in found.selection.grid] == [0.02, 0.05]
-    task = Task.of("detect_scenes", str(world[1]), Settings.of({**RCNN, "data": str(world[0])}, str(tmp_path)))
+    task = Measurement.of("detect_scenes", str(world[1]), Settings.of({**RCNN, "data": str(world[0])}, str(tmp_path)))
     with data.sealed(*task.closed), pytest.raises(data.SealedError):
-        kind = rcnn.Kind(task.protocol, task.features(lambda: None, print, ()))
+        kind = rcnn.Kind(task.protocol, task)
         kind.measure(kind.build(3), "test")
 
 
@@ -202,7 +202,7 @@ def test_half_precision_trains_and_scores(name, world, tmp_path):
     found = evaluate(name, world, tmp_path, **changes)
     assert found.overrides["precision"] == "bfloat16"
     with pytest.raises(UserError, match="precision=float16: knn_digits computes in float32 or bfloat16"):
-        Task.of("knn_digits", str(world[1]), Settings.of({"precision": "float16"}, str(tmp_path)))
+        Measurement.of("knn_digits", str(world[1]), Settings.of({"precision": "float16"}, str(tmp_path)))
 
 
 def test_a_stopped_run_says_so_and_goes_on(world, tmp_path):
@@ -277,8 +277,8 @@ def test_a_box_without_width_is_refused_with_its_line(broken, world, tmp_path):
 
 @pytest.mark.parametrize("name", ["detr_scenes", "detect_scenes"])
 def test_images_without_objects_are_learned_from_by_detr_and_left_out_by_rcnn(name, world, tmp_path):
-    task = Task.of(name, str(world[1]), Settings.of({**CASES[name], "data": str(world[0])}, str(tmp_path)))
-    kind = (detr if name == "detr_scenes" else rcnn).Kind(task.protocol, task.features(lambda: None, print, ()))
+    task = Measurement.of(name, str(world[1]), Settings.of({**CASES[name], "data": str(world[0])}, str(tmp_path)))
+    kind = (detr if name == "detr_scenes" else rcnn).Kind(task.protocol, task)
     source = kind.features.source("train")
     empty = [i for i in range(len(source)) if not (~source.objects(i).crowd).any()]
     assert (
@@ -360,7 +360,7 @@ def record_of(name):
 
 def test_two_detectors_are_compared_on_the_same_images(world, tmp_path):
     """Truth beside the same boxes with every second one missing; a record beside itself."""
-    task = Task.of("detect_scenes", str(world[1]), Settings.of({**RCNN, "data": str(world[0])}, str(tmp_path)))
+    task = Measurement.of("detect_scenes", str(world[1]), Settings.of({**RCNN, "data": str(world[0])}, str(tmp_path)))
     source = task.open("test")
     truth = np.array(
         [(i, k, 0.9, *box) for i in range(len(source)) for k, box in zip(*objects_of(source, i), strict=True)]
@@ -381,7 +381,7 @@ def objects_of(source, i):
 
 
 def test_two_segmentations_are_compared_by_their_confusions(world, tmp_path):
-    task = Task.of("segment_scenes", str(world[1]), Settings.of({**MAPS, "data": str(world[0])}, str(tmp_path)))
+    task = Measurement.of("segment_scenes", str(world[1]), Settings.of({**MAPS, "data": str(world[0])}, str(tmp_path)))
     right = np.tile(np.diag([20, 10, 10, 10]), (6, 1, 1))
     wrong = right.copy()
     wrong[:, 1, 1], wrong[:, 1, 2] = 0, 10  # class 1 taken for class 2

@@ -15,7 +15,7 @@ from PIL import Image
 
 from evaluations import measure, pair
 from evaluations.inputs import datasets
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 from results import record as records
 from zoo import data
 from zoo.errors import UserError
@@ -175,7 +175,7 @@ def test_several_labels_per_image_are_joined_by_name_too(out, tmp_path, write, d
     write(tmp_path, "test", test)
     found = top1(out, tmp_path, "linear_scenes", dataset=dataset, splits__train="train", head__shots=[])
     assert found["map"] == 100
-    task = Task.of(
+    task = Measurement.of(
         "linear_scenes",
         "pixels_digits",
         Settings.of({**SIZE, "data": str(tmp_path), "dataset": dataset, "splits.train": "train"}, str(out)),
@@ -236,7 +236,7 @@ def test_parts_that_agree_keep_the_key_of_their_records(out, tmp_path):
     """Joining changes nothing where the numbers were right already: records made before are found again."""
     folder(tmp_path, "train", "abc")
     folder(tmp_path, "test", "abc")
-    task = Task.of("knn_folder", "pixels_digits", Settings.of({**SIZE, "data": str(tmp_path)}, str(out)))
+    task = Measurement.of("knn_folder", "pixels_digits", Settings.of({**SIZE, "data": str(tmp_path)}, str(out)))
     plain = [data.open_source("folder", part, tmp_path).fingerprint for part in ("train", "test")]
     assert [task.open(part).fingerprint for part in ("train", "test")] == plain
 

@@ -15,7 +15,7 @@ from PIL import Image
 from evaluations import cluster_folder, measure
 from evaluations.inputs import datasets
 from evaluations.kinds import clustering
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 from evaluations.suite import plan
 from results import record as records
 from zoo import data
@@ -53,7 +53,7 @@ def test_a_folder_without_a_test_part_gets_one_that_is_sealed(out, tmp_path):
     found = records.read(path)
     assert found.metrics["top1"].n == 2 + 3 + 4 and found.metrics["top1"].value == 100 and found.test_reads == 1
     assert str(tmp_path) not in path.read_text()
-    task = Task.of("knn_folder", "random_digits", Settings.of({**OWN, "data": str(images)}, str(out)))
+    task = Measurement.of("knn_folder", "random_digits", Settings.of({**OWN, "data": str(images)}, str(out)))
     with data.sealed(*task.closed):
         for split in (datasets.HELD_OUT, "train"):
             with pytest.raises(data.SealedError):

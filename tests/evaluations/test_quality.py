@@ -16,7 +16,7 @@ from evaluations import protocol
 from evaluations.__main__ import main
 from evaluations.inputs import datasets, models
 from evaluations.kinds import quality
-from evaluations.measure import Settings, Task
+from evaluations.measure import Measurement, Settings
 from zoo import data, yamlfile
 from zoo.errors import UserError, guard
 
@@ -52,8 +52,10 @@ def measured(tmp_path, images, **more):
         update={"dataset": f"toy-{tmp_path.name}"}
     )
     source = Forbidden(images, np.zeros(len(images), np.int64), ("only",), "train")
-    task = Task(wanted, models.resolve(str(network(tmp_path))), settings, datasets.joined(wanted, lambda split: source))
-    return task.measure()[0].metrics
+    task = Measurement(
+        wanted, models.resolve(str(network(tmp_path))), settings, datasets.joined(wanted, lambda split: source)
+    )
+    return task.measure().metrics
 
 
 def noise(n, seed=0):
