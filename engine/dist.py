@@ -107,19 +107,29 @@ def first_host(nodelist: str) -> str:
     return match.group(1) + (match.group(2) or "")
 
 
+# "dist": all that joined; "local": this one alone, whatever is joined; or a torch.distributed.ProcessGroup.
+Processes = Any
 _imagined: tuple[int, int] | None = None  # rank and size that stand in for the real ones
 
 
-def world_size() -> int:
-    if _imagined is not None:
+def world_size(processes: Processes = "dist") -> int:
+    if isinstance(processes, str) and processes not in ("dist", "local"):
+        raise ValueError(f'processes must be "dist", "local" or a process group, not {processes!r}')
+    if processes == "local":
+        return 1
+    if processes == "dist" and _imagined is not None:
         return _imagined[1]
-    return td.get_world_size() if td.is_initialized() else 1
+    return td.get_world_size(_group(processes)) if td.is_initialized() else 1
 
 
-def rank() -> int:
-    if _imagined is not None:
+def rank(processes: Processes = "dist") -> int:
+    if processes == "dist" and _imagined is not None:
         return _imagined[0]
-    return td.get_rank() if td.is_initialized() else 0
+    return 0 if world_size(processes) == 1 else td.get_rank(_group(processes))
+
+
+def _group(processes: Processes) -> Any:
+    return None if isinstance(processes, str) else processes
 
 
 @contextmanager
@@ -167,11 +177,33 @@ def barrier() -> None:
         td.barrier()
 
 
-def all_reduce_(t: Tensor, op: str = "sum", group: Any = None) -> Tensor:
+def all_reduce_(t: Tensor, op: str = "sum", processes: Processes = "dist") -> Tensor:
     """`t` becomes the sum, max or min over processes, in place; returned for convenience. No gradient."""
-    if world_size() > 1:
-        td.all_reduce(t, op=_OPERATIONS[op], group=group)
+    if world_size(processes) == 1:
+        return t
+    if td.get_backend(_group(processes)) == "nccl" and not t.is_cuda:
+        there = t.to(torch.device("cuda", torch.cuda.current_device()))
+        td.all_reduce(there, op=_OPERATIONS[op], group=_group(processes))
+        return t.copy_(there)
+    td.all_reduce(t, op=_OPERATIONS[op], group=_group(processes))
     return t
+
+
+def sum_(t: Tensor, processes: Processes = "dist") -> Tensor:
+    """`t` summed over processes, in place."""
+    return all_reduce_(t, "sum", processes)
+
+
+def max_(t: Tensor, processes: Processes = "dist") -> Tensor:
+    """Element-wise maximum of `t` over processes, in place."""
+    return all_reduce_(t, "max", processes)
+
+
+def counts(n: int, processes: Processes = "dist") -> list[int]:
+    """How many rows each process holds, in rank order; row n of the whole is row n of theirs laid end to end."""
+    held = torch.zeros(world_size(processes), dtype=torch.int64)
+    held[rank(processes)] = n
+    return sum_(held, processes).tolist()
 
 
 def broadcast_(t: Tensor, source: int = 0) -> Tensor:
@@ -252,7 +284,7 @@ class _NormalizeTogether(torch.autograd.Function):
         normal = (x.float() - mean.view(shape)) * rstd.view(shape)
         sums = torch.stack([grad32.sum(dims), (grad32 * normal).sum(dims)])
         local = sums.clone()
-        all_reduce_(sums, group=ctx.group)
+        all_reduce_(sums, processes=ctx.group or "dist")
         sums = sums / count
         inner = grad32 - sums[0].view(shape) - normal * sums[1].view(shape)
         return (inner * (rstd * weight).view(shape)).to(x.dtype), local[1], local[0], None, None, None, None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import world as w
+from .. import dist
 from .kmeans import KMeans, kmeans
 from .rows import Rows
 
@@ -40,7 +40,7 @@ def hierarchy(
     generator: torch.Generator | None = None,
     starts: Sequence[Tensor] | None = None,
     multiple: int = 1,
-    world: w.World = "dist",
+    world: dist.Processes = "dist",
 ) -> Hierarchy:
     """Cluster (n, D) rows of this rank (whatever Rows takes; whitened, unit length) in two levels.
 
@@ -70,7 +70,7 @@ def hierarchy(
     for s in range(super_clusters):
         members = torch.nonzero(assigned == s).flatten()
         members = members[: len(members) // multiple * multiple]
-        if (held := sum(w.counts(len(members), world))) < clusters // super_clusters:
+        if (held := sum(dist.counts(len(members), world))) < clusters // super_clusters:
             raise ValueError(
                 f"hierarchy: super-cluster {s} has {held} rows for {clusters // super_clusters} clusters: ask for fewer clusters "
                 "or fewer super-clusters, or give more images"

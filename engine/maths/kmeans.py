@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dist
 from ..errors import Degenerate
-from . import world as w
 from .rows import Rows, everywhere, sample
 
 BLOCK_CELLS = 1 << 21  # cells of one block of similarities: 8 MB
@@ -86,7 +86,7 @@ def kmeans(
     restarts: int = 1,
     generator: torch.Generator | None = None,
     backend: str = "torch",
-    world: w.World = "dist",
+    world: dist.Processes = "dist",
 ) -> KMeans:
     """The best of ``restarts`` runs of ``iterations`` M steps each, every run ended by an E step.
 
@@ -108,7 +108,7 @@ def kmeans(
         raise ValueError(f"kmeans: iterations must be >= 0 and restarts >= 1, not {iterations} and {restarts}")
     start = start if isinstance(start, int) else torch.as_tensor(start)
     clusters = start if isinstance(start, int) else len(start)
-    total = sum(w.counts(len(rows), world))
+    total = sum(dist.counts(len(rows), world))
     if clusters < 1 or clusters > total:
         raise ValueError(f"kmeans: {clusters} clusters of {total} rows: ask for at least 1 and at most as many as rows")
     generator = generator or torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def _run(
     empty: str,
     generator: torch.Generator,
     nearest: Nearest,
-    world: w.World,
+    world: dist.Processes,
 ) -> KMeans:
     labels = torch.full((len(rows),), -1, dtype=torch.int64)
     history: list[float] = []
@@ -153,7 +153,7 @@ def _run(
         labels, sums, sizes, objective = _pass(rows, centroids, nearest, world, sums=step < iterations)
         history.append(objective)
         repair = empty == "split" and bool((sizes == 0).any())
-        changed = w.sum_((labels != before).sum().reshape(1), world)
+        changed = dist.sum_((labels != before).sum().reshape(1), world)
         if step == iterations or (not changed and not repair):
             break
         means = (sums / sizes.clamp(min=1).to(sums)[:, None]).float()
@@ -169,7 +169,7 @@ def _run(
 
 
 def _pass(
-    rows: Rows, centroids: Tensor, nearest: Nearest, world: w.World, sums: bool
+    rows: Rows, centroids: Tensor, nearest: Nearest, world: dist.Processes, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Labels of this rank, and over all ranks: sums (K, D) float64 of the members, sizes (K,), objective."""
     clusters = len(centroids)
@@ -182,11 +182,11 @@ def _pass(
         objective += (block - centroids[label]).square().sum(1).double().sum()
         if sums:
             total.index_add_(0, label, block.double())
-    objective = w.sum_(objective, world)
+    objective = dist.sum_(objective, world)
     if not torch.isfinite(objective):
         raise Degenerate(f"kmeans: rows or centroids are not finite (their distances sum to {float(objective)})")
-    sizes = w.sum_(torch.bincount(labels, minlength=clusters), world)
-    return labels, w.sum_(total, world), sizes, float(objective)
+    sizes = dist.sum_(torch.bincount(labels, minlength=clusters), world)
+    return labels, dist.sum_(total, world), sizes, float(objective)
 
 
 def block_size(clusters: int) -> int:
@@ -245,7 +245,7 @@ NEAREST = {"torch": _nearest_torch, "faiss": _nearest_faiss}
 
 
 def split(
-    labels: Tensor, centroids: Tensor, sizes: Tensor, generator: torch.Generator, world: w.World = "dist"
+    labels: Tensor, centroids: Tensor, sizes: Tensor, generator: torch.Generator, world: dist.Processes = "dist"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give each empty cluster half of the rows of another, drawn in proportion to what it can spare. Returns all three, renewed.
 
@@ -267,9 +267,9 @@ def split(
     donors = torch.tensor(sorted(parts))
     order = torch.argsort(labels, stable=True)
     begin = torch.searchsorted(labels[order], torch.stack([donors, donors + 1]))
-    held = torch.zeros(w.size(world), len(donors), dtype=torch.int64)
-    held[w.rank(world)] = begin[1] - begin[0]
-    before = w.sum_(held, world)[: w.rank(world)].sum(0)
+    held = torch.zeros(dist.world_size(world), len(donors), dtype=torch.int64)
+    held[dist.rank(world)] = begin[1] - begin[0]
+    before = dist.sum_(held, world)[: dist.rank(world)].sum(0)
     for i, donor in enumerate(donors.tolist()):
         members = order[begin[0, i] : begin[1, i]]
         shares = torch.tensor(parts[donor])
@@ -279,13 +279,13 @@ def split(
     return labels, centroids, sizes
 
 
-def _random(rows: Rows, clusters: int, generator: torch.Generator, spherical: bool, world: w.World) -> Tensor:
+def _random(rows: Rows, clusters: int, generator: torch.Generator, spherical: bool, world: dist.Processes) -> Tensor:
     return sample(rows, clusters, generator, world)
 
 
-def _plusplus(rows: Rows, clusters: int, generator: torch.Generator, spherical: bool, world: w.World) -> Tensor:
+def _plusplus(rows: Rows, clusters: int, generator: torch.Generator, spherical: bool, world: dist.Processes) -> Tensor:
     """k-means++ (Arthur, Vassilvitskii 2007) with 2 + log K candidates each time, on at most 100 K (and 20,000) rows."""
-    total = sum(w.counts(len(rows), world))
+    total = sum(dist.counts(len(rows), world))
     points = sample(rows, min(total, max(100 * clusters, 20000)), generator, world)
     if spherical:
         points = F.normalize(points, dim=1)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dist
 from ..errors import Degenerate
-from . import world as w
 from .rows import Rows
 
 BLOCK_CELLS = 1 << 22
@@ -39,7 +39,7 @@ class PCA:
 
 
 @torch.no_grad()
-def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world: w.World = "dist") -> PCA:
+def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world: dist.Processes = "dist") -> PCA:
     """The ``dim`` directions of largest variance of all ranks' rows.
 
     data    (n, D) rows of this rank: whatever Rows takes. All ranks together at least two.
@@ -48,7 +48,7 @@ def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world:
     """
     rows = Rows(data)
     width = rows.shape[1]
-    n = sum(w.counts(len(rows), world))
+    n = sum(dist.counts(len(rows), world))
     if not 1 <= dim <= min(width, n):
         raise ValueError(f"pca: {dim} directions of {n} rows with {width} features: ask for at most {min(width, n)}")
     size = max(BLOCK_CELLS // width, 1024)
@@ -56,12 +56,12 @@ def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world:
     if len(rows):  # a rough mean, so that the squares below do not cancel
         first = rows.read(0, min(size, len(rows))).double()
         pilot[:width], pilot[width] = first.sum(0), len(first)
-    w.sum_(pilot, world)
+    dist.sum_(pilot, world)
     rough = (pilot[:width] / pilot[width]).float()
     size_of = torch.zeros(1, dtype=torch.float64, device=rows.device)
     if len(rows):
         size_of += (first - rough.double()).square().mean()
-    w.sum_(size_of, world)
+    dist.sum_(size_of, world)
     finite = 0 < float(size_of) < math.inf
     scale = 2.0 ** round(math.log2(float(size_of)) / 2) if finite else 1.0  # exact; squares neither vanish nor overflow
     moments = torch.zeros(width + 1, width, dtype=torch.float64, device=rows.device)
@@ -69,7 +69,7 @@ def pca(data: Any, dim: int, *, whiten: bool = True, floor: float = 1e-5, world:
         block = (block - rough) / scale
         moments[:width] += block.T @ block
         moments[width] += block.double().sum(0)
-    w.sum_(moments, world)
+    dist.sum_(moments, world)
     shift = moments[width] / n
     covariance = (moments[:width] / n - torch.outer(shift, shift)) * scale**2
     shift = shift * scale

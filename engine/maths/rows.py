@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import world as w
+from .. import dist
 
 
 class Rows:
@@ -106,12 +106,12 @@ def block_rows(columns: int, in_cache: int, device: torch.device) -> int:
     return max((in_cache if device.type == "cpu" else ON_DEVICE) // max(columns, 1), 16)
 
 
-def sample(rows: Rows, n: int, generator: torch.Generator, world: w.World = "dist") -> Tensor:
+def sample(rows: Rows, n: int, generator: torch.Generator, world: dist.Processes = "dist") -> Tensor:
     """``n`` different rows of all ranks' rows, drawn at random; the same on every rank and for every number of ranks.
 
     The generator (on the CPU) must be in the same state on every rank.
     """
-    held = w.counts(len(rows), world)
+    held = dist.counts(len(rows), world)
     total = sum(held)
     if n > total:
         raise ValueError(
@@ -121,10 +121,10 @@ def sample(rows: Rows, n: int, generator: torch.Generator, world: w.World = "dis
     return everywhere(rows, wanted, world)
 
 
-def everywhere(rows: Rows, wanted: Tensor, world: w.World = "dist") -> Tensor:
+def everywhere(rows: Rows, wanted: Tensor, world: dist.Processes = "dist") -> Tensor:
     """Rows ``wanted`` (n,) of the ranks' rows laid end to end, brought to every rank."""
-    before = sum(w.counts(len(rows), world)[: w.rank(world)])
+    before = sum(dist.counts(len(rows), world)[: dist.rank(world)])
     mine = (wanted >= before) & (wanted < before + len(rows))
     out = torch.zeros(len(wanted), rows.shape[1], device=rows.device)
     out[mine.to(out.device)] = rows.take(wanted[mine] - before)
-    return w.sum_(out, world)
+    return dist.sum_(out, world)

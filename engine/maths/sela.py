@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dist
 from ..errors import Degenerate
-from . import world as w
 from .rows import Rows, block_rows
 
 BLOCK_CELLS = 1 << 18  # 1 MB of float32: the second reading of a block hits the cache
@@ -60,7 +60,7 @@ def sela_labels(
     start: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     keep: bool = True,
-    world: w.World = "dist",
+    world: dist.Processes = "dist",
 ) -> SelfLabels:
     """One label per row, all labels (nearly) equally often, at the least cost -log p.
 
@@ -98,16 +98,16 @@ def sela_labels(
             break
         log_r += omega * (problem.log_r_ref + problem.log_share - column.clamp(min=1e-300).log() - log_r)
     labels, cost = problem.labels(log_r)
-    sizes = w.sum_(torch.bincount(labels, minlength=problem.rows.shape[1]), world)
+    sizes = dist.sum_(torch.bincount(labels, minlength=problem.rows.shape[1]), world)
     return SelfLabels(labels, sizes, log_r, iteration, error, error <= tolerance or stalled, cost)
 
 
 class _Problem:
     """The matrix exp(lambda * log p + log r + log c), by blocks of rows, and what one iteration does with it."""
 
-    def __init__(self, rows: Rows, lam: float, dtype: torch.dtype, keep: bool, world: w.World):
+    def __init__(self, rows: Rows, lam: float, dtype: torch.dtype, keep: bool, world: dist.Processes):
         self.rows, self.lam, self.dtype, self.world, self.lowest = rows, lam, dtype, world, LOWEST[dtype]
-        self.total = sum(w.counts(len(rows), world))
+        self.total = sum(dist.counts(len(rows), world))
         clusters = rows.shape[1]
         if not self.total or not clusters:
             raise ValueError(f"sela_labels: nothing to label: {self.total} rows, {clusters} clusters")
@@ -136,10 +136,10 @@ class _Problem:
             higher = torch.maximum(top, z.amax(0).double())
             mass = mass * (top - higher).exp() + self.exp_(z - higher.to(z)).sum(0).double()
             top = higher
-        highest = w.max_(
+        highest = dist.max_(
             top.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), self.world
         )  # NaN is not comparable: as inf it reaches every rank
-        mass = w.sum_(mass * (top - highest).nan_to_num(nan=-torch.inf).exp(), self.world)
+        mass = dist.sum_(mass * (top - highest).nan_to_num(nan=-torch.inf).exp(), self.world)
         if not torch.isfinite(highest).all():
             raise Degenerate("sela_labels: logits are not finite")
         return self.log_share - mass.log() - highest
@@ -162,7 +162,7 @@ class _Problem:
             log_c[part] += omega * change
             v = (log_c[part] - self.log_c_ref[part]).exp().to(self.dtype)
             found[:-1] += column_sums(v, block)
-        w.sum_(found, self.world)
+        dist.sum_(found, self.world)
         return found[:-1], float(found[-1])
 
     def stored(self) -> Iterator[tuple[int, Tensor]]:
@@ -193,7 +193,7 @@ class _Problem:
             labels[low : low + len(block)] = label
             z /= self.lam
             cost += (self.exp_(z.clone()).sum(1).log() - z.gather(1, label[:, None]).squeeze(1)).double().sum()
-        return labels, float(w.sum_(cost, self.world)) / self.total
+        return labels, float(dist.sum_(cost, self.world)) / self.total
 
 
 def column_sums(v: Tensor, block: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dist
 from ..errors import Degenerate
-from . import world as w
 from .rows import block_rows
 
 BLOCK_CELLS = 1 << 17  # cells of a block: half a megabyte of float32, so that its second reading hits the cache
@@ -24,7 +24,7 @@ BLOCK_CELLS = 1 << 17  # cells of a block: half a megabyte of float32, so that i
 
 @torch.no_grad()
 def sinkhorn(
-    scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, hard: bool = False, world: w.World = "dist"
+    scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, hard: bool = False, world: dist.Processes = "dist"
 ) -> Tensor:
     """Assignments (B, K) float32 whose rows sum to 1 and whose columns are used about equally often.
 
@@ -32,7 +32,7 @@ def sinkhorn(
     epsilon     > 0; smaller is sharper.
     iterations  >= 1; each normalises prototypes over the samples of all ranks, then each sample. The last step is a sample's.
     hard        one-hot rows at the largest soft assignment.
-    world       see engine.maths.world. Ranks may hold different numbers of rows.
+    world       see engine.dist. Ranks may hold different numbers of rows.
     Raises ValueError for a wrong argument, Degenerate for scores that are not finite; on an accelerator, which nobody waits for,
     the assignments are then NaN.
     """
@@ -51,9 +51,9 @@ def sinkhorn(
             mass @ part.sub_(columns).mul_(1 / epsilon).exp_() for part, mass in zip(parts, masses, strict=True)
         )
         for _ in range(iterations - 1):
-            share = _even(w.sum_(total, world))  # prototypes: equal mass each
+            share = _even(dist.sum_(total, world))  # prototypes: equal mass each
             total = _sum(_inverse(part @ share) @ part for part in parts)  # samples: mass 1 each
-        share = _even(w.sum_(total, world))
+        share = _even(dist.sum_(total, world))
         for part in parts:
             part *= share
             part *= _inverse(part.sum(1, keepdim=True))
@@ -61,7 +61,7 @@ def sinkhorn(
 
 
 def _centre_(
-    parts: Sequence[Tensor], blocks: Sequence[Tensor], epsilon: float, world: w.World
+    parts: Sequence[Tensor], blocks: Sequence[Tensor], epsilon: float, world: dist.Processes
 ) -> tuple[list[Tensor], Tensor]:
     """Write blocks minus their row maxima into ``parts``. Returns each sample's starting mass and the (K,) column maxima left."""
     rows = []
@@ -71,7 +71,7 @@ def _centre_(
         torch.sub(block, rows[-1][:, None], out=part)
         if len(part):
             found = torch.maximum(found, torch.cat([part.amax(0), rows[-1].max().reshape(1)]))
-    w.max_(found.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), world)
+    dist.max_(found.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), world)
     if found.device.type != "cpu":
         found += (
             found - found

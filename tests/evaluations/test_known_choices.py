@@ -13,6 +13,7 @@ from evaluation_fakes import FakeFeatures, blobs, protocol
 from evaluations import scores
 from evaluations.inputs.splits import per_class
 from evaluations.kinds import clustering, fewlabel, finetune, knn, linear, svm
+from evaluations.measure import Measurement
 from evaluations.probes import batched
 from evaluations.protocol import head_of
 
@@ -146,9 +147,10 @@ def test_a_class_without_a_positive_is_left_out_of_the_mean():
 def test_another_evaluation_seed_or_precision_is_another_measurement(tmp_path):
     case = next(c for c in cases() if c.kind == "knn")
     plain = task(case, separable(), tmp_path)
-    others = [
-        replace(plain, settings=replace(plain.settings, **change))
-        for change in ({"seed": 1}, {"precision": "bfloat16"})
-    ]
-    assert len({plain.key, *(other.key for other in others)}) == 3
-    assert replace(plain, settings=replace(plain.settings, batch=7)).key == plain.key
+
+    def key(**change):
+        settings = replace(plain.settings, **change)
+        return Measurement(plain.protocol, plain.model, settings, plain.open).record_key
+
+    assert len({key(), key(seed=1), key(precision="bfloat16")}) == 3
+    assert key(batch=7) == key() == plain.record_key
