@@ -322,7 +322,7 @@ class DeeperCluster(Method):
                 if grad is not None:
                     grad *= self.super_classes / dist.world_size()
                     if len(self.holders[s]) > 1:
-                        dist.all_reduce_(grad, group=dist.groups(self.holders)[s])
+                        dist.all_reduce_(grad, processes=dist.groups(self.holders)[s])
 
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:
