@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from zoo.errors import UserError, choices, suggest
 
-
-class UserError(Exception):
-    """A message that names the value, the place and the next step. Commands print it and exit with status 2."""
-
-    user_error = True  # commands of every floor recognise it by this mark, without importing this module
+__all__ = [
+    "CheckpointError",
+    "DamagedCheckpoint",
+    "Degenerate",
+    "LockedError",
+    "NonFiniteLoss",
+    "UserError",
+    "choices",
+    "suggest",
+]
 
 
 class LockedError(UserError):
@@ -30,10 +34,3 @@ class NonFiniteLoss(UserError):
 
 class Degenerate(ValueError):
     """Rows with which a computation can do nothing: NaN or infinite, or all of them equal. The training loop ends with NonFiniteLoss."""
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` when something known is close to `word`, else the list of what is known."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

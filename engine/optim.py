@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UserError, suggest
+from .errors import UserError, choices
 
 
 class _Uncompiled:
@@ -121,12 +121,12 @@ def build(spec: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> torch
     """
     name = spec.get("name")
     if name not in _OPTIMIZERS:
-        raise UserError(f"optimizer.name={name}: unknown{suggest(str(name), _OPTIMIZERS)}")
+        raise UserError(f"optimizer.name={name}: unknown{choices(str(name), _OPTIMIZERS)}")
     kind, known = _OPTIMIZERS[name]
     settings = {key: value for key, value in spec.items() if key not in ("name", "lr") and value is not None}
     for key in settings:
         if key not in known:
-            raise UserError(f"optimizer.{key}: {name} has no such setting{suggest(key, known)}")
+            raise UserError(f"optimizer.{key}: {name} has no such setting{choices(key, known)}")
     lr = float(spec["lr"])
     filled = [{"lr_scale": 1.0, "no_adapt": False, **group, "params": list(group["params"])} for group in groups]
     filled = [group for group in filled if group["params"]]
@@ -241,12 +241,12 @@ def schedule(spec: Mapping[str, Any], steps_per_epoch: int, total_steps: int, *,
     """
     name = spec.get("name")
     if name not in _SCHEDULES:
-        raise UserError(f"schedule.name={name}: unknown{suggest(str(name), _SCHEDULES)}")
+        raise UserError(f"schedule.name={name}: unknown{choices(str(name), _SCHEDULES)}")
     function, known = _SCHEDULES[name]
     settings = {key: value for key, value in spec.items() if key not in _LENGTH and value is not None}
     for key in settings:
         if key not in known:
-            raise UserError(f"schedule.{key}: {name} has no such setting{suggest(key, known) if known else ''}")
+            raise UserError(f"schedule.{key}: {name} has no such setting{choices(key, known)}")
     for key in ("milestones", "rates", "weight_decay"):
         if key in known and key not in settings:
             raise UserError(f"schedule.{key}: {name} needs it")

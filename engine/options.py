@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
-from .errors import UserError
+from .errors import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,8 @@ class RunOptions:
         """The options among the overrides, and the rest, which are settings of a recipe or a protocol."""
         known = cls.names()
         for name in overrides:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            if name not in known and close:
-                raise UserError(f"unknown option {name!r}; did you mean {close[0]!r}?")
+            if name not in known and (hint := suggest(name, known, 0.8)):
+                raise UserError(f"unknown option {name!r}{hint}")
         options = {name: value for name, value in overrides.items() if name in known}
         # A path or a device may look like a number to YAML: data=2012, device=0.
         for name in ("data", "out", "device"):

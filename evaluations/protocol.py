@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from zoo import settings, yamlfile
-from zoo.errors import UserError, suggest
+from zoo.errors import UserError, choices, suggest
 from zoo.schema import Strict
 
 FOLDER = Path(__file__).parent / "protocols"
@@ -205,8 +205,7 @@ def _check(tree: dict[str, Any], name: str, given: str | None = None) -> Protoco
     except ValidationError as error:
         raise _complaint(error, Protocol, name, (), given) from None
     if protocol.kind not in kinds():
-        hint = suggest(protocol.kind, kinds()) or f"; known: {', '.join(kinds())}"
-        raise UserError(f"{_place(name, ['kind'])}: no evaluation {protocol.kind!r}{hint}")
+        raise UserError(f"{_place(name, ['kind'])}: no evaluation {protocol.kind!r}{choices(protocol.kind, kinds())}")
     return protocol
 
 
@@ -240,8 +239,7 @@ def _permitted(protocol: Protocol, kind: Kind, given: str | None) -> None:
 
     for name, values in protocol.grid.items():
         if name not in kind.grid:
-            hint = suggest(name, kind.grid) or f"; known: {', '.join(kind.grid) or 'none'}"
-            raise refuse(["grid", name], f"{protocol.kind} has no grid.{name}{hint}")
+            raise refuse(["grid", name], f"{protocol.kind} has no grid.{name}{choices(name, kind.grid)}")
         for value in values:
             try:
                 TypeAdapter(kind.grid[name]).validate_python(value)
@@ -278,9 +276,7 @@ def _complaint(
     path = ".".join(map(str, keys)) or "the whole"
     if problem["type"] == "extra_forbidden":
         known = _fields(kind, list(problem["loc"][:-1]))
-        return UserError(
-            f"{place}: unknown field {path!r}{suggest(str(keys[-1]), known) or '; known: ' + ', '.join(known)}"
-        )
+        return UserError(f"{place}: unknown field {path!r}{choices(str(keys[-1]), known)}")
     if problem["type"] == "missing":
         return UserError(f"{place}: {path} is missing")
     message = problem["msg"].removeprefix("Value error, ")

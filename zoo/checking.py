@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import UserError, suggest
+from .errors import UserError, choices, suggest
 from .schema import Entry, ParamSpec
 from .settings import INHERITED, Layer, has
 from .yamlfile import describe, locate
@@ -45,8 +45,7 @@ def _mapping(given: Any, defaults: Mapping[str, Any], spec: Any, fail: Fail, at:
     for name, value in given.items():
         keys = (*at, str(name))
         if name not in defaults:
-            hint = suggest(name, defaults) or f"; known: {', '.join(map(str, defaults)) or 'none'}"
-            raise fail(keys, f"unknown parameter {'.'.join(keys)!r}{hint}")
+            raise fail(keys, f"unknown parameter {'.'.join(keys)!r}{choices(name, defaults)}")
         result[name] = _value(value, defaults[name], spec, fail, keys)
     return result
 
@@ -165,7 +164,7 @@ def _complaint(
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = fields(kind, loc[:-1])
-        return f"{where}: unknown field {name!r}{suggest(str(loc[-1]), known) or '; known: ' + ', '.join(known)}"
+        return f"{where}: unknown field {name!r}{choices(str(loc[-1]), known)}"
     if problem["type"] == "missing":
         return f"{where}: {name} is missing"
     if problem["type"] == "value_error":

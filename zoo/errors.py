@@ -30,6 +30,12 @@ def suggest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def choices(word: str, known: Iterable[str]) -> str:
+    """As ``suggest``; where no known word is close, all of them: '; known: a, b'."""
+    names = [str(name) for name in known]
+    return suggest(word, names) or f"; known: {', '.join(names) or 'none'}"
+
+
 @contextmanager
 def writing(place: os.PathLike[str] | str) -> Iterator[None]:
     """Around writing to ``place``: a system without files of its own there (/proc) reports them as missing, which

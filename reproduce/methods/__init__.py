@@ -10,13 +10,12 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from reproduce.method import Method
 from zoo.backbones.base import Backbone
-from zoo.errors import UserError
+from zoo.errors import UserError, choices, suggest
 
 
 def names() -> list[str]:
@@ -28,10 +27,7 @@ def find(method: str) -> type[Method]:
     """The class that implements `method`. Unknown: a UserError with a suggestion."""
     stem = next((s for s in (method, re.sub(r"v\d+$", "", method)) if s in names()), None)
     if stem is None:
-        close = get_close_matches(method, names(), 1)
-        raise UserError(
-            f"no method '{method}' in reproduce/methods" + (f"; did you mean '{close[0]}'?" if close else "")
-        )
+        raise UserError(f"no method {method!r} in reproduce/methods{suggest(method, names())}")
     module = importlib.import_module(f".{stem}", __name__)
     found = [
         c
@@ -62,11 +58,7 @@ def build(recipe: Any, backbone: Backbone, *, instances: int | None = None, clas
     known = parameters(cls)
     for key in params:
         if key not in known:
-            close = get_close_matches(key, list(known), 1)
-            raise UserError(
-                f"method {name} has no parameter '{key}'; "
-                + (f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}")
-            )
+            raise UserError(f"method {name} has no parameter {key!r}{choices(key, known)}")
     method = cls(backbone, **facts, **params)
     method.settings = recipe.dump() if hasattr(recipe, "dump") else dict(recipe) if isinstance(recipe, Mapping) else {}
     method.check(method.settings)
