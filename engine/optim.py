@@ -143,16 +143,35 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = float(lr) * group.get("lr_scale", 1.0)
 
 
-# -- schedules: each returns float64 (total,), the rate of every step. `per_epoch` is the number of steps of an epoch ------
+# -- laws of a rate over positions (steps, or epochs): for schedules here, and for many heads at once in evaluations/probes ------
 
 
 def _warmup(per_epoch: int, total: int, warmup_epochs: float) -> int:
     return min(round(warmup_epochs * per_epoch), total)
 
 
-def _half_cosine(steps: int, lr: float, final_lr: float) -> np.ndarray:
-    """From lr towards final_lr, which the step after the last would have."""
-    return final_lr + 0.5 * (lr - final_lr) * (1 + np.cos(math.pi * np.arange(steps) / max(steps, 1)))
+def half_cosine(at: np.ndarray, steps: int, lr: Any, final_lr: float = 0.0) -> np.ndarray:
+    """The rate at positions `at` of half a cosine from lr towards final_lr, which position `steps` would have."""
+    return final_lr + 0.5 * (lr - final_lr) * (1 + np.cos(math.pi * at / max(steps, 1)))
+
+
+def falling(at: np.ndarray, edges: Sequence[float], lr: Any, factor: float) -> np.ndarray:
+    """The rate at positions `at`: lr times factor to the number of edges reached."""
+    reached = np.searchsorted(np.asarray(edges, dtype=np.float64), at, side="right")
+    return lr * np.power(float(factor), reached.astype(np.float64))
+
+
+def decaying(at: np.ndarray, lr: Any, weight_decay: Any) -> np.ndarray:
+    """lr / sqrt(1 + lr wd t) at steps t (Bottou's SGD)."""
+    return lr / np.sqrt(1 + lr * weight_decay * at)
+
+
+def listed(at: np.ndarray, edges: Sequence[float], rates: Sequence[float]) -> np.ndarray:
+    """rates[i] at positions `at` before edges[i], the last rate from the last edge on."""
+    return np.asarray(rates, dtype=np.float64)[np.searchsorted(np.asarray(edges, dtype=np.float64), at, side="right")]
+
+
+# -- schedules: each returns float64 (total,), the rate of every step. `per_epoch` is the number of steps of an epoch ------
 
 
 def constant(per_epoch: int, total: int, *, lr: float) -> np.ndarray:
@@ -165,7 +184,9 @@ def warmup_cosine(
 ) -> np.ndarray:
     """SwAV: a line from start_lr to lr, end included, then half a cosine; so lr is used twice."""
     warm = _warmup(per_epoch, total, warmup_epochs)
-    return np.concatenate([np.linspace(start_lr, lr, warm), _half_cosine(total - warm, lr, final_lr)])
+    return np.concatenate(
+        [np.linspace(start_lr, lr, warm), half_cosine(np.arange(total - warm), total - warm, lr, final_lr)]
+    )
 
 
 def multiplied_cosine(
@@ -180,7 +201,7 @@ def multiplied_cosine(
     """PIC: a line from lr / warmup_multiplier, which reaches lr where half a cosine begins. PIC's final_lr is 1e-6."""
     warm = _warmup(per_epoch, total, warmup_epochs)
     line = np.linspace(lr / warmup_multiplier, lr, warm, endpoint=False)
-    return np.concatenate([line, _half_cosine(total - warm, lr, final_lr)])
+    return np.concatenate([line, half_cosine(np.arange(total - warm), total - warm, lr, final_lr)])
 
 
 def step(
@@ -194,9 +215,7 @@ def step(
     warmup_multiplier: float = 100.0,
 ) -> np.ndarray:
     """lr times factor to the number of milestones (epochs from the start) reached; before it PIC's warm-up, if any."""
-    edges = np.array([round(epoch * per_epoch) for epoch in milestones], dtype=np.int64)
-    reached = np.searchsorted(edges, np.arange(total), side="right")
-    rates = lr * np.power(float(factor), reached.astype(np.float64))
+    rates = falling(np.arange(total), [round(epoch * per_epoch) for epoch in milestones], lr, factor)
     warm = _warmup(per_epoch, total, warmup_epochs)
     rates[:warm] = np.linspace(lr / warmup_multiplier, lr, warm, endpoint=False)
     return rates
@@ -204,20 +223,20 @@ def step(
 
 def epoch_cosine(per_epoch: int, total: int, *, lr: float, final_lr: float = 0.0) -> np.ndarray:
     """Half a cosine that moves between epochs only (MoCo v2, SwAV's linear probe)."""
-    return np.repeat(_half_cosine(math.ceil(total / per_epoch), lr, final_lr), per_epoch)[:total]
+    epochs = math.ceil(total / per_epoch)
+    return np.repeat(half_cosine(np.arange(epochs), epochs, lr, final_lr), per_epoch)[:total]
 
 
 def table(
     per_epoch: int, total: int, *, lr: float, milestones: Sequence[float], rates: Sequence[float]
 ) -> np.ndarray:  # fmt: skip
     """RotNet: rates[i] until epoch milestones[i], the last rate ever after; lr itself is not used."""
-    edges = np.array([round(epoch * per_epoch) for epoch in milestones[:-1]], dtype=np.int64)
-    return np.asarray(rates, dtype=np.float64)[np.searchsorted(edges, np.arange(total), side="right")]
+    return listed(np.arange(total), [round(epoch * per_epoch) for epoch in milestones[:-1]], rates)
 
 
 def bottou(per_epoch: int, total: int, *, lr: float, weight_decay: float) -> np.ndarray:
     """lr / sqrt(1 + lr wd t), t = step: the linear probes of DeepCluster and DeeperCluster."""
-    return lr / np.sqrt(1 + lr * weight_decay * np.arange(total, dtype=np.float64))
+    return decaying(np.arange(total, dtype=np.float64), lr, weight_decay)
 
 
 _SCHEDULES: dict[str, tuple[Callable[..., np.ndarray], tuple[str, ...]]] = {

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import rng
+from engine import optim, rng
 from zoo.errors import UserError
 
 CHUNK = 8192  # rows read at once
@@ -55,18 +55,17 @@ class Schedule:
         t = np.arange(epochs * steps, dtype=np.float64)[:, None]
         lr, decay = np.asarray(lr, np.float64)[None], np.asarray(decay, np.float64)[None]
         if self.name == "bottou":
-            return lr / np.sqrt(1 + lr * decay * t)
+            return optim.decaying(t, lr, decay)
         if self.name == "steps":
-            return lr * self.factor ** np.searchsorted(np.asarray(self.milestones), t // steps, side="right")
+            return optim.falling(t // steps, self.milestones, lr, self.factor)
         if self.name == "table":
-            row = np.searchsorted(np.asarray(self.milestones), t // steps, side="right")
-            return np.asarray(self.values)[row] * np.ones_like(lr)
+            return optim.listed(t // steps, self.milestones, self.values) * np.ones_like(lr)
         if self.name == "constant":
             return lr * np.ones_like(t)
         warm = self.warmup * steps
         at = t - warm if self.per_step or warm else t // steps * steps
-        cosine = 0.5 * (1 + np.cos(math.pi * at / max(epochs * steps - warm, 1)))
-        return lr * np.where(t < warm, (99 * t / max(warm, 1) + 1) / 100, cosine)
+        cosine = optim.half_cosine(at, epochs * steps - warm, lr)
+        return np.where(t < warm, lr * ((99 * t / max(warm, 1) + 1) / 100), cosine)
 
 
 @dataclass(frozen=True)
