@@ -35,14 +35,14 @@ def test_labels_drawn_at_random_are_chosen_and_scored_at_chance(case, tmp_path):
 def test_only_the_test_part_is_opened_after_selection_has_finished(case, tmp_path, monkeypatch):
     toy = separable()
     wanted = task(case, toy, tmp_path)
-    made = type(wanted).features
+    made = type(wanted).begin
     before = []
 
     def watched(self, release, *rest):
         toy.opened.clear()
         return made(self, lambda: (before.extend(toy.opened), release()), *rest)
 
-    monkeypatch.setattr(type(wanted), "features", watched)
+    monkeypatch.setattr(type(wanted), "begin", watched)
     wanted.measure()
     chosen_on = {"fit", "val"} if wanted.protocol.select.on == "val" else set()
     assert set(before) == {"train"} | chosen_on, (
