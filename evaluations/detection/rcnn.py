@@ -5,7 +5,9 @@ proposals divided by 256 per image, region pooling with the half-pixel shift and
 Three detectors: ``fpn`` (pyramid and two-layer head), ``c4`` (res5 on 14x14 regions of res4 as the head), ``fast`` (the fully
 connected layers of VGG-16 or AlexNet on regions of their last convolution).
 Deviates   from detectron2: class 0 is the background (one row more in box and mask predictors); the mask loss sees
-           interpolated masks; images are padded to a multiple of 32 in C4 too; mixed aspect ratios share a group
+           interpolated masks; images are padded to a multiple of 32 in C4 too; mixed aspect ratios share a group.
+           From Fast R-CNN's code (voc07_detection_all): background regions have an IoU below 0.5 with every object, there
+           0.1 to 0.5; one region in four of a step shows an object in both
 """
 
 from __future__ import annotations
