@@ -104,7 +104,7 @@ def _fit(
             step += 1
             if file is not None and step == done + len(batches) and epoch + 1 in job.keep:
                 keep(job.net, kept_file(file, epoch + 1))  # before a checkpoint, from which this epoch counts as done
-            asked = step < total and _asked(signals, compute)
+            asked = step < total and asked_to_stop(signals, compute)
             if file is not None and (asked or step % every == 0) and step < total:
                 _save(job, file, step)
             if asked:
@@ -116,7 +116,7 @@ def _fit(
         done += len(batches)
 
 
-def _asked(signals: Signals, compute: Compute) -> bool:
+def asked_to_stop(signals: Signals, compute: Compute) -> bool:
     """Whether any process was asked to stop."""
     received = signals.received is not None
     return (

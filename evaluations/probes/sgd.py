@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import checkpoint, dist, rng
+from engine.signals import Signals, noticed
 from zoo.errors import UserError
 
 from ..inputs.features import SAY_EVERY, FeatureRequest, Features, layers_of, pool_of
@@ -34,6 +35,7 @@ from ..inputs.views import stream
 from ..protocol import Protocol
 from . import nonlinear
 from .batched import Diverged, Grid
+from .finetuning import asked_to_stop
 
 NORMS = {
     "none": lambda channels: nn.Identity(),
@@ -105,8 +107,25 @@ def train(
 ) -> Trained:
     """Train every head on random views of the training split. weights (F+1, N): which samples a fold may see.
 
-    targets (N, ...) are what ``loss_of(scores, targets)`` takes; it sums over rows.
+    targets (N, ...) are what ``loss_of(scores, targets)`` takes; it sums over rows. A checkpoint is written after each epoch, and on
+    SIGINT or SIGTERM after the batch, with SystemExit. (A trunk in training mode whose statistics drift apart between processes
+    within an epoch goes on with those of process 0.)
     """
+    with noticed() as signals:
+        return _train(protocol, head, features, targets, weights, grid, seed, loss_of, signals)
+
+
+def _train(
+    protocol: Protocol,
+    head: Any,
+    features: Features,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    grid: Grid,
+    seed: int,
+    loss_of: Loss,
+    signals: Signals,
+) -> Trained:
     split, n = protocol.splits.train, weights.shape[1]
     labels = torch.as_tensor(targets)
     allowed = torch.as_tensor(weights > 0)
@@ -123,12 +142,14 @@ def train(
     keep = set(np.linspace(0, head.epochs, min(head.snapshots, head.epochs) + 1).round().astype(int)[1:].tolist())
 
     file = features.workspace / f"checkpoint-{split}.pt"
-    first = _resume(file, found, optimizer)
+    first, start = _resume(file, found, optimizer)
     said = time.monotonic()
     for epoch in range(first, head.epochs):
         order = _order(n, head.batch, seed, epoch, drop_last=head.drop_last)
+        start = start if epoch == first else 0
         views = features.views(f"{protocol.transform.train}:{epoch}", seed)
-        for step, (rows, images) in enumerate(stream(features.source(split), views, order, features.compute.workers)):
+        batches = stream(features.source(split), views, order[start:], features.compute.workers)
+        for step, (rows, images) in enumerate(batches, start):
             maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
             for name, value in maps.items():
                 features.refuse_nan(FeatureRequest(split, name), rows, value)
@@ -140,6 +161,11 @@ def train(
                 loss.backward()
             _average_gradients(found)
             optimizer.step()
+            if step + 1 < len(order) and asked_to_stop(signals, features.compute):
+                if dist.is_main():
+                    _save(file, epoch, found, optimizer, step + 1)
+                features.say(f"stopped in epoch {epoch + 1}: the same command goes on from here")
+                raise SystemExit(128 + (signals.received or 15))
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 features.say(f"epoch {epoch + 1}/{head.epochs}, batch {step + 1}/{len(order)}, loss {loss.item():.3f}")
@@ -328,19 +354,20 @@ def _state(probe: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True) for k, v in probe.state_dict().items()}
 
 
-def _save(file: Path, epoch: int, found: Trained, optimizer: torch.optim.Optimizer) -> None:
+def _save(file: Path, epoch: int, found: Trained, optimizer: torch.optim.Optimizer, batches: int = 0) -> None:
+    """After ``epoch`` whole epochs and ``batches`` of the next."""
     file.parent.mkdir(parents=True, exist_ok=True)
     momentum = [optimizer.state[p].get("momentum_buffer") for g in optimizer.param_groups for p in g["params"]]
-    state = {"epoch": epoch, "heads": [_state(h) for h in found.all()], "momentum": momentum}
+    state = {"epoch": epoch, "batches": batches, "heads": [_state(h) for h in found.all()], "momentum": momentum}
     if found.net.training:
         state["drift"] = {k: v.to("cpu", copy=True) for k, v in found.net.named_buffers()}
     checkpoint.save(file, {**state, "kept": {str(k): v for k, v in found.kept.items()}})
 
 
-def _resume(file: Path, found: Trained, optimizer: torch.optim.Optimizer) -> int:
-    """Epochs that are done already; heads, momentum and the trunk's statistics as they were after the last of them."""
+def _resume(file: Path, found: Trained, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """(epochs, batches of the next) that are done; heads, momentum and the trunk's statistics as they were after them."""
     if not file.is_file():
-        return 0
+        return 0, 0
     state = checkpoint.load(file)
     assert state is not None
     if len(state["heads"]) != sum(1 for _ in found.all()):
@@ -355,4 +382,4 @@ def _resume(file: Path, found: Trained, optimizer: torch.optim.Optimizer) -> int
     for name, value in state.get("drift", {}).items():
         buffers[name].copy_(value)
     found.kept.update({int(k): v for k, v in state["kept"].items()})
-    return int(state["epoch"])
+    return int(state["epoch"]), int(state.get("batches", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import zlib
 
@@ -273,6 +274,40 @@ def test_ten_crops_and_a_drifting_trunk_are_options_and_the_drift_outlives_an_in
     for kept in (*tmp_path.glob("measured/**/*.json"), *tmp_path.glob("probes/**/*.pt")):
         kept.unlink()
     assert again().predictions_sha256 == resumed.predictions_sha256
+
+
+def test_a_signal_within_an_epoch_leaves_a_checkpoint_from_which_the_same_bits_come(tmp_path, monkeypatch):
+    finished_run("random_digits", tmp_path)
+    given = {
+        **FAST,
+        "head.epochs": 2,
+        "head.batch": 256,
+        "select.on": "none",
+        "grid.weight_decay": [0.0],
+        "grid.lr": [0.05],
+    }
+    given |= {"head.norm": "batch", "transform.train": "random_crop", "transform.resize": 10, "transform.crop": 8}
+    again = lambda out: records.read(
+        measure.evaluate("linear_digits", "random_digits", given, out=str(out), quiet=True)
+    )
+    whole = again(tmp_path)
+    for kept in (*tmp_path.glob("measured/**/*.json"), *tmp_path.glob("probes/**/*.pt")):
+        kept.unlink()
+    real, steps = sgd.total_loss, []
+
+    def asked(*rest):
+        steps.append(1)
+        if len(steps) in (3, 7):  # the third batch of the first epoch, the second of the second
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*rest)
+
+    monkeypatch.setattr(sgd, "total_loss", asked)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            again(tmp_path)
+        assert left.value.code == 128 + signal.SIGTERM
+    assert again(tmp_path).predictions_sha256 == whole.predictions_sha256
+    assert len(steps) == 2 * 5, "1,258 images in batches of 256, two epochs, no batch twice"
 
 
 def test_the_authors_folds_are_a_rule_of_selection(measured, tmp_path):
