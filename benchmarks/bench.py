@@ -4,8 +4,8 @@
 
 A row is one method. Its candidates (candidates.yaml) are pre-trained on ``fit`` and judged on ``val`` with each selection seed; the best mean
 becomes the recipe in zoo/methods/<method>.yaml; then every pre-training seed of the table runs on ``train`` and is scored once on the
-test split. results/selection/<model>.yaml keeps every score. What is finished is kept, so that the same command goes on; `--commit`
-makes a git commit of each row: recipe, selection, records, tables and figures.
+test split. results/selection/<model>.yaml keeps every score. What is finished is kept, so that the same command goes on. Each row is two git commits, the
+chosen recipe and the records with their tables and figures: a record names the commit of the code that made it (`--no-commit`: neither).
 """
 
 from __future__ import annotations
@@ -152,17 +152,15 @@ def measured(row: Row, protocols: list[str], out: str, processes: int) -> list[P
         return [path for job in jobs for path in job.result()[1:]]
 
 
-def drop_others(row: Row, protocols: list[str], made: list[Path]) -> list[Path]:
-    """Remove records of the row's protocols that its present recipe did not make; returns those of other protocols that remain
-    with other weights."""
+def drop_others(row: Row, made: list[Path]) -> list[str]:
+    """Remove the model's records of other weights: its pre-training command makes none of them any more. Returns their protocols."""
     from results.record import COMMITTED, read
 
     weights = {read(path).weights_sha256 for path in made}
     stale = [p for p in sorted((COMMITTED / row.model).glob("*.json")) if read(p).weights_sha256 not in weights]
     for path in stale:
-        if path.name.partition("--")[0] in protocols:
-            path.unlink()
-    return [path for path in stale if path.exists()]
+        path.unlink()
+    return sorted({path.name.partition("--")[0] for path in stale})
 
 
 def done(row: Row, protocols: list[str]) -> bool:
@@ -211,13 +209,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows (default: all)")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side, one thread each (default 2)")
     parser.add_argument("--plan", action="store_true", help="print what is left and how long it takes, and stop")
-    parser.add_argument("--commit", action="store_true", help="git commit each finished row")
+    parser.add_argument(
+        "--no-commit", dest="commit", action="store_false", help="records then say that their code was not committed"
+    )
     args = parser.parse_args(argv)
+    from zoo.errors import UserError
+
     protocols = demo.PROTOCOLS.format(args.dataset).split()
     todo = [r for r in chosen(rows(args.dataset), args.methods, args.dataset) if not done(r, protocols)]
     print(plan(todo, args.dataset, protocols, args.processes), flush=True)
     if args.plan:
         return 0
+    if args.commit and (changed := _git("status", "--porcelain", "--untracked-files=no")):
+        raise UserError(
+            f"{changed.splitlines()[0][3:]} has changes that are not committed; commit them first, or say --no-commit"
+        )
     for number, row in enumerate(todo, 1):
         began = time.time()
         print(f"[{number}/{len(todo)}] {row.model}", flush=True)
@@ -229,27 +235,38 @@ def main(argv: list[str] | None = None) -> int:
 
 def make(row: Row, protocols: list[str], out: str, processes: int, commit: bool) -> None:
     """Choose, write the recipe, measure, tabulate."""
-    changed = [ROOT / "results", ROOT / "README.md"]
     if row.candidates:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             selection = selected(row, pool, select_recipes.score)
         best = select_recipes.best(selection)
         given = next(c for c in row.candidates if words(c) == best["overrides"])
         print(f"  best: {best['score']} with {best['overrides']}", flush=True)
-        changed.append(put_recipe(row.model, given))
-    others = drop_others(row, protocols, measured(row, protocols, out, processes))
-    if others:
-        print(
-            f"  {len(others)} records of other protocols are of another recipe, for example {others[0].name}: python -m results fill"
-        )
+        changed = put_recipe(row.model, given)
+        if commit:
+            _commit(f"{row.model}: the best of {len(row.candidates)} recipes on val", changed, select_recipes.FOLDER)
+    dropped = drop_others(row, measured(row, protocols, out, processes))
+    if lost := [protocol for protocol in dropped if protocol not in protocols]:
+        print(f"  records of the former recipe removed: {', '.join(lost)}; python -m results fill makes them again")
     if row.candidates:
         write(select_recipes.FOLDER / f"{row.model}.yaml", {**selection, "measured": best["recipe"]})
-    for command in (["tables"], ["figures"]):
-        subprocess.run([sys.executable, "-m", "results", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    for command in ("tables", "figures"):
+        subprocess.run([sys.executable, "-m", "results", command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     if commit:
-        subprocess.run(["git", "add", "--", *changed], cwd=ROOT, check=True)
-        said = f"{row.model}: {len(row.candidates)} candidates on val, {row.seeds} seeds measured"
-        subprocess.run(["git", "commit", "-q", "-m", said, "--", *changed], cwd=ROOT, check=True)
+        _commit(
+            f"{row.model} at {row.seeds} seed{'s' * (row.seeds != 1)}, its recipe chosen on val",
+            ROOT / "results",
+            ROOT / "README.md",
+        )
+
+
+def _commit(message: str, *paths: Path) -> None:
+    _git("add", "--", *map(str, paths))
+    if _git("diff", "--cached", "--name-only"):
+        _git("commit", "-q", "-m", message)
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip("\n")
 
 
 def chosen(made: list[Row], methods: list[str] | None, dataset: str) -> list[Row]:
