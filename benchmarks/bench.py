@@ -19,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -143,6 +144,16 @@ def put_recipe(model: str, overrides: Mapping[str, Any], folder: Path | None = N
     return path
 
 
+@contextmanager
+def workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that drops what has not begun when something fails or is interrupted."""
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def measured(row: Row, protocols: list[str], out: str, processes: int) -> list[Path]:
     """Every pre-training seed of a row, recorded in results/measured; the paths of its records."""
     with ProcessPoolExecutor(
@@ -236,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
 def make(row: Row, protocols: list[str], out: str, processes: int, commit: bool) -> None:
     """Choose, write the recipe, measure, tabulate."""
     if row.candidates:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with workers(processes) as pool:
             selection = selected(row, pool, select_recipes.score)
         best = select_recipes.best(selection)
         given = next(c for c in row.candidates if words(c) == best["overrides"])
