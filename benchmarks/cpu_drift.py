@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from engine import provenance
 from results.record import Record, files, read
-from results.store import Store, better_than_random
+from results.store import LEVEL, welch
 
 KERNELS: dict[str, dict[str, str]] = {
     "native": {},
@@ -60,20 +61,20 @@ def measure(model: str, seed: int, kernels: str, out: Path) -> dict[tuple[str, s
     }
 
 
-def verdicts(models: list[str], metrics: list[tuple[str, str]], out: Path) -> list[dict[str, object]]:
-    """Each model's mark beside random_digits, by each set of kernels."""
-    stores, rows = {kernels: Store([out / kernels / "measured"]) for kernels in KERNELS}, []
-    for model in models:
-        for protocol, metric in metrics:
-            if metric.endswith("best_on_test"):  # never ranked
-                continue
-            marks = {}
-            for kernels, store in stores.items():
-                row, random = (store.summary(name, protocol, 1, metric) for name in (model, "random_digits"))
-                if row is not None and random is not None:
-                    marks[kernels] = better_than_random(row, random).mark
-            rows.append({"model": model, "protocol": protocol, "metric": metric, "marks": marks})
-    return rows
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
+    """Each model's mark beside random_digits, by each set of kernels, from the rows of values."""
+    values: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in rows:
+        for kernels, value in row["values"].items():
+            values.setdefault((row["model"], row["protocol"], row["metric"], kernels), []).append(value)
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for (model, protocol, metric, kernels), own in values.items():
+        if model == "random_digits" or metric.endswith("best_on_test"):  # never ranked
+            continue
+        errors, p = welch(own, values["random_digits", protocol, metric, kernels])
+        mark = "not shown" if p >= LEVEL else "better" if errors > 0 else "worse"
+        found.setdefault((model, protocol, metric), {})[kernels] = mark
+    return [{"model": m, "protocol": p, "metric": n, "marks": marks} for (m, p, n), marks in found.items()]
 
 
 def main() -> None:
@@ -87,16 +88,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cpu_drift"))
     parser.add_argument("--report", type=Path, default=Path("results/cpu_drift.json"))
     args = parser.parse_args()
-    rows, metrics = [], {}
+    rows = []
     for model, _, seeds in (word.partition(":") for word in args.models):
         for seed in range(int(seeds)):
             found = {kernels: measure(model, seed, kernels, args.out) for kernels in KERNELS}
-            metrics = dict.fromkeys(found["native"])
-            for protocol, metric in metrics:
+            for protocol, metric in found["native"]:
                 values = {kernels: round(of[protocol, metric], 4) for kernels, of in found.items()}
                 rows.append({"model": model, "seed": seed, "protocol": protocol, "metric": metric, "values": values})
             print(f"{model} seed {seed}: {len(rows)} rows", flush=True)
-    made, names = provenance.collect(), [word.partition(":")[0] for word in args.models]
+    made = provenance.collect()
     report = {
         "command": f"python -m benchmarks.cpu_drift --models {' '.join(args.models)}",
         "cpu": made["hardware"]["cpu"],
@@ -105,7 +105,7 @@ def main() -> None:
     }
     lists = {
         "rows": rows,
-        "verdicts": verdicts([n for n in names if n != "random_digits"], list(metrics), args.out),
+        "verdicts": verdicts(rows),
         "reported": REPORTED,
     }
     text = json.dumps(report, indent=1)[:-2]

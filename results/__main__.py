@@ -24,9 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     tables.set_defaults(run=_tables)
 
     compare = commands.add_parser(
-        "compare", help="published, measured, spread, verdict and likely reasons for one model"
+        "compare",
+        help="one model: published, measured, spread, verdict and likely reasons; several: paired tests of each two",
+        epilog="example: python -m results compare swav_digits simclr_digits random_digits --protocol 'linear*'",
     )
-    compare.add_argument("id")
+    compare.add_argument("id", nargs="+")
+    compare.add_argument("--protocol", default="*", metavar="PATTERN", help="several models: only these protocols")
     compare.set_defaults(run=_compare)
 
     figures = commands.add_parser("figures", help="write results/figures/*.svg")
@@ -93,11 +96,17 @@ def _figures(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from .compare import compare, report
     from .published import Catalogue
     from .store import Store
 
-    print(report(compare(args.id, Store(_roots(args)), Catalogue())))
+    if len(args.id) > 1:
+        from . import against
+
+        print(against.report(against.duels(args.id, Store(_roots(args)), Catalogue(), args.protocol)))
+        return 0
+    from .compare import compare, report
+
+    print(report(compare(args.id[0], Store(_roots(args)), Catalogue())))
     return 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .published import Fact
 from .store import Summary, Verdict
 
-MARKS = {"better": "▲", "worse": "▼", "same": "○", "unknown": ""}
+MARKS = {"better": "▲", "worse": "▼", "not shown": "○", "unknown": ""}
 DAGGER = "†"
 
 
@@ -30,12 +30,18 @@ def decimals(spread: float) -> int:
 
 
 def measured(summary: Summary) -> str:
-    """``81.3 ± 0.4 (5)``: five pre-training seeds. ``81.3 ± 0.4 (1×5)``: one set of weights, five evaluation seeds."""
+    """``81.3 ± 0.4 / 1.7 (5)``: mean, standard deviation over five pre-training seeds, half the 95 % interval for other test images.
+
+    ``(1×5)``: one set of weights, five evaluation seeds. ``81.3 ± – / 1.7 (1)``: one measurement, whose spread is not known. Digits are
+    those that the larger of the two supports, one after the point where the smaller is below two or the spread is not known.
+    """
     count = f"({summary.seeds})" if summary.seeds > 1 or summary.inner == 1 else f"(1×{summary.inner})"
-    if summary.sd is None:
-        return f"{summary.value:.1f} {count}"
-    digits = decimals(summary.sd)
-    return f"{summary.value:.{digits}f} ± {summary.sd:.{digits}f} {count}"
+    spreads = [s for s in (summary.sd, summary.images) if s is not None]
+    least = 1 if summary.sd is None else min(1, decimals(min(spreads)))
+    digits = max(decimals(max(spreads)), least) if spreads else 1
+    shown = [f"{summary.sd:.{digits}f}" if summary.sd is not None else "–"]
+    shown += [f"{summary.images:.{digits}f}"] if summary.images is not None else []
+    return f"{summary.value:.{digits}f}" + (f" ± {' / '.join(shown)}" if spreads else "") + f" {count}"
 
 
 def published(value: float) -> str:

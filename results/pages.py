@@ -16,7 +16,7 @@ from zoo.errors import UserError, suggest
 from . import cells
 from .cells import Cell
 from .published import Fact, whose
-from .store import ENOUGH_RANDOM, REPOSITORY, Summary
+from .store import ENOUGH_RANDOM, FALSE_ALARMS, LEVEL, REPOSITORY, Summary
 from .tables import Built
 
 tabulate.MIN_PADDING = 0  # columns as wide as their text
@@ -92,15 +92,19 @@ def legend(built: Built) -> list[str]:
     """Only what this table needs to be read."""
     said = []
     if built.summaries:
-        line = "Measured: mean ± standard deviation (number of pre-training seeds)"
+        line = "Measured: mean ± standard deviation over pre-training seeds"
+        if any(s.images is not None for s in built.summaries):
+            line += " / half of the 95 % interval for other test images, which more seeds do not narrow"
+        line += " (number of seeds)"
         if any(s.seeds == 1 and s.inner > 1 for s in built.summaries):
             line += "; (1×n): one set of weights, n seeds of the evaluation"
         said.append(line + ".")
     if built.verdicts:
         said.append(
-            f"Marks compare a cell with {built.table.against} in the same column: ▲ better, ▼ worse, ○ no difference shown "
-            f"(same network and data, at least {ENOUGH_RANDOM} random seeds; a difference is one of means beyond "
-            "2 sqrt(s1² + s2²), s over pre-training seeds)."
+            f"Marks compare a cell with {built.table.against} in the same column: ▲ better, ▼ worse, ○ no difference shown, which does "
+            f"not say that there is none. Rule: same network, data and test images, at least {ENOUGH_RANDOM} random seeds, Welch's t-test "
+            f"over pre-training seeds at {100 * LEVEL:g} %; where nothing differs, {FALSE_ALARMS[0]} to {FALSE_ALARMS[1]} % of marks are "
+            "▲ or ▼ all the same (simulated). Marks do not rank methods: `python -m results compare A B` does."
         )
     if others := _other_protocols(built):
         said.append(f"Under a protocol of their own: {others}.")

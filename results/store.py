@@ -16,6 +16,8 @@ from .record import COMMITTED, Metric, Record, files, read
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENOUGH_RANDOM = 5  # random seeds without which nothing is called better than random
+LEVEL = 0.01  # of Welch's test behind a mark; a test simulates how often it is wrong (FALSE_ALARMS)
+FALSE_ALARMS = (0.7, 2.3)  # percent of marks where nothing differs: 3 seeds against 5, spreads from 1:3 to 3:1
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Summary:
 
     ``values`` holds one number per pre-training seed (mean over its evaluation seeds); ``sd`` is their sample standard
     deviation, or, for a single set of weights, that over evaluation seeds (``inner`` of them); None when neither exists.
+    ``images`` is half the width of the 95 % interval for other test images, the mean of the records' (they share their images, so
+    that more seeds make it no smaller); None where a record has none.
     """
 
     model: str
@@ -41,6 +45,7 @@ class Summary:
     values: tuple[float, ...]
     value: float
     sd: float | None
+    images: float | None
     inner: int
     style: str
     notes: tuple[str, ...]
@@ -150,6 +155,7 @@ def summarise(group: Sequence[Stored], metric: str) -> Summary:
         values=values,
         value=statistics.fmean(values),
         sd=sd,
+        images=_half_width(metrics),
         inner=min(len(runs) for runs in inner),
         style=styles[0],
         notes=tuple(sorted({m.note for m in metrics if m.note})),
@@ -161,16 +167,29 @@ def summarise(group: Sequence[Stored], metric: str) -> Summary:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``mark`` is better | worse | same | unknown; ``said`` is the sentence with the numbers."""
+    """``mark`` is better | worse | not shown | unknown; ``said`` is the sentence with the numbers."""
 
     mark: str
     said: str
 
 
-def better_than_random(row: Summary, random: Summary) -> Verdict:
-    """The rule: at least five random seeds and a mean difference above 2 sqrt(s1^2 + s2^2), same protocol and data.
+def welch(one: Sequence[float], two: Sequence[float]) -> tuple[float, float]:
+    """(difference of the means in standard errors, probability of one as large where nothing differs): Welch's t-test, two-sided,
+    for at least two values each (B. L. Welch, Biometrika 34, 1947)."""
+    from scipy.special import stdtr
 
-    The caller answers for the same backbone. ``unknown`` when the rule cannot be applied.
+    a, b = (statistics.variance(values) / len(values) for values in (one, two))
+    difference, error = statistics.fmean(one) - statistics.fmean(two), math.sqrt(a + b)
+    if error == 0:
+        return (math.copysign(math.inf, difference), 0.0) if difference else (0.0, 1.0)
+    freedom = (a + b) ** 2 / (a * a / (len(one) - 1) + b * b / (len(two) - 1))
+    return difference / error, float(2 * stdtr(freedom, -abs(difference) / error))
+
+
+def better_than_random(row: Summary, random: Summary) -> Verdict:
+    """The rule: at least five random seeds, and Welch's t-test of the means over pre-training seeds below LEVEL; same protocol and data.
+
+    It is about these test images. The caller answers for the same backbone. ``unknown`` when the rule cannot be applied.
     """
     if (row.protocol, row.version, row.metric, row.data) != (
         random.protocol,
@@ -183,10 +202,11 @@ def better_than_random(row: Summary, random: Summary) -> Verdict:
         return Verdict("unknown", f"{random.model} has {random.seeds} seeds, {ENOUGH_RANDOM} are needed")
     if row.seeds < 2:
         return Verdict("unknown", "one pre-training seed, its spread is not known")
-    noise = 2 * math.hypot(statistics.stdev(row.values), statistics.stdev(random.values))
-    difference = row.value - random.value
-    mark = "better" if difference > noise else "worse" if difference < -noise else "same"
-    return Verdict(mark, f"{difference:+.2f} to {random.model}, needs more than {noise:.2f}")
+    errors, p = welch(row.values, random.values)
+    mark = "not shown" if p >= LEVEL else "better" if errors > 0 else "worse"
+    return Verdict(
+        mark, f"{row.value - random.value:+.2f} to {random.model}, {abs(errors):.1f} standard errors, p = {p:.2g}"
+    )
 
 
 def place(path: Path) -> str:
@@ -201,6 +221,11 @@ def _metric(stored: Stored, name: str) -> Metric:
         known = sorted(stored.record.metrics)
         raise UserError(f"{place(stored.path)}: no metric {name!r}{suggest(name, known)} (it has {', '.join(known)})")
     return found
+
+
+def _half_width(metrics: Sequence[Metric]) -> float | None:
+    widths = [m.ci[1] - m.ci[0] for m in metrics if m.ci]
+    return statistics.fmean(widths) / 2 if len(widths) == len(metrics) else None
 
 
 def _evaluations(metric: Metric) -> Iterable[float]:

@@ -24,17 +24,19 @@ from .published import Catalogue, problem
 from .store import Store, Summary, Verdict, better_than_random
 
 FILE = Path(__file__).resolve().parent / "tables.yaml"
+SELECTION = FILE.parent / "selection"
 
 
 class Column(Strict):
-    """``published`` and ``measured`` columns name protocol@version and metric; ``field`` names a path in the recipe.
+    """``published`` and ``measured`` columns name protocol@version and metric; ``field`` names a path in the recipe;
+    ``candidates`` counts the recipes that were tried on held-out images (results/selection/).
 
     ``also``: protocols of the same question for rows that have nothing under ``protocol`` (other settings for another
     method or network); the page says which rows stand there by which of them.
     """
 
     head: str
-    kind: Literal["published", "measured", "field", "title"]
+    kind: Literal["published", "measured", "field", "title", "candidates"]
     protocol: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+@[0-9]+$")
     also: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+@[0-9]+$")]] = Field(default_factory=list)
     metric: str | None = None
@@ -51,6 +53,7 @@ class Column(Strict):
             "measured": ("protocol", "metric"),
             "field": ("field",),
             "title": (),
+            "candidates": (),
         }
         for name in needs[self.kind]:
             if getattr(self, name) is None:
@@ -170,11 +173,19 @@ def row_names(table: Table, catalogue: Catalogue) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def candidates(row: str, folder: Path = SELECTION) -> int:
+    """Recipes of a model that were tried on held-out images; none for a model without a file there."""
+    file = folder / f"{row}.yaml"
+    return len(load_mapping(file)["candidates"]) if file.is_file() else 0
+
+
 def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catalogue) -> Cell:
     if column.kind == "title":
         return Cell(catalogue.title(row))
     if column.kind == "field":
         return Cell(cells.plain(catalogue.field(row, str(column.field))) or table.missing)
+    if column.kind == "candidates":
+        return Cell(str(candidates(row)))
     if column.kind == "published":
         asked = (
             catalogue.cell(row, p, metric, by=column.by, source=column.source) for p, _, metric in column.questions

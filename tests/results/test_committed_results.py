@@ -220,7 +220,7 @@ def test_the_demo_can_render_one_table_from_records_alone(tmp_path):
     }
     write(sample("random_digits", metrics=metrics, version=version), tmp_path / "measured")
     page = generate.render_to("digits", roots=[tmp_path / "measured"], folder=tmp_path / "tables")
-    assert page == tmp_path / "tables" / "digits.md" and "77.0 (1)" in page.read_text()
+    assert page == tmp_path / "tables" / "digits.md" and "77.0 ± – / 3.0 (1)" in page.read_text()
     with pytest.raises(UserError, match="no table"):
         generate.render_to("digit", roots=[], folder=tmp_path)
 

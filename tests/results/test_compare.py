@@ -67,7 +67,7 @@ def test_agreement_needs_no_excuses(tmp_path):
 
 def test_measurements_that_nobody_published_are_listed_too(tmp_path):
     (found,) = compared(tmp_path, 80.0, 81.0, model="swav_digits")
-    assert found.verdict == "not published" and "80.5 ± 0.7 (2)" in report([found])
+    assert found.verdict == "not published" and "80.5 ± 0.7 / 3.0 (2)" in report([found])
 
 
 def test_a_measurement_with_other_settings_is_not_held_against_the_published_one(tmp_path):

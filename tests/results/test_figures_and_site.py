@@ -152,9 +152,9 @@ def test_every_link_of_the_site_resolves_and_no_page_loads_anything_from_outside
 def test_the_site_prints_the_numbers_of_tables_and_comparisons(drawn):
     content = site.Content(*drawn)
     built = next(b for b in content.tables if b.table.id == "digits")
-    assert ["swav_digits", "81.0 ± 1.4 (2)"] in content.table(built).rows
+    assert ["swav_digits", "81.0 ± 1.4 / 3.0 (2)"] in content.table(built).rows
     big = next(m for m in content.models if m.id == "swav_big")
-    assert big.numbers["linear_big top1"] == ["75.3", "75.5 ± 0.7 (2)"]
+    assert big.numbers["linear_big top1"] == ["75.3", "75.5 ± 0.7 / 3.0 (2)"]
 
 
 def test_text_of_the_registry_is_escaped_in_the_pages():
@@ -166,6 +166,6 @@ def test_text_of_the_registry_is_escaped_in_the_pages():
 
 def test_the_list_of_records_shows_mean_and_spread(drawn):
     text = show.table(drawn[0], "swav*")
-    assert "81.0 ± 1.4 (2)" in text and "random" not in text
+    assert "81.0 ± 1.4 / 3.0 (2)" in text and "random" not in text
     with pytest.raises(UserError, match="no record of 'moco"):
         show.table(drawn[0], "moco*")

@@ -1,11 +1,13 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 from result_samples import sample
+from scipy.special import stdtrit
 
 from results.record import Metric, write
-from results.store import Store, better_than_random
+from results.store import FALSE_ALARMS, LEVEL, Store, better_than_random, welch
 from zoo.errors import UserError
 
 
@@ -129,13 +131,40 @@ def seeds(tmp_path, model, values, **changes):
 RANDOM = (60.0, 61.0, 62.0, 63.0, 64.0)
 
 
-@pytest.mark.parametrize(("by", "mark"), [(1.001, "better"), (0.999, "same"), (-0.999, "same"), (-1.001, "worse")])
-def test_better_means_beyond_twice_the_joint_deviation(tmp_path, by, mark):
-    offsets = (-1.0, 0.0, 1.0)
-    line = 2 * math.hypot(statistics.stdev(RANDOM), 1.0)
+@pytest.mark.parametrize(
+    ("by", "mark"), [(1.02, "better"), (0.98, "not shown"), (-0.98, "not shown"), (-1.02, "worse")]
+)
+def test_better_means_beyond_the_standard_errors_of_welchs_test(tmp_path, by, mark):
+    """By hand: variances 2.5 / 5 and 1 / 3, 5.85 degrees of freedom, whose 99.5 % point is 3.746 (tables: 4.032 at 5, 3.707 at 6)."""
+    line = 3.746 * math.sqrt(2.5 / 5 + 1 / 3)
     random = seeds(tmp_path / "a", "random_digits", RANDOM)
-    row = seeds(tmp_path / "b", "swav_digits", [62.0 + by * line + o for o in offsets])
+    row = seeds(tmp_path / "b", "swav_digits", [62.0 + by * line + o for o in (-1.0, 0.0, 1.0)])
     assert better_than_random(row, random).mark == mark
+
+
+def test_welchs_test_is_scipys():
+    from scipy.stats import ttest_ind
+
+    for one, two in (([1.0, 2.0, 4.0], [3.0, 3.5, 9.0, 2.0, 1.0]), ([5.0, 5.1], [5.3, 9.0, 6.0])):
+        expected = ttest_ind(one, two, equal_var=False)
+        assert welch(one, two) == pytest.approx((expected.statistic, expected.pvalue))
+    assert welch([1.0, 1.0], [1.0, 1.0]) == (0.0, 1.0) and welch([2.0, 2.0], [1.0, 1.0])[1] == 0.0
+
+
+def test_the_false_alarm_rate_that_tables_state_is_that_of_the_rule():
+    """Nothing differs, three seeds against five, spreads from 1:3 to 3:1: how often is there a mark all the same?"""
+    random, rates = np.random.default_rng(0), []
+    for ratio in (1 / 3, 1 / 2, 1, 2, 3):
+        one, two = random.normal(0, ratio, (20_000, 3)), random.normal(0, 1, (20_000, 5))
+        a, b = one.var(1, ddof=1) / 3, two.var(1, ddof=1) / 5
+        errors = np.abs(one.mean(1) - two.mean(1)) / np.sqrt(a + b)
+        limit = stdtrit((a + b) ** 2 / (a * a / 2 + b * b / 4), 1 - LEVEL / 2)
+        marked = errors > limit
+        rates.append(100 * marked.mean())
+        for i in range(50):  # the rule itself on some of them
+            assert (welch(one[i].tolist(), two[i].tolist())[1] < LEVEL) == marked[i]
+    low, high = FALSE_ALARMS
+    assert min(rates) == pytest.approx(low, abs=0.2) and max(rates) == pytest.approx(high, abs=0.3)
 
 
 def test_fewer_than_five_random_seeds_prove_nothing(tmp_path):

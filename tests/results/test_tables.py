@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from result_fakes import ZOO, catalogue
@@ -169,26 +170,50 @@ def test_a_table_hides_or_shows_rows_without_a_measurement(specs, rows, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("value", "sd", "shown"),
+    ("value", "sd", "images", "shown"),
     [
-        (96.134, 0.42, "96.1 ± 0.4"),
-        (47.32, 3.2, "47 ± 3"),
-        (47.36, 1.44, "47.4 ± 1.4"),
-        (79.123, 0.137, "79.12 ± 0.14"),
-        (79.123, 0.0961, "79.12 ± 0.10"),
-        (47.3, 0.97, "47.3 ± 1.0"),
-        (79.1234, 0.0123, "79.12 ± 0.01"),
-        (47.3, 12.6, "47 ± 13"),
-        (100.0, 0.0, "100.0 ± 0.0"),
+        (96.134, 0.42, None, "96.1 ± 0.4"),
+        (47.32, 3.2, None, "47 ± 3"),
+        (79.123, 0.0961, None, "79.12 ± 0.10"),
+        (47.3, 12.6, None, "47 ± 13"),
+        (100.0, 0.0, None, "100.0 ± 0.0"),
+        (95.79, 0.11, 1.7, "95.8 ± 0.1 / 1.7"),  # 539 images do not carry two digits
+        (82.06, 0.08, 0.75, "82.1 ± 0.1 / 0.8"),
+        (79.123, 0.0137, 0.137, "79.12 ± 0.01 / 0.14"),
+        (69.2, 4.8, 3.9, "69 ± 5 / 4"),
+        (81.23, 0.43, 2.4, "81.2 ± 0.4 / 2.4"),
+        (96.47, None, 1.55, "96.5 ± – / 1.6"),
+        (96.47, None, 4.2, "96.5 ± – / 4.2"),
+        (61.25, None, None, "61.2"),
     ],
 )
-def test_numbers_are_rounded_to_what_their_spread_supports(value, sd, shown, tmp_path):
-    step = sd / 2**0.5  # two values one standard deviation apart in the sample sense
-    measure(tmp_path, "swav_digits", (value - step, value + step))
-    found = Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1")
+def test_numbers_are_rounded_to_what_their_spreads_support(value, sd, images, shown, tmp_path):
     from results.cells import measured
 
-    assert measured(found) == f"{shown} (2)"
+    measure(tmp_path, "swav_digits", (value, value))
+    found = Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1")
+    assert measured(replace(found, sd=sd, images=images)) == f"{shown} (2)"
+
+
+def test_the_interval_for_other_images_is_the_mean_half_width_of_the_records(tmp_path):
+    for seed, half in ((0, 1.0), (1, 2.0)):
+        write(sample(seed=seed, metrics={"top1": Metric(value=80.0, n=540, ci=(80 - half, 80 + half))}), tmp_path)
+    assert Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1").images == 1.5
+    write(sample(seed=2, metrics={"top1": Metric(value=80.0, n=540)}), tmp_path)
+    assert Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1").images is None, "one of them has none"
+
+
+def test_a_column_counts_the_recipes_that_were_tried(tmp_path):
+    (tmp_path / "swav_digits.yaml").write_text("candidates: [{score: 1}, {score: 2}]\n")
+    assert tables.candidates("swav_digits", tmp_path) == 2 and tables.candidates("random_digits", tmp_path) == 0
+
+
+def test_a_circle_is_never_called_equal(specs, rows, tmp_path):
+    measure(tmp_path, "random_digits", (60, 61, 62, 63, 64))
+    measure(tmp_path, "simclr_digits", (63, 64, 65))
+    shown = text(specs, rows, tmp_path, "digits")
+    assert "○ no difference shown, which does not say that there is none" in shown and "(not shown)" in shown
+    assert "0.7 to 2.3 % of marks are ▲ or ▼ all the same" in shown and "same)" not in shown
 
 
 def test_one_set_of_weights_says_so(tmp_path):
@@ -197,7 +222,7 @@ def test_one_set_of_weights_says_so(tmp_path):
     write(sample(seed=None, metrics={"top1": Metric.over_seeds([60.0, 62.0])}), tmp_path / "a")
     write(sample(seed=None, value=61.25), tmp_path / "b")
     assert measured(Store([tmp_path / "a"]).summary("swav_digits", "linear_digits", 1, "top1")) == "61.0 ± 1.4 (1×2)"
-    assert measured(Store([tmp_path / "b"]).summary("swav_digits", "linear_digits", 1, "top1")) == "61.2 (1)"
+    assert measured(Store([tmp_path / "b"]).summary("swav_digits", "linear_digits", 1, "top1")) == "61.2 ± – / 3.0 (1)"
 
 
 def test_the_same_records_give_the_same_bytes_whatever_order_they_came_in(specs, rows, tmp_path):
