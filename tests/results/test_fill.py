@@ -39,7 +39,7 @@ def here(words):
 
 def value(page: str, row: str) -> list[float]:
     line = next(line for line in page.splitlines() if line.startswith(f"| {row} "))
-    return [float(re.match(r"[\d.]+", cell.strip())[0]) for cell in line.split("|")[2:-1] if cell.strip()]
+    return [float(re.match(r"[\d.]+", cell.strip())[0]) for cell in line.split("|")[2:-1] if "±" in cell]
 
 
 def test_a_deleted_row_comes_back_and_an_interrupted_filling_goes_on(tmp_path, committed, capsys):
