@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from engine import checkpoint
 from engine.maths.kmeans import assign
+from engine.maths.rows import Rows
 from results.record import slug
 from zoo.errors import UserError
 
@@ -47,7 +48,7 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     assert head.clusters is not None
     if head.clusters > len(x):
         raise UserError(f"clusters={head.clusters}: only {len(x)} images in {folder}")
-    rows = preparation(x, head.preprocess)(x)
+    rows = Rows(preparation(x, head.preprocess)(x), device=features.compute.device)
     found = fit(rows, head.clusters, head, settings.seed, 0)
     labels, distance = (v.numpy() for v in assign(rows, found.centroids))
     by_size = np.argsort(-np.bincount(labels, minlength=head.clusters), kind="stable")
@@ -65,7 +66,9 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     table.writerow(["image", "cluster", "distance"])
     table.writerows((source.name(i), int(labels[i]), f"{distance[i]:.6f}") for i in range(len(source)))
     checkpoint.write_text(target / "assignment.csv", text.getvalue())
-    checkpoint.write_atomic(target / "centroids.npy", lambda f: np.save(f, found.centroids[by_size.copy()].numpy()))
+    checkpoint.write_atomic(
+        target / "centroids.npy", lambda f: np.save(f, found.centroids.cpu()[by_size.copy()].numpy())
+    )
     picture = montage(source, labels, distance)
     checkpoint.write_atomic(target / "montage.jpg", lambda f: picture.save(f, format="JPEG", quality=90))
     return [target / name for name in ("assignment.csv", "centroids.npy", "montage.jpg")]

@@ -52,6 +52,11 @@ def rows_by_image(index: Any, rows: Tensor, n: int) -> Tensor:
     return out
 
 
+def device_of(method: Any) -> torch.device:
+    """Where a method is trained, and its images are clustered."""
+    return next(method.parameters(), torch.empty(0)).device
+
+
 class Bank:
     """Embeddings of the images of an epoch, as this process saw them: (A, n_r, D) of A views each."""
 

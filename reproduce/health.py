@@ -47,23 +47,24 @@ def spread(z: Tensor) -> float:
     return float(z.float().std(0, correction=0).mean() * math.sqrt(z.shape[1]))
 
 
-def effective_rank(z: Tensor) -> float:
+def effective_rank(z: Tensor, device: torch.device | None = None) -> float:
     """exp of the entropy of the singular values of centred rows (n_r, D) of all processes: how many directions are in use; NaN for
     rows that are not finite.
 
     Roy and Vetterli (2007), on the square roots of the covariance's eigenvalues; with fewer rows than columns on those of the
-    rows' products, which are the same without most of the zeros. Features of a whole data set are read block by block.
+    rows' products, which are the same without most of the zeros. Features of a whole data set are read block by block; device: where
+    they are computed with, by default where they are.
     """
-    blocks = z.detach().split(BLOCK)
-    n = dist.all_reduce_(torch.tensor([float(len(z))], dtype=torch.float64, device=z.device))
-    mean = dist.all_reduce_(torch.stack([block.double().sum(0) for block in blocks]).sum(0)) / n
+    device, blocks = device or z.device, z.detach().split(BLOCK)
+    n = dist.all_reduce_(torch.tensor([float(len(z))], dtype=torch.float64, device=device))
+    mean = dist.all_reduce_(torch.stack([block.to(device).double().sum(0) for block in blocks]).sum(0)) / n
     if n < z.shape[1]:
-        centred = dist.all_gather_rows(z.detach().double() - mean)
+        centred = dist.all_gather_rows(z.detach().to(device).double() - mean)
         products = centred @ centred.T
     else:
-        products = z.new_zeros(z.shape[1], z.shape[1], dtype=torch.float64)
+        products = torch.zeros(z.shape[1], z.shape[1], dtype=torch.float64, device=device)
         for block in blocks:
-            centred = block.double() - mean
+            centred = block.to(device).double() - mean
             products += centred.T @ centred
         dist.all_reduce_(products)
     if not torch.isfinite(products).all():

@@ -40,6 +40,7 @@ def hierarchy(
     generator: torch.Generator | None = None,
     starts: Sequence[Tensor] | None = None,
     multiple: int = 1,
+    backend: str = "torch",
     world: dist.Processes = "dist",
 ) -> Hierarchy:
     """Cluster (n, D) rows of this rank (whatever Rows takes; whitened, unit length) in two levels.
@@ -47,6 +48,7 @@ def hierarchy(
     super_clusters  m; with 1 the first level is trivial
     clusters        in all: clusters // m in each super-cluster
     starts          first centroids: of level one (or None), then of each super-cluster; default: rows drawn by ``generator``
+    backend         of k-means
     multiple        leave out the last rows of this rank, in each super-cluster too, beyond a multiple of this number
     Raises ValueError when a super-cluster has fewer rows than clusters are wanted in it.
     """
@@ -59,7 +61,8 @@ def hierarchy(
     first: list[Any] = (
         [super_clusters, *[clusters // super_clusters] * super_clusters] if starts is None else list(starts)
     )
-    options: dict[str, Any] = {"iterations": iterations, "empty": "split", "generator": generator, "world": world}
+    options: dict[str, Any] = {"iterations": iterations, "empty": "split", "generator": generator, "backend": backend}
+    options["world"] = world
     if super_clusters == 1:
         levels, assigned = [], torch.zeros(whole, dtype=torch.int64)
     else:

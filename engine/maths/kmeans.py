@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .. import dist
 from ..errors import Degenerate
-from .rows import Rows, everywhere, sample
+from .flat import exchanged, flat_index
+from .rows import ON_DEVICE, Rows, everywhere, sample
 
 BLOCK_CELLS = 1 << 21  # cells of one block of similarities: 8 MB
 SPLIT = 1e-4  # how far a split moves both halves, relative to their centroid's mean coordinate
@@ -26,7 +27,9 @@ SPLIT = 1e-4  # how far a split moves both halves, relative to their centroid's 
 FAR = 10.0  # rows whose mean is this many times longer than their spread are centred first
 PILOT = 1024  # rows from which mean and spread are judged
 
-Nearest = Callable[[Tensor, Tensor], Tensor]  # (b, D) block, (K, D) centroids -> (b,) int64
+Nearest = Callable[
+    [Tensor], Callable[[Tensor], Tensor]
+]  # (K, D) centroids -> a function of (b, D) blocks giving (b,) int64
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,15 @@ def kmeans(
 ) -> KMeans:
     """The best of ``restarts`` runs of ``iterations`` M steps each, every run ended by an E step.
 
-    data       (n, D) rows of this rank: whatever Rows takes. Finite. For spherical k-means of unit length.
+    data       (n, D) rows of this rank: whatever Rows takes, computed where Rows delivers them. Finite. For spherical k-means of unit
+               length.
     start      (K, D) first centroids, or K, and then ``init`` draws them: "random" (different rows) or "kmeans++".
     iterations M steps at most; a run stops earlier when no label changes any more, which changes nothing.
     spherical  nearest by dot product, centroids scaled to unit length after each M (and not before the first E).
     empty      "keep": a cluster without rows keeps its centroid (DeepCluster-v2). "split": it takes half of the rows of a
                cluster drawn in proportion to its size, and both start a small step apart; no cluster ends empty (DeeperCluster).
     generator  on the CPU, in the same state on every rank; default: seed 0. Draws starts and splits.
-    backend    "torch", or "faiss" for the E step (the same labels but for ties in the last bits; on the GPU if faiss has one).
+    backend    "torch", or "faiss" for the E step (the same labels but for ties in the last bits; on the rows' GPU if faiss has it).
     """
     rows = Rows(data)
     if empty not in ("keep", "split"):
@@ -176,8 +180,9 @@ def _pass(
     labels = torch.empty(len(rows), dtype=torch.int64)
     total = torch.zeros(centroids.shape if sums else (0, 0), dtype=torch.float64, device=rows.device)
     objective = torch.zeros(1, dtype=torch.float64, device=rows.device)
-    for low, block in rows.blocks(block_size(clusters)):
-        label = nearest(block, centroids)
+    find = nearest(centroids)
+    for low, block in rows.blocks(block_size(clusters, rows)):
+        label = find(block)
         labels[low : low + len(block)] = label
         objective += (block - centroids[label]).square().sum(1).double().sum()
         if sums:
@@ -189,9 +194,11 @@ def _pass(
     return labels, dist.sum_(total, world), sizes, float(objective)
 
 
-def block_size(clusters: int) -> int:
-    """Rows read at once: a function of K alone, so that any form of the same rows is cut at the same places."""
-    return min(max(BLOCK_CELLS // max(clusters, 1), 256), 16384)
+def block_size(clusters: int, rows: Rows) -> int:
+    """Rows read at once. On a CPU a function of K alone, so that any form of the same rows is cut at the same places."""
+    if rows.device.type == "cpu":
+        return min(max(BLOCK_CELLS // max(clusters, 1), 256), 16384)
+    return max(ON_DEVICE // max(clusters, rows.shape[1]), 256)
 
 
 def assign(data: Any, centroids: Tensor, *, spherical: bool = False, backend: str = "torch") -> tuple[Tensor, Tensor]:
@@ -199,9 +206,10 @@ def assign(data: Any, centroids: Tensor, *, spherical: bool = False, backend: st
     frame, rows = Frame.of(centroids), Rows(data)
     nearest = NEAREST[backend](spherical, frame.shift if spherical else None)
     labels, distances = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
-    for low, block in rows.blocks(block_size(len(centroids))):
-        centres = centroids.to(block)
-        label = nearest(block, centres) if spherical else nearest(frame.enter(block), frame.enter(centres))
+    centres = centroids.to(rows.device, torch.float32)
+    find = nearest(centres if spherical else frame.enter(centres))
+    for low, block in rows.blocks(block_size(len(centroids), rows)):
+        label = find(block if spherical else frame.enter(block))
         labels[low : low + len(block)] = label
         distances[low : low + len(block)] = ((block - centres[label]) / frame.scale).square().sum(
             1
@@ -218,25 +226,22 @@ def tangent(centroids: Tensor, shift: Tensor) -> Tensor:
 def _nearest_torch(spherical: bool, shift: Tensor | None) -> Nearest:
     """``shift`` (D,): taken from the centroids of the spherical form; it adds the same to all dot products of a row."""
 
-    def nearest(block: Tensor, centroids: Tensor) -> Tensor:
+    def nearest(centroids: Tensor) -> Callable[[Tensor], Tensor]:
         if spherical:
-            centroids = centroids if shift is None else tangent(centroids, shift)
-            return (block @ centroids.T).argmax(1)
-        return torch.addmm(centroids.square().sum(1) / 2, block, centroids.T, beta=-1).argmax(1)
+            across = (centroids if shift is None else tangent(centroids, shift)).T
+            return lambda block: (block @ across).argmax(1)
+        half, across = centroids.square().sum(1) / 2, centroids.T
+        return lambda block: torch.addmm(half, block, across, beta=-1).argmax(1)
 
     return nearest
 
 
 def _nearest_faiss(spherical: bool, shift: Tensor | None) -> Nearest:
-    import faiss
-
-    def nearest(block: Tensor, centroids: Tensor) -> Tensor:
+    def nearest(centroids: Tensor) -> Callable[[Tensor], Tensor]:
         centroids = centroids if shift is None else tangent(centroids, shift)
-        index: Any = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(centroids.shape[1])
-        if faiss.get_num_gpus():
-            index = faiss.index_cpu_to_all_gpus(index)
-        index.add(centroids.cpu().numpy())
-        return torch.from_numpy(index.search(block.cpu().numpy(), 1)[1]).squeeze(1).to(block.device)
+        index = flat_index(centroids.shape[1], centroids.device, products=spherical)
+        index.add(exchanged(centroids))
+        return lambda block: torch.as_tensor(index.search(exchanged(block), 1)[1]).view(-1).to(block.device)
 
     return nearest
 

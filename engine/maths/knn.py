@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .flat import exchanged, flat_index
 from .rows import Rows
 
 BLOCK_QUERIES = 1024
@@ -33,7 +34,7 @@ def search(
 
     bank, queries  (N, D), (Q, D): whatever Rows takes; compared by dot product, after scaling to unit length if ``normalize``.
     exclude_self   the queries are the bank: leave query i's own row out.
-    backend        "torch", or "faiss" (finds candidates on the GPU if faiss has one; the result is the same).
+    backend        "torch", or "faiss" (finds candidates, on the rows' GPU if faiss has it; the result is the same).
     Equal similarities: the earlier row of the bank first, whatever the blocks. Products are summed in float64; cosines are
     rounded to multiples of 2^-24, other products to float32, so that equal rows are equally similar wherever they stand.
     Raises ValueError when the bank has fewer than k rows to offer, and for a row that is not finite.
@@ -109,20 +110,16 @@ def _in_order(values: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def _search_faiss(keys: Rows, asked: Rows, k: int, rounded: Rounding) -> tuple[Tensor, Tensor]:
     """Candidates by faiss in float32, then ordered as ``_search_torch`` orders them. Queries whose candidates end among
     equals are searched again by ``_search_torch``."""
-    import faiss
-
-    store: Any = faiss.IndexFlatIP(keys.shape[1])
-    if faiss.get_num_gpus():
-        store = faiss.index_cpu_to_all_gpus(store)
+    store = flat_index(keys.shape[1], keys.device, products=True)
     longest = 0.0
     for _, block in _finite(keys, BLOCK_BANK, "bank"):
-        store.add(block.float().cpu().numpy())
+        store.add(exchanged(block))
         longest = max(longest, float(block.norm(dim=1).max()))
     wanted = min(k + SPARE, len(keys))
     scores, index, gaps = torch.empty(len(asked), wanted), torch.empty(len(asked), wanted, dtype=torch.int64), []
     for at, query in _finite(asked, BLOCK_QUERIES, "queries"):
         here = slice(at, at + len(query))
-        scores[here], index[here] = map(torch.from_numpy, store.search(query.float().cpu().numpy(), wanted))
+        scores[here], index[here] = map(torch.as_tensor, store.search(exchanged(query), wanted))
         gaps.append(FAISS_ERROR * longest * query.norm(dim=1).float().cpu())
     exact = torch.empty(len(asked), wanted)
     for low, block in keys.blocks(BLOCK_BANK):

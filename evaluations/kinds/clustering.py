@@ -105,13 +105,13 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
     raw = features.get(FeatureRequest(train, layer, pool_of(protocol, layer)))
     clusters = clusters_of(head, features.classes(train), len(raw))
     prepare = preparation(raw, head.preprocess)
-    fitted = prepare(raw)
-    found = [fit(fitted, clusters, head, seed, s) for s in range(protocol.seeds)]
+    fitted, device = prepare(raw), features.compute.device
+    found = [fit(Rows(fitted, device=device), clusters, head, seed, s) for s in range(protocol.seeds)]
     features.finish_selection(None)
 
     if head.score == "test":
         rows = prepare(features.get(FeatureRequest(test, layer, pool_of(protocol, layer))))
-        assigned = [assign(rows, f.centroids)[0].numpy() for f in found]
+        assigned = [assign(Rows(rows, device=device), f.centroids)[0].numpy() for f in found]
         truth = features.labels(test)
     else:
         assigned, truth = [f.labels.numpy() for f in found], features.labels(train)
@@ -195,7 +195,7 @@ def preparation(x: np.ndarray, how: str) -> Any:
 
 
 def fit(rows: Any, clusters: int, head: Head, seed: int, index: int) -> KMeans:
-    """One k-means of rows (n, D)."""
+    """One k-means of rows (n, D), on their device."""
     return kmeans(
         rows,
         clusters,

@@ -29,7 +29,7 @@ from engine.maths.knn import search
 from engine.maths.pca import pca
 from engine.maths.power_iteration import absorb_singletons, pic
 from engine.maths.rows import Rows
-from reproduce.clustering import by_image, compact, cross_entropy, describe, uniform_over_labels
+from reproduce.clustering import by_image, compact, cross_entropy, describe, device_of, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed
@@ -87,14 +87,14 @@ def new_head(features: int, clusters: int) -> nn.Linear:
     return head
 
 
-def reduce(features: Tensor, dim: int) -> Tensor:
-    """(n_r, dim) this process's features after PCA with whitening over all processes, unit length; dim 0: unit length only."""
-    rows = Rows(features)
+def reduce(features: Tensor, dim: int, device: torch.device | None = None) -> Tensor:
+    """(n_r, dim) this process's features on `device` after PCA with whitening over all processes, unit length; dim 0: unit length only."""
+    rows = Rows(features, device=device)
     scale = (lambda block: F.normalize(block, dim=1)) if not dim else pca(rows, dim).unit
     return (
         torch.cat([scale(block) for _, block in rows.blocks(4096)])
         if len(rows)
-        else features.new_zeros(0, dim or features.shape[1])
+        else torch.zeros(0, dim or features.shape[1], device=rows.device)
     )
 
 
@@ -107,6 +107,7 @@ class DeepCluster(Method):
     clustering             kmeans, or pic: power iteration clustering, which chooses the number of clusters (graph: its settings; precision
                            float32, or float64 where it is null)
     head_momentum          of the head's optimiser; the trunk has the recipe's
+    backend                of k-means: torch, or faiss as the authors'; null: torch
     """
 
     needs = Needs(divisible=True)
@@ -132,6 +133,7 @@ class DeepCluster(Method):
         clustering: str = "kmeans",
         graph: Mapping[str, Any] = GRAPH,
         head_momentum: float = 0.0,
+        backend: str | None = None,
     ) -> None:
         super().__init__(backbone)
         if pca > backbone.dim:
@@ -141,6 +143,7 @@ class DeepCluster(Method):
         self.head = new_head(backbone.dim, clusters)
         self.clusters, self.pca, self.iterations, self.reassign = clusters, pca, iterations, reassign
         self.pic, self.graph, self.head_momentum = clustering == "pic", dict(graph), head_momentum
+        self.backend = backend or "torch"
         self.collapsed_loss = math.log(clusters)
         self.labels: Tensor | None = None  # (1, N), on the CPU
         self.numbers: dict[str, float] = {}
@@ -149,14 +152,14 @@ class DeepCluster(Method):
     # -- once per epoch ----------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
         index, features = ctx.extract(None)
-        rows = reduce(features, self.pca)
+        rows = reduce(features, self.pca, device_of(self))
         labels = by_image(index, self.assign(rows, epoch, ctx)[None], ctx.n)
         previous, self.labels = self.labels, torch.from_numpy(compact(labels.numpy()))
         found = int(self.labels.max()) + 1
         self.replace_head(found if self.pic else self.clusters)
         self.numbers = {
             **describe(self.labels, [self.head.out_features], previous),
-            "effective_rank": effective_rank(features),
+            "effective_rank": effective_rank(features, device_of(self)),
             "clusters": float(found),
         }
 
@@ -180,7 +183,9 @@ class DeepCluster(Method):
                 f"params.clusters={self.clusters}, but there are {ctx.n} images; choose params.clusters={ctx.n} or less"
             )
         draw = rng.generator(ctx.seed, "kmeans", epoch)
-        return kmeans(rows, self.clusters, iterations=self.iterations, empty="split", generator=draw).labels
+        return kmeans(
+            rows, self.clusters, iterations=self.iterations, empty="split", generator=draw, backend=self.backend
+        ).labels
 
     def replace_head(self, clusters: int) -> None:
         self.head = new_head(self.backbone.dim, clusters).to(self.head.weight)

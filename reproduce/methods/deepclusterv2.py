@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engine import rng
 from engine.batch import on
 from engine.maths.kmeans import kmeans
-from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe, rows_of_images
+from reproduce.clustering import UNSEEN, Bank, by_image, cross_entropy, describe, device_of, rows_of_images
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed, mlp
@@ -124,7 +124,7 @@ class DeepClusterV2(Method):
     def before_epoch(self, epoch: int, ctx: Any) -> None:
         if not len(self.bank):
             views = [ctx.extract(crop) for crop in self.assign_crops]
-            self.bank.add(views[0][0], torch.stack([z for _, z in views]))
+            self.bank.add(views[0][0], torch.stack([z for _, z in views]).to(device_of(self)))
         index, z = self.bank.rows()
         starts = [
             rows_of_images(

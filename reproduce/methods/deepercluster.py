@@ -30,7 +30,7 @@ from engine.batch import on
 from engine.maths.hierarchy import hierarchy
 from engine.maths.pca import pca
 from engine.maths.rows import Rows
-from reproduce.clustering import UNSEEN, by_image, describe, uniform_over_labels
+from reproduce.clustering import UNSEEN, by_image, describe, device_of, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Numbers
@@ -138,6 +138,7 @@ class DeeperCluster(Method):
     reassignment         epochs between assignments
     iterations           M steps of k-means, on both levels
     epoch_divisor        an epoch draws n / m / epoch_divisor images for each super-class
+    backend              of k-means: torch, or faiss as the authors'; null: torch
     """
 
     deviations = DEVIATIONS
@@ -162,11 +163,13 @@ class DeeperCluster(Method):
         reassignment: int = 3,
         iterations: int = 10,
         epoch_divisor: int = 4,
+        backend: str | None = None,
     ) -> None:
         super().__init__(backbone)
         self.super_classes, self.rotations, self.clusters = super_classes, rotations, clusters
         self.super_clusters = super_classes // 4 if rotations else super_classes
         self.pca, self.reassignment, self.iterations, self.divisor = pca, reassignment, iterations, epoch_divisor
+        self.backend = backend or "torch"
         if rotations and super_classes % 4:
             raise UserError(
                 f"params.super_classes={super_classes} must be a multiple of 4: four turns of an image belong together; set "
@@ -229,7 +232,7 @@ class DeeperCluster(Method):
         self.numbers = {
             **describe(self.labels[1:], [self.each * self.super_clusters], None if previous is None else previous[1:]),
             "largest_super_cluster": float(sizes.max()) / ctx.n,
-            "effective_rank": effective_rank(features),
+            "effective_rank": effective_rank(features, device_of(self)),
         }
 
     def assign(self, index: np.ndarray, features: Tensor, epoch: int, ctx: Any) -> Tensor:
@@ -237,15 +240,17 @@ class DeeperCluster(Method):
         enough = max(
             features.shape[1] * (features.shape[1] - 1) // 2, 4096
         )  # images for PCA; the authors take the first
-        white = pca(Rows(features, np.flatnonzero(index % math.ceil(ctx.n / enough) == 0)), self.pca)
+        device = device_of(self)
+        white = pca(Rows(features, np.flatnonzero(index % math.ceil(ctx.n / enough) == 0), device=device), self.pca)
         draw = rng.generator(ctx.seed, "clusters", epoch)
         try:
             found = hierarchy(
-                Rows(features, transform=white.unit),
+                Rows(features, transform=white.unit, device=device),
                 self.super_clusters,
                 self.each * self.super_clusters,
                 iterations=self.iterations,
                 generator=draw,
+                backend=self.backend,
             )
         except ValueError as error:
             raise UserError(f"{error} (params.clusters, params.super_classes)") from None

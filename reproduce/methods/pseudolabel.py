@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from engine import rng
 from engine.batch import on
 from engine.maths.kmeans import kmeans
+from engine.maths.rows import Rows
 from reproduce import labels as files
-from reproduce.clustering import by_image, cross_entropy, describe
+from reproduce.clustering import by_image, cross_entropy, describe, device_of
 from reproduce.health import embeddings
 from reproduce.method import Deviation, Method, Needs, Numbers
 from reproduce.methods.rotnet import rotation_loss, rotations
@@ -120,7 +121,11 @@ class PseudoLabel(Method):
         finally:
             self._as_pixels = False
         found = kmeans(
-            pixels, self.spec.sizes[0], iterations=20, empty="split", generator=rng.generator(ctx.seed, "kmeans")
+            Rows(pixels, device=device_of(self)),
+            self.spec.sizes[0],
+            iterations=20,
+            empty="split",
+            generator=rng.generator(ctx.seed, "kmeans"),
         )
         return by_image(index, found.labels[None], ctx.n)
 

@@ -24,7 +24,7 @@ from engine import rng
 from engine.batch import on
 from engine.maths.rows import Rows
 from engine.maths.sela import SelfLabels, sela_labels
-from reproduce.clustering import by_image, describe
+from reproduce.clustering import by_image, describe, device_of
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed
@@ -205,7 +205,7 @@ class SeLa(Method):
         self.labels = labels
         self.numbers = {
             **describe(labels, [self.clusters] * len(labels), previous),
-            "effective_rank": effective_rank(features),
+            "effective_rank": effective_rank(features, device_of(self)),
             "labeling": float(event),
             "labeling_iterations": float(max(f.iterations for f in found)),
             "labeling_error": max(f.error for f in found),

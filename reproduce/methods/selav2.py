@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.batch import on
 from engine.maths.rows import Rows
 from engine.maths.sela import SelfLabels, sela_labels
-from reproduce.clustering import UNSEEN, Bank, by_image, describe, mean_over_known, rows_by_image
+from reproduce.clustering import UNSEEN, Bank, by_image, describe, device_of, mean_over_known, rows_by_image
 from reproduce.health import effective_rank
 from reproduce.limits import Limit
 from reproduce.method import Deviation
@@ -113,7 +113,7 @@ class SeLaV2(DeepClusterV2):
         self.normalize()
         if not len(self.bank):
             views = [ctx.extract(crop) for crop in self.assign_crops]
-            self.bank.add(views[0][0], torch.stack([z for _, z in views]))
+            self.bank.add(views[0][0], torch.stack([z for _, z in views]).to(device_of(self)))
         index, z = self.bank.rows()
         previous, self.labels = self.labels, self.label(index, z, ctx.n)
         self.numbers = {

@@ -85,6 +85,7 @@ def world2():
     inputs["logits"] = [z[:33], z[33:]]
     inputs["kmeans"]["split"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 3})
     inputs["kmeans"]["split at the end"] = ([x[:70], x[70:]], far, {"empty": "split", "iterations": 0})
+    inputs["kmeans"]["faiss"] = ([x[:70], x[70:]], 6, {"empty": "split", "iterations": 5, "backend": "faiss"})
     inputs["kmeans"]["drawn"] = ([x[:70], x[70:]], 6, {"init": "kmeans++", "iterations": 5, "restarts": 2})
     return inputs, run(on_rank, inputs)
 
@@ -113,7 +114,7 @@ def test_deepclusterv2_kmeans_over_two_processes_agrees_with_the_authors(world2)
         g.exact(f"assign_rank{rank}", labels)
 
 
-@pytest.mark.parametrize("name", ["split", "split at the end", "drawn"])
+@pytest.mark.parametrize("name", ["split", "split at the end", "drawn", "faiss"])
 def test_kmeans_over_two_processes_equals_one(world2, name):
     _, start, options = world2[0]["kmeans"][name]
     one = kmeans(world2[0]["x"], start, **options)
