@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.maths import kmeans
 from reproduce import methods, stream
 
 Quantity = Callable[[Any, Any, Any], float]  # of a method after three steps, its next batch and the context
@@ -130,6 +131,15 @@ WIDTH, PASSES = (
     clustering("kmeans", lambda _, found: len(found.history)),
 )
 WIDTH2 = clustering("hierarchy", lambda data, _: data.shape[1])
+
+
+def by_faiss(method, batch, ctx):
+    """Indices of faiss that an assignment makes."""
+    with mock.patch("engine.maths.kmeans.flat_index", wraps=kmeans.flat_index) as index:
+        method.before_epoch(0, ctx)
+    return index.call_count
+
+
 PASSES2 = clustering("hierarchy", lambda _, found: max(len(level.history) for level in found.levels))
 
 
@@ -306,6 +316,7 @@ SETTINGS: dict[str, dict[str, Does]] = {
         "clusters": Does(30, collapsed, UP),
         "pca": Does(16, WIDTH, DOWN),
         "iterations": Does(1, PASSES, DOWN, {"params.clusters": 6, "params.pca": 4}),
+        "backend": Does("faiss", by_faiss, UP),
         "reassign": Does(2.0, epoch_size, DOWN),
         "clustering": Does("pic", found_clusters, OTHER),
         "graph.neighbours": Does(20, found_clusters, DOWN, GRAPH),
@@ -321,6 +332,7 @@ SETTINGS: dict[str, dict[str, Does]] = {
         "pca": Does(16, WIDTH2, DOWN),
         "reassignment": Does(1, assignments, UP),
         "iterations": Does(1, PASSES2, DOWN),
+        "backend": Does("faiss", by_faiss, UP),
         "epoch_divisor": Does(4, epoch_size, DOWN),
     },
     "sela": {
