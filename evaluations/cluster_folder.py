@@ -48,7 +48,7 @@ def cluster(model: str, folder: str, given: Mapping[str, Any]) -> list[Path]:
     assert head.clusters is not None
     if head.clusters > len(x):
         raise UserError(f"clusters={head.clusters}: only {len(x)} images in {folder}")
-    rows = Rows(preparation(x, head.preprocess)(x), device=features.compute.device)
+    rows = Rows(preparation(x, head.preprocess)(x), device=measurement.compute.device)
     found = fit(rows, head.clusters, head, settings.seed, 0)
     labels, distance = (v.numpy() for v in assign(rows, found.centroids))
     by_size = np.argsort(-np.bincount(labels, minlength=head.clusters), kind="stable")
