@@ -24,7 +24,7 @@ from reproduce.method import Method
 from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data, precision
-from zoo.data import locate
+from zoo.data import images, locate
 from zoo.errors import UserError
 from zoo.registry import no_recipe, registry
 
@@ -134,6 +134,9 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             file=sys.stderr,
         )
     source, meeting, method, stream = dist.together(lambda: _opened(work, world))
+    files = source.array is None
+    if files and world.is_main and not quiet:
+        print(f"{work.id}: JPEG files are decoded by {images.decoder()}", file=sys.stderr)
     origin = {
         **provenance.collect(),
         "id": work.id,
@@ -145,6 +148,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             "images": len(source),
             "classes": len(source.classes),
             "fingerprint": source.fingerprint,
+            **({"decoder": images.decoder()} if files else {}),
         },
     }
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():

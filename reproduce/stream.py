@@ -342,11 +342,12 @@ class Stream:
     def _one(
         self, augment: Augment, crop: views.Crop, i: int, view: int | None, epoch: int
     ) -> tuple[Tensor, views.Params]:
-        image = self.source.image(i)
+        image = self.source.pixels(i)
+        height, width = image.shape[:2]
         params = (
-            views.whole([image.height], [image.width], augment.pad)
+            views.whole([height], [width], augment.pad)
             if view is None
-            else self._params(epoch, np.array([i]), view, image.height, image.width)
+            else self._params(epoch, np.array([i]), view, height, width)
         )
         return views.crop_image(image, params, crop, augment), params
 
@@ -361,9 +362,9 @@ class _Views(Dataset):
         return len(self.source)
 
     def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, views.Params]]:
-        images = [self.source.image(i) for _, i, _ in items]
+        images = [self.source.pixels(i) for _, i, _ in items]
         index, visit = (np.array(column, dtype=np.int64) for column in list(zip(*items, strict=True))[1:])
-        heights, widths = np.array([im.height for im in images]), np.array([im.width for im in images])
+        heights, widths = np.array([image.shape[:2] for image in images]).T
         drawn = []
         for v, crop in enumerate(self.augment.crops):
             params = views.sample(self.augment, self.seed, items[0][0], index, v, heights, widths, visit)

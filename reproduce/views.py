@@ -6,7 +6,7 @@ a method that draws it again gets a fresh view.
 
     params = sample(augment, seed, epoch, index, view, height, width, visit)       numpy, vectorised
     crop_batch(images, params, ...)        small arrays in memory: uint8 (B, H, W[, C]) tensors, all at once
-    crop_image(image, params, ...)         big files: one PIL image in a DataLoader's worker, which hands over uint8
+    crop_image(image, params, ...)         big files: one decoded image in a DataLoader's worker, which hands over uint8
     colour(x, params, ...), finish(...)    what is left, for both: a batch at once, on the training device
 
 The order is torchvision's and the papers': pad, rotate, crop, resize (triangle filter, antialiased), flip; colour jitter (four
@@ -16,7 +16,8 @@ grid_sample's aliased one; a Gaussian blur is two more. Which rows an operation 
 in main memory: nothing is read back from the device.
 
 Boxes are real numbers, not whole pixels as in torchvision: at 500 pixels that is invisible, at 8 it is the difference
-between nine crops and a continuum. A crop of one fixed scale and ratio (pad and crop) keeps to whole pixels.
+between nine crops and a continuum. In images of 128 pixels and more boxes are whole pixels, so that a box is a slice of the image
+(resize.py), unless the image is rotated first; so is a crop of one fixed scale and ratio (pad and crop) in any image.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ from torch import Tensor
 from engine import rng
 from engine.batch import on
 
+from .resize import resized
+
 ATTEMPTS = 10  # torchvision's, for a box that fits
+WHOLE_BOXES = 128  # pixels of the shorter side from which on boxes are whole pixels
 ORDERS = np.array(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 _COLUMNS = 2 * ATTEMPTS + 15
 
@@ -167,11 +171,18 @@ def _boxes(
     h = np.minimum(np.where(some, h[rows, first], centre_h), H)
     left = np.where(some, u[:, 2 * ATTEMPTS], 0.5) * (W - w)
     top = np.where(some, u[:, 2 * ATTEMPTS + 1], 0.5) * (H - h)
-    if s0 == s1 and r0 == r1:  # a plain random crop: whole pixels
-        w, h = np.rint(w), np.rint(h)
-        left = np.minimum(np.floor(u[:, 2 * ATTEMPTS] * (W - w + 1)), W - w)
-        top = np.minimum(np.floor(u[:, 2 * ATTEMPTS + 1] * (H - h + 1)), H - h)
+    # whole pixels: a plain random crop, and boxes that resize.py takes from a slice
+    plain = s0 == s1 and r0 == r1
+    whole = plain | ((np.minimum(H, W) >= WHOLE_BOXES) & (not augment.rotate))
+    w, h = np.where(whole, np.rint(w), w), np.where(whole, np.rint(h), h)
+    left = np.where(whole, _whole_corner(left, u[:, 2 * ATTEMPTS], W - w, some | plain), left)
+    top = np.where(whole, _whole_corner(top, u[:, 2 * ATTEMPTS + 1], H - h, some | plain), top)
     return left, top, w, h
+
+
+def _whole_corner(corner: np.ndarray, u: np.ndarray, room: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Each of the `room` + 1 places equally often where the place is drawn, else the pixel in which the corner is."""
+    return np.minimum(np.floor(np.where(drawn, u * (room + 1), corner)), room)
 
 
 def finish(
@@ -349,21 +360,27 @@ def _blur(x: Tensor, sigma: np.ndarray, largest: float) -> Tensor:
     return x
 
 
-# -- one image at a time: PIL, for files of any size -----------------------------------------------------------------------
-def crop_image(image: Image.Image, params: Params, crop: Crop, augment: Augment, row: int = 0) -> Tensor:
-    """(channels, size, size) uint8: the geometry of one PIL image, with row `row` of the parameters."""
+# -- one image at a time, for files of any size ----------------------------------------------------------------------------
+def crop_image(image: Image.Image | np.ndarray, params: Params, crop: Crop, augment: Augment, row: int = 0) -> Tensor:
+    """(channels, size, size) uint8: the geometry of one image, with row `row` of the parameters.
+
+    image   a PIL image, or uint8 (H, W, 3) or (H, W), which is resized in less time where the box permits it
+    """
     p = params
-    image = image.convert("L" if augment.channels == 1 else "RGB")
-    if augment.pad:
-        image = ImageOps.expand(image, augment.pad, fill=0)
     left, top, w, h = (float(v[row]) for v in (p.left, p.top, p.width, p.height))
-    if augment.rotate:
-        image = image.rotate(float(p.angle[row]), Image.Resampling.BILINEAR, center=(left + w / 2, top + h / 2))
-    image = image.resize((crop.size, crop.size), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
-    if p.flip[row]:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    array = np.asarray(image)
-    return torch.from_numpy(np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)))
+    if (
+        not isinstance(image, np.ndarray)
+        or (image.ndim == 2) != (augment.channels == 1)
+        or augment.pad
+        or augment.rotate
+    ):
+        image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        image = image.convert("L" if augment.channels == 1 else "RGB")
+        if augment.pad:
+            image = ImageOps.expand(image, augment.pad, fill=0)
+        if augment.rotate:
+            image = image.rotate(float(p.angle[row]), Image.Resampling.BILINEAR, center=(left + w / 2, top + h / 2))
+    return resized(image, left, top, w, h, crop.size, bool(p.flip[row]))
 
 
 def joined(rows: Sequence[Params]) -> Params:

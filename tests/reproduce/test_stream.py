@@ -20,14 +20,17 @@ class Pictures:
 
     def __init__(self, in_memory: bool = True, n: int = 30) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16), dtype=np.uint8)
-        self.pixels, self.array = pixels, pixels if in_memory else None
+        self.pictures, self.array = pixels, pixels if in_memory else None
         self.labels = np.arange(n) % 3
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.pictures)
+
+    def pixels(self, i: int) -> np.ndarray:
+        return self.pictures[i]
 
     def image(self, i: int) -> Image.Image:
-        return Image.fromarray(self.pixels[i])
+        return Image.fromarray(self.pictures[i])
 
 
 def stream(source=None, augment=AUGMENT, **options) -> Stream:
@@ -138,7 +141,7 @@ def test_extract_covers_the_set_once_in_order_whatever_the_number_of_processes(i
 
 def test_the_plain_view_is_the_image_itself():
     s = stream(augment=Augment((Crop(16, (0.3, 1.0)),), noise=0.5, channels=1, mean=(0.5,), std=(0.25,)))
-    pixels = torch.from_numpy(s.source.pixels).flatten(1) / 255
+    pixels = torch.from_numpy(s.source.pictures).flatten(1) / 255
     torch.testing.assert_close(s.extract(Asks())[1], (pixels - 0.5) / 0.25, atol=1e-5, rtol=0)
 
 

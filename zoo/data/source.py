@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,9 @@ from PIL import Image
 from ..errors import UserError
 from . import index_cache
 from .images import decode
+from .images import pixels as decode_pixels
+
+T = TypeVar("T")
 
 
 def drawn(name: str, seed: str = "") -> bytes:
@@ -289,17 +292,23 @@ class FileSource(Source):
         return self.store.read(self._at(i))
 
     def image(self, i: int) -> Image.Image:
+        return self._opened(self.decoded, i)
+
+    def pixels(self, i: int) -> np.ndarray:
+        return self._opened(lambda i: decode_pixels(self.raw(i), self.channels, lambda: self.where(i), self.lenient), i)
+
+    def decoded(self, i: int) -> Image.Image:
+        """``image(i)``, whose error says nothing but what is wrong with the file."""
+        return decode(self.raw(i), self.channels, lambda: self.where(i), self.lenient)
+
+    def _opened(self, read: Callable[[int], T], i: int) -> T:
         try:
-            return self.decoded(i)
+            return read(i)
         except UserError as error:
             place = [word for word in (self.dataset, self.home) if word and word != "folder"] or ["NAME", "PATH"]
             raise type(error)(
                 f"{error}; max_bad=N leaves out up to N unreadable images, `python -m zoo data check {shlex.join(place)}` lists them"
             ) from None
-
-    def decoded(self, i: int) -> Image.Image:
-        """``image(i)``, whose error says nothing but what is wrong with the file."""
-        return decode(self.raw(i), self.channels, lambda: self.where(i), self.lenient)
 
     def where(self, i: int) -> str:
         """The place of image ``i`` on this machine, for messages."""
