@@ -6,7 +6,7 @@ The package is loaded under a private name, so that a caller's own modules named
 his, and so that two checkouts can live in one process.
 """
 
-dependencies = ["torch", "torchvision", "numpy", "PIL", "pydantic", "requests", "tqdm", "yaml"]
+dependencies = ["torch", "torchvision", "filelock", "numpy", "PIL", "pydantic", "requests", "tqdm", "yaml"]
 
 
 def _package():  # type: ignore[no-untyped-def]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import tabulate
 
 from zoo.errors import UserError, suggest
+from zoo.files import whole
 
 from . import cells
 from .cells import Cell
@@ -246,12 +246,8 @@ def write_text(path: Path, text: str) -> bool:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place with --to") from None
     return True

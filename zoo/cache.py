@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from .errors import UserError
+from .files import alone, whole
 
 LOCK = Path(__file__).parent / "weights.lock"
 
@@ -78,12 +77,10 @@ def write_entry(path: Path, name: str, seen: Seen) -> None:
             else []
         )
         lines = [*head, *(f"{value}  {key}" for key, value in sorted(known.items()))]
-        part = path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            with whole(path) as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -92,27 +89,6 @@ def seen_file() -> Path:
     return folder() / "selfzoo.seen"
 
 
-@contextmanager
-def locked(path: Path, waiting: str = "") -> Iterator[None]:
-    """Only one process at a time is inside for this path; the lock goes with the process, however it ends."""
-    lock = folder() / f".{path.name}.lock"
-    with lock.open("a+b") as handle:
-        _lock(handle, waiting)
-        yield
-
-
-def _lock(handle: IO[bytes], waiting: str) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        handle.seek(0)
-        msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if waiting:
-            print(waiting, file=sys.stderr)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def locked(path: Path, waiting: str = "") -> AbstractContextManager[None]:
+    """Only one process at a time is inside for this path."""
+    return alone(folder() / f".{path.name}.lock", waiting)

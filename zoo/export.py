@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ from torch import Tensor, nn
 from . import backbones, loading
 from .card import TORCHVISION
 from .checkpoint_reader import sha256
-from .errors import UserError, writing
+from .errors import UserError
+from .files import whole
 from .heads import Classifier
-
-ENDINGS = {"torchvision": ".pth", "timm": ".pth", "detectron2": ".pkl", "safetensors": ".safetensors", "onnx": ".onnx"}
 
 
 def export(name: str | Path, form: str, out: str | Path | None = None, head: str | None = None) -> Path:
@@ -38,22 +36,16 @@ def export(name: str | Path, form: str, out: str | Path | None = None, head: str
 
     name  an id, a run folder or a weight file.  Raises UserError when the target has no such network.
     """
-    if form not in ENDINGS:
-        raise UserError(f"--to {form}: one of {', '.join(ENDINGS)}")
+    if form not in FORMATS:
+        raise UserError(f"--to {form}: one of {', '.join(FORMATS)}")
     net = loading.load(name, head=head)
     source = loading.origin(name)
-    file = Path(out) if out is not None else Path(f"{Path(source.name).name}-{form}{ENDINGS[form]}")
+    file = Path(out) if out is not None else Path(f"{Path(source.name).name}-{form}{FORMATS[form].ending}")
     if file.is_dir():
         raise UserError(f"{file} is a folder; --out names the file to write")
     note = metadata(source, _backbone(net), head)
     with whole(file) as part:
-        {
-            "torchvision": _shared,
-            "timm": _shared,
-            "detectron2": _detectron2,
-            "safetensors": _safetensors,
-            "onnx": _onnx,
-        }[form](net, source, note, part)
+        FORMATS[form].write(net, source, note, part)
     return file
 
 
@@ -87,21 +79,6 @@ def _backbone(net: nn.Module) -> backbones.Backbone:
     inner = net.backbone if isinstance(net, Classifier) else net
     assert isinstance(inner, backbones.Backbone)
     return inner
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[Path]:
-    """A temporary name beside the file, given the real one only when everything has been written."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.touch()
-        yield part
-        os.replace(part, file)
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _resnet(source: loading.Origin, target: str) -> None:
@@ -196,7 +173,7 @@ def register(commands: Any) -> None:
     """Add ``export`` to ``python -m zoo``."""
     one = commands.add_parser("export", help="write a model in another project's format", description=__doc__)
     one.add_argument("model", help="an id, a run folder or a weight file")
-    one.add_argument("--to", required=True, choices=list(ENDINGS), dest="form")
+    one.add_argument("--to", required=True, choices=list(FORMATS), dest="form")
     one.add_argument("--out", help="the file to write; default: <model>-<format> in the current folder")
     one.add_argument("--head", help="with a released classifier, such as linear_imagenet (not for detectron2)")
     one.set_defaults(func=_export)
@@ -205,21 +182,43 @@ def register(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> int:
     file = export(options.model, options.form, options.out, options.head)
     print(file)
-    print(USE[options.form].format(file=file), file=sys.stderr)
+    print(FORMATS[options.form].use.format(file=file), file=sys.stderr)
     return 0
 
 
-USE: dict[str, str] = {
-    "torchvision": 'next: model.load_state_dict(torch.load("{file}")["state_dict"]), after model.fc = nn.Identity() if it has no head',
-    "timm": 'next: timm.create_model("resnet50", num_classes=0, checkpoint_path="{file}"), with this network\'s name',
-    "detectron2": "next: MODEL.WEIGHTS {file}, MODEL.RESNETS.STRIDE_IN_1X1 False, INPUT.FORMAT RGB, pixels / 255 with the mean and std in meta",
-    "safetensors": 'next: safetensors.torch.load_file("{file}"), or zoo.load_weights(model, "{file}")',
-    "onnx": 'next: onnxruntime.InferenceSession("{file}"); the input is normalised as its metadata say',
-}
-WRITERS: dict[str, Callable[[nn.Module, loading.Origin, dict[str, str], Path], None]] = {
-    "torchvision": _shared,
-    "timm": _shared,
-    "detectron2": _detectron2,
-    "safetensors": _safetensors,
-    "onnx": _onnx,
+@dataclass(frozen=True)
+class Format:
+    """ending of a file's name; write: (network, origin, note, file); use: what to do with the file, with {file} for its name."""
+
+    ending: str
+    write: Callable[[nn.Module, loading.Origin, dict[str, str], Path], None]
+    use: str
+
+
+FORMATS = {
+    "torchvision": Format(
+        ".pth",
+        _shared,
+        'next: model.load_state_dict(torch.load("{file}")["state_dict"]), after model.fc = nn.Identity() if it has no head',
+    ),
+    "timm": Format(
+        ".pth",
+        _shared,
+        'next: timm.create_model("resnet50", num_classes=0, checkpoint_path="{file}"), with this network\'s name',
+    ),
+    "detectron2": Format(
+        ".pkl",
+        _detectron2,
+        "next: MODEL.WEIGHTS {file}, MODEL.RESNETS.STRIDE_IN_1X1 False, INPUT.FORMAT RGB, pixels / 255 with the mean and std in meta",
+    ),
+    "safetensors": Format(
+        ".safetensors",
+        _safetensors,
+        'next: safetensors.torch.load_file("{file}"), or zoo.load_weights(model, "{file}")',
+    ),
+    "onnx": Format(
+        ".onnx",
+        _onnx,
+        'next: onnxruntime.InferenceSession("{file}"); the input is normalised as its metadata say',
+    ),
 }

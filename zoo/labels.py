@@ -27,6 +27,7 @@ from torch import Tensor
 from .checkpoint_reader import read as read_tensors
 from .checkpoint_reader import unpickled
 from .errors import UserError, writing
+from .files import whole
 
 KEYS = ("labels", "L")  # names under which files of tensors hold them
 FILE_COLUMN = ("file", "image", "path", "name", "filename")
@@ -100,8 +101,6 @@ def write(path: str | Path, labels: Any, images: Sequence[str] | None) -> None:
 
     images  None: rows in the order of the images, without names
     """
-    from .export import whole
-
     path = Path(path)
     table = torch.as_tensor(labels).reshape(-1, torch.as_tensor(labels).shape[-1]).long()
     table = torch.where(table < 0, -1, table)

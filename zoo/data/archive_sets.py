@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, writing
+from ..files import whole
 from .archives import PLAIN, ROW, PackStore, tar_members, zip_members
 from .classes import titled_by_folder
 from .images import is_image_name
@@ -110,23 +110,18 @@ def pack_zip(source: FileSource, folder: Path, part: str) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     check_names(source, "a map line")
     archive, listing = folder / f"{component(part, str(folder))}.zip", folder / f"{part}_map.txt"
-    partial = [p.with_name(f".{p.name}.{os.getpid()}") for p in (archive, listing)]
-    try:
-        with (
-            zipfile.ZipFile(partial[0], "w", zipfile.ZIP_STORED) as zipped,
-            partial[1].open("w", encoding="utf-8", newline="\n") as mapped,
-        ):
-            for i in tqdm(range(len(source)), desc=f"packing {archive.name}", unit="img", disable=None, leave=False):
-                name = source.name(i)
-                info = zipfile.ZipInfo(name)
-                info.external_attr = 0o644 << 16
-                zipped.writestr(info, source.raw(i))
-                mapped.write(f"{name}\t{source.label(i)}\n")
-        for before, after in zip(partial, (archive, listing), strict=True):
-            os.replace(before, after)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)
+    with (
+        whole(listing) as lines,
+        whole(archive) as members,
+        zipfile.ZipFile(members, "w", zipfile.ZIP_STORED) as zipped,
+        lines.open("w", encoding="utf-8", newline="\n") as mapped,
+    ):
+        for i in tqdm(range(len(source)), desc=f"packing {archive.name}", unit="img", disable=None, leave=False):
+            name = source.name(i)
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o644 << 16
+            zipped.writestr(info, source.raw(i))
+            mapped.write(f"{name}\t{source.label(i)}\n")
     return archive, listing
 
 
@@ -211,23 +206,16 @@ def write_shards(source: FileSource, folder: Path, part: str, per_shard: int = 1
     with tqdm(total=len(source), desc=f"sharding {part}", unit="img", disable=None, leave=False) as bar:
         for first in range(0, len(source), per_shard):
             path = folder / f"{part}-{first // per_shard:06d}.tar"
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-                    for i in range(first, min(first + per_shard, len(source))):
-                        lines.append(_add(tar, source, i, len(files)))
-                        bar.update()
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with whole(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for i in range(first, min(first + per_shard, len(source))):
+                    lines.append(_add(tar, source, i, len(files)))
+                    bar.update()
             files.append(path)
     head = {"classes": list(source.classes), "labelled": source.labelled, **({} if source.named else {"named": False})}
     sizes = {path.name: path.stat().st_size for path in files}
-    partial = index.with_name(f".{index.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
+    with whole(index) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps({**head, "shards": sizes}) + "\n")
         file.writelines(lines)
-    os.replace(partial, index)
     return [*files, index]
 
 

@@ -15,6 +15,7 @@ full   every file is kept in memory, by the first process of the machine that as
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import tarfile
 import threading
@@ -129,10 +130,6 @@ class Handles:
 
 def most_open() -> int:
     """How many files one source may keep open: 128, or an eighth of what the system allows a process where that is less."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return 128
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, min(128, allowed // 8)) if allowed > 0 else 128
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import UserError
+from ..files import whole
 from .images import ImageError
 from .index_cache import RACY
 from .paths import user_cache
@@ -85,13 +86,10 @@ def unreadable(source: Source, what: str) -> dict[int, str]:
     stamps[(stamps[:, 1] % 10**9 == 0) & (stamps[:, 1] > time.time_ns() - RACY)] = 0  # a disk that counts whole seconds
     numbers = np.array([i for i in bad if stamps[i].any()], dtype=np.int64)
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name(f"{record.stem}.{os.getpid()}.npz")
-        np.savez_compressed(
-            partial, stamps=stamps, bad=numbers, complaints=np.array([bad[int(i)] for i in numbers], dtype=str)
-        )
-        os.replace(partial, record)
-    except OSError:
+        complaints = np.array([bad[int(i)] for i in numbers], dtype=str)
+        with whole(record) as part, part.open("wb") as file:
+            np.savez_compressed(file, stamps=stamps, bad=numbers, complaints=complaints)
+    except (OSError, UserError):
         pass  # a full or read-only cache costs the next search, nothing else
     return dict(sorted(bad.items()))
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UserError
+from ..files import whole
 from . import index_cache
 from .bad_images import in_order
 from .paths import user_cache
@@ -45,11 +47,9 @@ def digests(source: FileSource) -> np.ndarray:
     # A stamp this young, or of an unknown file, may not show a change made right after the reading.
     stamps[(stamps[:, 1:].max(axis=1) > time.time_ns() - index_cache.RACY) | (stamps[:, 0] < 0)] = 0
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name(f"{record.stem}.{os.getpid()}.npz")
-        np.savez(partial, stamps=stamps, digests=found)
-        os.replace(partial, record)
-    except OSError:
+        with whole(record) as part, part.open("wb") as file:
+            np.savez(file, stamps=stamps, digests=found)
+    except (OSError, UserError):
         pass  # a full or read-only cache costs the next reading, nothing else
     return found
 

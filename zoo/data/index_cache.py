@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
+from ..files import whole
 from .paths import user_cache
 
 WORTH = 20_000  # files; listing fewer takes a fraction of a second
@@ -38,11 +40,9 @@ def remember(
     arrays = build()
     if count(arrays) >= WORTH and arrays["stamps"].max() < time.time_ns() - RACY:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-            np.savez(partial, **arrays)  # type: ignore[arg-type]
-            os.replace(partial, path)
-        except OSError:
+            with whole(path) as part, part.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        except (OSError, UserError):
             pass  # a full or read-only cache costs the next listing, nothing else
     return arrays
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import alone, whole
 from .paths import user_cache
 from .scenes import VERSION
 from .specs import DatasetSpec, SplitRule
@@ -117,10 +116,8 @@ def published_list(spec: DatasetSpec, rule: SplitRule, folder: Path | None, fetc
                 " put the file into one of the two folders"
             ) from None
         _verify(content, rule, rule.url)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{name}.{os.getpid()}")
-        partial.write_bytes(content)
-        os.replace(partial, kept)
+        with whole(kept) as part:
+            part.write_bytes(content)
         return kept
     _verify(path.read_bytes(), rule, str(path))
     return path
@@ -132,16 +129,3 @@ def _verify(content: bytes, rule: SplitRule, where: str) -> None:
         raise UserError(
             f"{where}: sha256 is {found[:16]}…, the published list has {str(rule.sha256)[:16]}…; delete the file"
         )
-
-
-@contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """One process at a time; the others wait."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: two downloads at once are the user's to avoid
-        yield
-        return
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

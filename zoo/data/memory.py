@@ -8,6 +8,7 @@ owner has gone, is read from the archive instead.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -18,14 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import alone
 from .archives import Access
-from .locate import alone
 from .source import FileSource, Store
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 def held(source: FileSource, access: Access) -> FileSource:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, suggest
+from ..files import alone
 from . import arrays, coco, folders, locate, scene_files, seal, voc, yfcc
 from .archives import Access
 from .bad_images import limit, screen
@@ -64,7 +65,7 @@ def open_source(
     folder = locate.find(spec, root, fetch)
     if spec.made and folder == locate.scenes(spec) and not (folder / "scenes.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locate.alone(folder.with_suffix(".lock")):  # the first process that wants them makes them
+        with alone(folder.with_suffix(".lock")):  # the first process that wants them makes them
             make_scenes(folder, str(spec.options["format"]), str(spec.options["items"]))
     access = Access.of(cache, share)
     source = read_part(spec, folder, spec.part(split), allowed)

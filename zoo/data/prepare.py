@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import whole
 from .archive_sets import read_map
 from .folders import subfolders
 from .paths import component
@@ -74,10 +75,8 @@ def _unpack(archive: Path, target: Path, where: dict[str, str], path: Path) -> t
                     continue
                 if member.size > LARGEST:
                     raise UserError(f"{archive}@/{member.name}: {member.size:,} bytes, more than an image has")
-                partial = final.with_name(f".{name}.{os.getpid()}")
-                with partial.open("wb") as file:
+                with whole(final) as part, part.open("wb") as file:
                     shutil.copyfileobj(tar.extractfile(member) or io.BytesIO(), file)
-                os.replace(partial, final)
                 new += 1
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{archive}: cannot be read: {error}") from None
