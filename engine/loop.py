@@ -16,7 +16,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +26,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from . import backends, checkpoint, dist, layout, rng
+from . import backends, checkpoint, dist, layout, optim, rng
 from . import provenance as origin
 from .dist import World
 from .errors import CheckpointError, Degenerate, NonFiniteLoss
@@ -34,9 +34,9 @@ from .folder import exclusive
 from .log import RunLog
 from .options import RunOptions
 from .place import same_for_all
-from .progress import Progress
+from .progress import Late, Progress
 from .signals import Signals, noticed
-from .step import Late, Update
+from .step import Update
 
 _LONG = 60.0  # seconds; work between epochs that takes longer gets a checkpoint before and after it
 # When not told otherwise: a checkpoint every _OFTEN steps, if saving takes this share of the time at most.
@@ -161,7 +161,7 @@ class _Run:
             ctx = self.stream.context(self.method, epoch)
             if self.prepared < epoch:
                 self._prepare(epoch, ctx)
-            for batch in self._timed(self.stream.epoch(epoch, start)):
+            for batch in self.progress.timed(self.stream.epoch(epoch, start)):
                 self._one_step(batch, ctx)
                 self._snapshot()
                 if self.step == last or self._checkpoint_is_due():
@@ -170,18 +170,6 @@ class _Run:
                     self._leave()
                 if self.step == last:
                     return
-
-    def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The same batches; progress hears how long each was waited for."""
-        iterator = iter(batches)
-        while True:
-            began = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.progress.waited(time.perf_counter() - began)
-            yield batch
 
     def _leave(self) -> NoReturn:
         if self.step > self.checkpointed:
@@ -254,24 +242,10 @@ class _Run:
         at = f"{what} at step {step} ({before}learning rate {rate:.4g})"
         if self.log is not None:
             self.log.event("non_finite_loss", step, message=at)
+        paths = getattr(self.method, "rates", ("optimizer.lr",))
+        words = optim.gentler(self.recipe, paths, self.stream.steps_per_epoch, self.stream.total_steps)
         with same_for_all():
-            raise NonFiniteLoss(
-                f"{at}; training stopped, {last}. Try {', or '.join(self._remedies()) or 'other images'}"
-            )
-
-    def _remedies(self) -> list[str]:
-        """`path=value` words that the command line takes: a tenth of each learning rate, a longer warm-up, full precision."""
-        words = []
-        for path in getattr(self.method, "rates", ("optimizer.lr",)):
-            value: Any = self.recipe
-            for name in path.split("."):
-                value = value[name]
-            words += [f"{path}={value / 10:g}"] if value else []
-        warmup = self.recipe["schedule"].get("warmup_epochs")
-        longer = 2 * warmup if warmup else 1
-        if warmup is not None and longer * self.stream.steps_per_epoch < self.stream.total_steps:
-            words.append(f"schedule.warmup_epochs={longer:g}")
-        return words + ([] if self.recipe["precision"] == "float32" else ["precision=float32"])
+            raise NonFiniteLoss(f"{at}; training stopped, {last}. Try {', or '.join(words) or 'other images'}")
 
     # -- what is remembered --------------------------------------------------------------------------------------------
 

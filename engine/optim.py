@@ -270,3 +270,18 @@ def schedule(spec: Mapping[str, Any], steps_per_epoch: int, total_steps: int, *,
         if key in known and key not in settings:
             raise UserError(f"schedule.{key}: {name} needs it")
     return function(steps_per_epoch, total_steps, lr=lr, **settings)
+
+
+def gentler(recipe: Mapping[str, Any], paths: Sequence[str], steps_per_epoch: int, total_steps: int) -> list[str]:
+    """`path=value` words for a run that diverged: a tenth of the learning rates at `paths`, a longer warm-up, full precision."""
+    words = []
+    for path in paths:
+        value: Any = recipe
+        for name in path.split("."):
+            value = value[name]
+        words += [f"{path}={value / 10:g}"] if value else []
+    warmup = recipe["schedule"].get("warmup_epochs")
+    longer = 2 * warmup if warmup else 1
+    if warmup is not None and longer * steps_per_epoch < total_steps:
+        words.append(f"schedule.warmup_epochs={longer:g}")
+    return words + ([] if recipe["precision"] == "float32" else ["precision=float32"])

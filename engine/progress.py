@@ -1,13 +1,17 @@
-"""One line that says how a run is doing: loss, images per second, time left, memory."""
+"""One line that says how a run is doing: loss, images per second, time left, memory; and numbers of the device, read a step late."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar
 
 import torch
+from torch import Tensor
+
+T = TypeVar("T")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -84,9 +88,17 @@ class Progress:
             f"  waiting for data {self.waiting:.0%}  left {duration(left)}  {memory:,.0f} MB"
         )
 
-    def waited(self, seconds: float) -> None:
-        """Seconds of the coming step that went by until its data were there."""
-        self._waited += seconds
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; how long each was waited for is part of the line."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - began
+            yield batch
 
     def pause(self) -> None:
         """What happens until the next update is not a step alone."""
@@ -133,3 +145,30 @@ class Counter:
         """Leave the live line."""
         if self.live and not self.quiet and self._printed > self._began:
             print(file=sys.stderr, flush=True)
+
+
+class Late:
+    """Numbers of one step, held until they are read or until those of the next step come: the host never waits for the device."""
+
+    def __init__(self) -> None:
+        self._held: tuple[int, Tensor, Any] | None = None
+
+    def put(self, step: int, values: Tensor) -> tuple[int, list[float]] | None:
+        """Keep `values` (n,) of `step`; returns those of the step before, as `read` does."""
+        host, arrived = values, None
+        if values.device.type == "cuda":
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        before, self._held = self.read(), (step, host, arrived)
+        return before
+
+    def read(self) -> tuple[int, list[float]] | None:
+        """(step, values) of what is held, once; None if nothing is."""
+        if self._held is None:
+            return None
+        (step, values, arrived), self._held = self._held, None
+        if arrived is not None:
+            arrived.synchronize()
+        return step, values.tolist()

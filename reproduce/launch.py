@@ -204,13 +204,15 @@ def meet(recipe: Any, source: Any, world: int) -> Meeting:
         plain,
         images=len(source) if counted else math.inf,
         features=backbone.dim,
-        views=recipe.views.count,
+        views=len(stream.augment.crops),
         processes=world,
         steps=stream.total_steps if known else math.inf,
         steps_per_epoch=stream.steps_per_epoch if counted else math.inf,
     )
-    limits.refuse(method, run)
-    return Meeting(method, stream, run, limits.warnings(method, run))
+    of_method = method.limits_of(recipe.params)
+    limits.refuse(of_method, run)
+    limits.require_images(backbone, run)
+    return Meeting(method, stream, run, limits.warnings(of_method, run))
 
 
 def require_labels(recipe: Any, source: Any) -> None:

@@ -1,9 +1,8 @@
 """What must fit together before a run begins: a method's settings, the batch, the views, the backbone, the data, the budget.
 
-A method lists its `limits`, a line each: a setting, a relation, a quantity of the run. `refuse` checks them together with what
-holds for every method. The plan and the run call it at the same moment, so that `--plan` refuses what a run would refuse, in the
-same words. A limit that says `otherwise` refuses nothing: the run is possible, but a setting of it has no effect or does harm;
-`warnings` lists those.
+A method lists its `limits`, a line each: a setting, a relation, a quantity of the run; `refuse` checks them. The plan and the run
+call it at the same moment, so that `--plan` refuses what a run would refuse, in the same words. A limit that says `otherwise`
+refuses nothing: the run is possible, but a setting of it has no effect or does harm; `warnings` lists those.
 
     Limit("params.clusters", "<=", "images")
     Limit("params.queue.length", ">=", "batch", off=0)                     0: no queue, no limit
@@ -13,7 +12,7 @@ same words. A limit that says `otherwise` refuses nothing: the run is possible, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,18 +146,17 @@ COMMON = (
 )
 
 
-def refuse(method: Any, run: Run) -> None:
+def refuse(limits: Sequence[Limit], run: Run) -> None:
     """Raise UserError for the first limit that the run is beyond: one line with value, bound, and settings that fit."""
-    for limit in method.limits_of(run.settings["params"]):
+    for limit in limits:
         if not limit.otherwise and (complaint := beyond(limit, run)):
             raise UserError(complaint)
-    require_images(method.backbone, run)
 
 
-def warnings(method: Any, run: Run) -> list[str]:
+def warnings(limits: Sequence[Limit], run: Run) -> list[str]:
     """A line for each limit that the run is beyond and that forbids nothing."""
-    limits = (*COMMON, *method.limits_of(run.settings["params"])) if run.steps else ()
-    return [complaint for limit in limits if limit.otherwise and (complaint := beyond(limit, run))]
+    doubtful = (*COMMON, *limits) if run.steps else ()
+    return [complaint for limit in doubtful if limit.otherwise and (complaint := beyond(limit, run))]
 
 
 def beyond(limit: Limit, run: Run) -> str:
