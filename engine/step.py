@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import apart, dist, layout, optim
+from . import apart, batchnorm, dist, layout, optim
 from .dist import World
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,7 +68,7 @@ class Update:
     def _place(self) -> None:
         """The method, its new parts included, on its device, in its memory order, normalising as the recipe says."""
         if self.recipe["sync_bn"]:
-            dist.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"), device=self.world.device)
+            batchnorm.convert_sync_bn(self.method, self.recipe.get("sync_bn_group"), device=self.world.device)
         self.memory = layout.memory_format(self.method, self.recipe["channels_last"])
         self.method.to(self.world.device, memory_format=self.memory).train()
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine import dist, extract, optim, rng, signals
+from engine import batchnorm, extract, optim, rng, signals
 from engine.batch import Batch, on
 from reproduce import views
 from reproduce.views import Augment
@@ -289,7 +289,7 @@ class Stream:
         that a resumed run extracts the same). Many features lie in a memory-mapped file of the run folder.
         """
         index = np.array_split(np.arange(len(self.source), dtype=np.int64), self.world)[self.rank]
-        dist.broadcast_batchnorm_(method)
+        batchnorm.broadcast_batchnorm_(method)
         training, method_device = method.training, next(method.parameters(), torch.empty(0)).device
         method.eval()
         try:

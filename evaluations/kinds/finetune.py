@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from engine import dist, rng
+from engine import batchnorm, rng
 from zoo.errors import UserError
 from zoo.schema import Strict
 
@@ -177,7 +177,7 @@ def begin(features: Features, head: Head, classes: int) -> Tuned:
                 nn.init.normal_(layer.weight, 0, 0.01)
                 nn.init.constant_(layer.bias, 0.1)
     net = Tuned(body.requires_grad_(True), classes)
-    made = dist.convert_sync_bn(net) if head.sync_bn else net
+    made = batchnorm.convert_sync_bn(net) if head.sync_bn else net
     assert isinstance(made, Tuned)
     return made.to(features.compute.device)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint, dist, layout, rng
+from engine import batchnorm, checkpoint, dist, layout, rng
 from engine.signals import Signals, noticed
 from results.record import Selection
 
@@ -147,7 +147,7 @@ def one_step(
     job.optimizer.zero_grad()
     loss = torch.zeros((), device=compute.device)
     # Synchronised batch norm waits for every process, those without rows too; plain batch norm could not take no rows.
-    if len(images) or any(isinstance(m, dist.SyncBatchNorm) for m in job.net.modules()):
+    if len(images) or any(isinstance(m, batchnorm.SyncBatchNorm) for m in job.net.modules()):
         with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16"):
             scores = job.net(layout.arranged(images, job.net, compute.device))
         loss = job.loss(scores.float(), targets.to(compute.device)) / rows
@@ -206,7 +206,7 @@ def batches_of(order: np.ndarray, size: int, drop_last: bool = False) -> list[np
 def scores_of(net: nn.Module, source: Any, views: Views, compute: Compute, average: str = "logits") -> np.ndarray:
     """(N, C) float32 scores of every image in eval mode, mean over its views; the processes share the work."""
     net.eval()
-    dist.broadcast_batchnorm_(net)  # each process gathered its own
+    batchnorm.broadcast_batchnorm_(net)  # each process gathered its own
     mine = np.array_split(np.arange(len(source)), dist.world_size())[dist.rank()]
     size = max(1, compute.batch // (10 if views.view == "ten_crop" else 1))
     found = None

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint, dist, rng
+from engine import batchnorm, checkpoint, dist, rng
 from engine.signals import Signals, noticed
 from zoo.errors import UserError
 
@@ -173,7 +173,7 @@ def _train(
         if epoch + 1 in keep:
             found.kept[epoch + 1] = {name: [_state(h) for h in folds[-1]] for name, folds in found.heads.items()}
         if head.trunk == "train":
-            dist.broadcast_batchnorm_(found.net)
+            batchnorm.broadcast_batchnorm_(found.net)
         if dist.is_main():
             _save(file, epoch + 1, found, optimizer)
         dist.barrier()
@@ -295,7 +295,7 @@ def _build(protocol: Protocol, head: Any, features: Features, folds: int, grid: 
             for cell in grid.cells:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(rng.key(int(cell["seed"]), "linear head"))
-                    cells.append(dist.convert_sync_bn(probe_of(head, name, shape, classes)).to(device))
+                    cells.append(batchnorm.convert_sync_bn(probe_of(head, name, shape, classes)).to(device))
             built[name].append(cells)
     # In train mode batch norm takes the batch's statistics and lets the running ones drift, as PIC's and SeLa's code does.
     return Trained(copy.deepcopy(net).train() if head.trunk == "train" else net, built, grid)

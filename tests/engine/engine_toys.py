@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import dist, optim, rng
+from engine import batchnorm, dist, optim, rng
 from engine.batch import Batch
 from engine.dist import World
 from engine.loop import fit
@@ -37,7 +37,7 @@ class Stream:
 
     def context(self, method, epoch):
         def extract():
-            dist.broadcast_batchnorm_(method)  # as every stream does before it extracts
+            batchnorm.broadcast_batchnorm_(method)  # as every stream does before it extracts
             return self._views(np.arange(20), 0)[0]
 
         return SimpleNamespace(epoch=epoch, seed=0, extract=extract)

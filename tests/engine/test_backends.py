@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import backends, dist
+from engine import backends, batchnorm, dist
 from engine.options import RunOptions
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -54,7 +54,7 @@ def test_a_cpu_is_told_nothing():
 
 def test_a_gpu_has_torchs_own_synchronised_batch_norm(monkeypatch):
     monkeypatch.setattr(dist, "world_size", lambda: 2)
-    for device, kind in ((CUDA, nn.SyncBatchNorm), (CPU, dist.SyncBatchNorm)):
+    for device, kind in ((CUDA, nn.SyncBatchNorm), (CPU, batchnorm.SyncBatchNorm)):
         net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         names = list(net.state_dict())
-        assert type(dist.convert_sync_bn(net, device=device)[1]) is kind and list(net.state_dict()) == names
+        assert type(batchnorm.convert_sync_bn(net, device=device)[1]) is kind and list(net.state_dict()) == names

@@ -13,7 +13,7 @@ from torch import nn
 
 from engine import dist
 from engine.batch import Batch
-from engine.dist import SyncBatchNorm, convert_sync_bn
+from engine.batchnorm import SyncBatchNorm, convert_sync_bn
 from engine.errors import UserError
 from engine.place import place as placed
 from engine.place import who

@@ -14,7 +14,7 @@ import torch
 from evaluation_fakes import finished_run
 
 import zoo
-from engine import dist
+from engine import batchnorm, dist
 from evaluations import measure, protocol
 from evaluations.inputs.features import pool_of
 from evaluations.inputs.pooling import kernel_below, pool_map, pooled
@@ -197,7 +197,7 @@ def gradients(rows):
     allowed = torch.stack([torch.ones(8, dtype=torch.bool), torch.arange(8) < 3])
     torch.manual_seed(1)
     build = [lambda: LinearProbe((6, 3, 3), 4, "batch_affine"), lambda: nonlinear.build("mlp", (6, 3, 3), 4)]
-    heads = [[dist.convert_sync_bn(make()) for make in build] for _ in allowed]
+    heads = [[batchnorm.convert_sync_bn(make()) for make in build] for _ in allowed]
     found = sgd.Trained(torch.nn.Identity(), {"output": heads}, Grid((0.1, 0.1)))
     sgd.total_loss(found, {"output": maps[rows]}, labels[rows], allowed[:, rows], sgd.cross_entropy).backward()
     sgd._average_gradients(found)
