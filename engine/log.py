@@ -49,6 +49,13 @@ class RunLog:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._append({"event": name, "step": step, "time": now, **values})
 
+    def look(self, step: int, values: Mapping[str, float]) -> None:
+        """What a monitor saw at step `step`: an event of its own, since its steps are not those of the other lines."""
+        self.event("monitor", step, **values)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
     def close(self) -> None:
         self._file.close()
         if self._board is not None:

@@ -78,6 +78,7 @@ def fit(
     provenance: Mapping[str, Any],
     warnings: Sequence[str] = (),
     notes: Sequence[str] = (),
+    monitor: Any = None,
 ) -> FitResult:
     """Train `method` on `stream`; leave weights.pth, log.jsonl, recipe.yaml, provenance.json and done.json in `folder`.
 
@@ -89,6 +90,7 @@ def fit(
     folder   the same for all processes, seen by all of them
     warnings what to say at the start about this run
     notes    comments at the head of recipe.yaml: where the recipe comes from
+    monitor  looks at the method while it trains and changes nothing: due(step) -> bool, the call (step) -> numbers; process 0 asks it
     Raises NonFiniteLoss, LockedError or CheckpointError; SystemExit after SIGINT or SIGTERM, with a checkpoint written.
     """
     folder, recipe = Path(folder), dict(recipe)
@@ -97,6 +99,7 @@ def fit(
             known = {name: done[name] for name in ("steps", "loss", "seconds", "alarms")}
             return FitResult(folder, finished=True, already=True, **known)
         run = _Run(method, stream, rates, recipe, folder, options, world, dict(provenance), signals, notes)
+        run.monitor = monitor
         for warning in warnings:
             run.progress.note(f"warning: {warning}")
         try:
@@ -124,7 +127,7 @@ class _Run:
         signals: Signals,
         notes: Sequence[str] = (),
     ) -> None:
-        self.notes = notes
+        self.notes, self.monitor = notes, None
         self.method, self.stream, self.recipe, self.folder = method, stream, recipe, folder
         self.options, self.world, self.signals = options, world, signals
         if options.threads:
@@ -163,6 +166,7 @@ class _Run:
                 self._prepare(epoch, ctx)
             for batch in self.progress.timed(self.stream.epoch(epoch, start)):
                 self._one_step(batch, ctx)
+                self._look()
                 self._snapshot()
                 if self.step == last or self._checkpoint_is_due():
                     self.save()
@@ -288,6 +292,16 @@ class _Run:
         wrong = not all(torch.isfinite(value).all() for value in weights.values())
         if dist.all_reduce_(torch.tensor(float(wrong), device=self.world.device), "max") > 0:
             self.refuse("a weight is not finite")
+
+    def _look(self) -> None:
+        """Process 0 asks the monitor, if it is due; the others meet it again in the next step."""
+        if self.monitor is None or self.log is None or not self.monitor.due(self.step):
+            return
+        found = self.monitor(self.step)
+        self.log.look(self.step, found)
+        seen = "  ".join(f"{name.removeprefix('monitor_')} {value:.4g}" for name, value in found.items())
+        self.progress.note(f"{self.progress.name}  step {self.step}/{self.stream.total_steps}  monitor: {seen}")
+        self.progress.pause()
 
     def _checkpoint_is_due(self) -> bool:
         if self.options.checkpoint_interval:

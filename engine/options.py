@@ -33,6 +33,8 @@ class RunOptions:
     checkpoint_keep: int = 0
     stop_after: int = 0  # stop, with a checkpoint, when this many steps are done; 0: run to the end
     tensorboard: bool = True  # write TensorBoard events where tensorboard is installed
+    # look at labelled images while it trains (reproduce/monitor.py): {knn: 5, images: 2000, every: EPOCHS, split: train}; null: do not
+    monitor: dict | None = None
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -59,6 +61,10 @@ class RunOptions:
             if name not in known and (hint := suggest(name, known, 0.8)):
                 raise UserError(f"unknown option {name!r}{hint}")
         options = {name: value for name, value in overrides.items() if name in known}
+        inner = {name.partition(".")[2]: value for name, value in overrides.items() if name.startswith("monitor.")}
+        if inner:
+            options["monitor"] = {**(options.get("monitor") or {}), **inner}
+            overrides = {name: value for name, value in overrides.items() if not name.startswith("monitor.")}
         # A path or a device may look like a number to YAML: data=2012, device=0.
         for name in ("data", "out", "device"):
             if type(options.get(name)) in (int, float):

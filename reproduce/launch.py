@@ -18,7 +18,7 @@ import torch
 import zoo
 from engine import dist, loop, provenance, rng
 from engine.options import RunOptions
-from reproduce import limits, methods, own_images
+from reproduce import limits, methods, monitor, own_images
 from reproduce.from_folder import scaled
 from reproduce.method import Method
 from reproduce.stream import Stream
@@ -133,10 +133,12 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             ),
             file=sys.stderr,
         )
-    source, meeting, method, stream = dist.together(lambda: _opened(work, world))
+    source, meeting, method, stream, watch = dist.together(lambda: _opened(work, world))
     files = source.array is None
     if files and world.is_main and not quiet:
         print(f"{work.id}: JPEG files are decoded by {images.decoder()}", file=sys.stderr)
+    if watch is not None and world.is_main and not quiet:
+        print(f"{work.id}: {watch.text}", file=sys.stderr)
     origin = {
         **provenance.collect(),
         "id": work.id,
@@ -163,6 +165,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             provenance=origin,
             warnings=meeting.warnings,
             notes=work.derived,
+            monitor=watch,
         )
 
 
@@ -230,20 +233,16 @@ def require_labels(recipe: Any, source: Any) -> None:
         )
 
 
-def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream]:
+def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream, monitor.Monitor | None]:
     recipe = work.recipe
     source = data.open_source(recipe.dataset, recipe.split, root=work.options.data, max_bad=recipe.max_bad)
     meeting = meet(recipe, source, world.size)
     method = build(recipe, source)
     method.run = meeting.run
-    return (
-        source,
-        meeting,
-        method,
-        streamed(
-            recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers, device=world.device
-        ),
+    stream = streamed(
+        recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers, device=world.device
     )
+    return source, meeting, method, stream, monitor.of(recipe, work.options, method, stream, world.device)
 
 
 def build(recipe: Any, source: Any) -> Method:

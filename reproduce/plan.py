@@ -14,7 +14,7 @@ from torch import nn
 import zoo
 from engine.options import RunOptions
 from engine.place import place
-from reproduce import own_images
+from reproduce import monitor, own_images
 from reproduce.launch import Job, finished, meet
 from reproduce.method import Method
 from reproduce.stream import loading_time
@@ -52,6 +52,8 @@ def plan(work: Job) -> str:
     meeting = meet(recipe, source, world)
     require_init(recipe)
     method, stream = meeting.method, meeting.stream
+    here = isinstance(source, data.Source)
+    watch = monitor.of(recipe, options, method, stream) if here else None
     images, steps = amounts(recipe, stream, getattr(source, "counted", True))
     state = (
         "finished: nothing to do"
@@ -81,11 +83,7 @@ def plan(work: Job) -> str:
             if work.derived
             else []
         ),
-        *(
-            [("loading", loading(source, stream, options, world))]
-            if isinstance(source, data.Source) and stream.total_steps
-            else []
-        ),
+        *([("loading", loading(source, stream, options, world))] if here and stream.total_steps else []),
         ("precision", work.said.removeprefix("precision=") if work.said.startswith("precision=") else recipe.precision),
         *([("start", work.said)] if work.said and not work.said.startswith("precision=") else []),
         *(
@@ -98,6 +96,7 @@ def plan(work: Job) -> str:
             if method.collapsed_loss is not None and stream.total_steps
             else []
         ),
+        *([("monitor", watch.text.removeprefix("monitor: "))] if watch is not None else []),
         ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
         ("memory", memory(recipe, method, stream.augment, world)),
         ("output", f"{work.folder}/  ({state})"),

@@ -32,7 +32,7 @@ from zoo.data.classes import numbers as match
 from zoo.data.images import decode, to_mode
 from zoo.data.locate import PartMissing, find
 from zoo.data.paths import user_cache
-from zoo.data.source import drawn
+from zoo.data.source import held_out
 from zoo.data.specs import is_path
 from zoo.errors import UserError, suggest
 
@@ -40,7 +40,6 @@ from ..protocol import Protocol, kind_of
 
 TORCHVISION = "torchvision:"
 HELD_OUT, REST = "train-held-out", "train-rest"
-SHARE = 5
 
 
 class TorchvisionSource(data.Source):
@@ -188,17 +187,6 @@ def _with_test(
     cut = {HELD_OUT: whole.subset(np.flatnonzero(apart)), REST: whole.subset(np.flatnonzero(~apart))}
     changed = protocol.splits.model_copy(update={"train": REST, "test": HELD_OUT})
     return protocol.model_copy(update={"splits": changed}), lambda split: _checked(name, split, cut.__getitem__)
-
-
-def held_out(source: Any) -> np.ndarray:
-    """bool (N,): a fifth of each class (at least one image where there are two), those whose names hash lowest."""
-    order = sorted(range(len(source)), key=lambda i: drawn(source.name(i)))
-    labels = source.labels[order]
-    chosen = np.zeros(len(source), bool)
-    for label in np.unique(labels):
-        members = np.asarray(order)[labels == label]
-        chosen[members[: max(len(members) // SHARE, int(len(members) > 1))]] = True
-    return chosen
 
 
 def _checked(name: str, split: str, part: Callable[[str], Any]) -> Any:

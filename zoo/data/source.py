@@ -31,6 +31,18 @@ def drawn(name: str, seed: str = "") -> bytes:
     return hashlib.sha256(f"{seed}{name}".encode("utf-8", "surrogateescape")).digest()
 
 
+def held_out(source: Source) -> np.ndarray:
+    """bool (N,): what is judged on where a set has no part for it: a fifth of each class (at least one image where there are two),
+    those whose names hash lowest."""
+    order = sorted(range(len(source)), key=lambda i: drawn(source.name(i)))
+    labels = source.labels[order]
+    chosen = np.zeros(len(source), bool)
+    for label in np.unique(labels):
+        members = np.asarray(order)[labels == label]
+        chosen[members[: max(len(members) // HELD_OUT, int(len(members) > 1))]] = True
+    return chosen
+
+
 class Names(Sequence[str]):
     """An immutable list of str.  Names that are not UTF-8 on disk survive as surrogate escapes."""
 
@@ -71,6 +83,7 @@ class Names(Sequence[str]):
 
 
 UNLABELLED = -1
+HELD_OUT = 5  # one image of so many is held out of a set without a test part
 OWN = ("folder", "images", "voc", "coco")  # data sets that are whatever lies in the folder that was named
 
 
