@@ -47,9 +47,9 @@ lint: $(READY) ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff format --check -q .
 	$(VENV)/bin/mypy zoo engine reproduce evaluations results hubconf.py
 
-reproduce: $(READY) ## pre-train MODEL=id on this machine's GPUS=n (ARGS="path=value … --plan")
+reproduce: $(READY) ## pre-train MODEL=id on this machine's GPUS=n, or NODES=n GPUS=n SLURM=1 PARTITION=… TIME=… (ARGS="path=value … --plan", or --sbatch)
 	@test -n "$(MODEL)" || { echo "error: make reproduce MODEL=<id>; ids: $(PY) -m zoo list" >&2; exit 2; }
-	$(PY) -m $(if $(GPUS),torch.distributed.run --standalone --nproc_per_node=$(GPUS) -m )reproduce $(MODEL) $(ARGS)
+	$(PY) -m $(if $(SLURM),reproduce slurm $(MODEL) nodes=$(or $(NODES),1) $(if $(GPUS),gpus=$(GPUS)) $(if $(PARTITION),partition=$(PARTITION)) $(if $(TIME),time=$(TIME)),$(if $(GPUS),torch.distributed.run --standalone --nproc_per_node=$(GPUS) -m )reproduce $(MODEL)) $(ARGS)
 
 evaluate: $(READY) ## judge MODEL=id|run folder|file, on every protocol or PROTOCOL=id (ARGS="--plan")
 	@test -n "$(MODEL)" || { echo "error: make evaluate MODEL=<id, run folder or file> [PROTOCOL=<id>]" >&2; exit 2; }

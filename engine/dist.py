@@ -52,10 +52,10 @@ def init(device: str | None = None) -> World:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if size > 1 and not td.is_initialized():
-        _set_address(os.environ)
+        url = meeting(os.environ)
         backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
         # Long: clustering millions of features on one process keeps the others waiting.
-        td.init_process_group(backend, rank=rank, world_size=size, timeout=datetime.timedelta(hours=2))
+        td.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=datetime.timedelta(hours=2))
     return World(rank, size, local_rank, where)
 
 
@@ -88,12 +88,28 @@ def _device(name: str, here: Place) -> torch.device:
     return device
 
 
+def meeting(env: Any) -> str:
+    """Where processes find each other: DIST_URL, as tcp://host:port or file:///path of a file that is not there yet; else env://, by
+    MASTER_ADDR, which is filled in for a job step of Slurm.
+    """
+    url = env.get("DIST_URL") or "env://"
+    if url == "env://":
+        _set_address(env)
+    elif not re.fullmatch(r"tcp://[^/:]+:\d+|file:///.+", url):
+        raise UserError(f"DIST_URL={url}: neither env://, tcp://host:port nor file:///path")
+    elif url.startswith("file://") and not os.path.isdir(folder := os.path.dirname(url.removeprefix("file://"))):
+        raise UserError(f"DIST_URL={url}: there is no folder {folder}; it must be one that all processes see")
+    return url
+
+
 def _set_address(env: Any) -> None:
     if "MASTER_ADDR" in env:
         return
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if not nodes:
-        raise UserError("several processes, but MASTER_ADDR is not set; start them with torchrun or srun")
+        raise UserError(
+            "several processes, but MASTER_ADDR is not set; start them with torchrun or srun, or say DIST_URL=tcp://host:port"
+        )
     env["MASTER_ADDR"] = first_host(nodes)
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
 

@@ -1,4 +1,4 @@
-"""python -m reproduce ID|METHOD [path=value …] [--plan], labels RUN --to FILE, extend RUN path=value …, runs [RUN]: see `python -m reproduce --help`."""
+"""python -m reproduce ID|METHOD [path=value …] [--plan], labels RUN --to FILE, extend RUN path=value …, runs [RUN], slurm ID …: see `python -m reproduce --help`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def main(argv: list[str] | None = None) -> int:
         from reproduce import labels
 
         return labels.main(words[1:])
+    if words[:1] == ["slurm"]:
+        from reproduce import slurm
+
+        return slurm.main(words[1:])
     if words[:1] == ["runs"]:
         from reproduce import runs
 
@@ -31,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Pre-train a model of the zoo, or go on with a run that was interrupted.",
         epilog="several processes: torchrun --nproc_per_node=N -m reproduce ID …; options beside the recipe's settings: "
         + ", ".join(f"{name}=" for name in RunOptions.names())
-        + ". Also: python -m reproduce runs [RUN], which lists local runs or draws one; python -m reproduce labels RUN --to FILE; python -m reproduce extend RUN schedule.images=N, which "
+        + ". Also: python -m reproduce runs [RUN], which lists local runs or draws one; python -m reproduce labels RUN --to FILE; python -m reproduce slurm ID nodes=8 gpus=8 …, which submits a job; python -m reproduce extend RUN schedule.images=N, which "
         "begins a new run with the network of a finished one",
     )
     parser.add_argument(
