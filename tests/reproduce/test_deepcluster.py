@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine import rng
 from engine.batch import Batch
+from engine.maths.kmeans import kmeans
 from golden import load
 from reproduce.clustering import UNSEEN, by_image, compact, uniform_over_labels
 from reproduce.methods.deepcluster import DeepCluster, reduce
@@ -74,6 +76,16 @@ def test_clusters_come_from_whitened_unit_features_and_none_is_empty():
     rows = reduce(net.features(IMAGES).detach(), 4)
     assert rows.shape == (60, 4) and torch.allclose(rows.norm(dim=1), torch.ones(60), atol=1e-5)
     assert torch.allclose(reduce(IMAGES, 0), torch.nn.functional.normalize(IMAGES, dim=1))
+
+
+def test_no_cluster_stays_empty_where_plain_k_means_leaves_one():
+    """Points of a circle and nearly as many clusters: in about one of ten draws Lloyd's iterations lose a cluster."""
+    rows = torch.nn.functional.normalize(torch.randn(30, 2, generator=torch.Generator().manual_seed(6)) ** 3, dim=1)
+    net = method(clusters=20, pca=0)
+    found = [net.assign(rows, epoch, SimpleNamespace(n=30, seed=0)) for epoch in range(40)]
+    assert [len(labels.unique()) for labels in found] == [20] * 40
+    plain = [kmeans(rows, 20, iterations=20, generator=rng.generator(0, "kmeans", epoch)).labels for epoch in range(40)]
+    assert min(len(labels.unique()) for labels in plain) < 20, "a case that would notice"
 
 
 def test_the_head_starts_afresh_with_every_assignment():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine import dist
+from engine import dist, rng
 from golden import load
 from reproduce import launch
 from reproduce.methods.instdisc import InstDisc, instance_logits
@@ -283,6 +283,20 @@ def test_pic_visits_an_image_size_over_stride_times_and_windows_run_on_through_e
         assert all(len(a & b) == 12 for a, b in pairwise(drawn))
         assert set(np.bincount(order)) == {4}  # 16 / 4, once the permutation has been gone through
     assert np.array_equal(stream.order(2), np.concatenate([stream.order(e) for e in range(4)])[80:120])
+
+
+def test_the_images_of_each_window_are_shuffled_anew():
+    """Of 16 images that two neighbouring windows share 12: in the same relative order they would be if one shuffle served all."""
+    method = pic(instances=40, window={"size": 16, "stride": 4, "mode": "sliding"})
+    whole = rng.permutation(5, "windows", 0, 40)
+    places = [np.argsort(window(whole, number, 16, 4)) for number in range(6)]
+    drawn = [method.images(40, number, 5) for number in range(6)]
+    shuffles = [
+        place[np.searchsorted(window(whole, number, 16, 4), images, sorter=place)].tolist()
+        for number, (place, images) in enumerate(zip(places, drawn, strict=True))
+    ]
+    assert all(sorted(shuffle) == list(range(16)) for shuffle in shuffles)
+    assert len({tuple(shuffle) for shuffle in shuffles}) == 6
 
 
 def test_each_pass_of_the_window_has_an_order_of_its_own_and_shows_every_image_equally_often():

@@ -112,4 +112,8 @@ def test_the_loss_is_the_mean_over_heads_and_every_view_predicts_the_label():
 
 def test_one_head_is_exported_under_the_released_name():
     assert {k for k in method(heads=1).exported() if "top" in k} == {"top_layer.weight", "top_layer.bias"}
-    assert "top_layer2.weight" in method().exported()
+    net = method()
+    exported = net.exported()
+    for h, head in enumerate(net.heads):
+        assert torch.equal(exported[f"top_layer{h}.weight"], head.weight), "each head under its own number"
+    assert len({exported[f"top_layer{h}.weight"].sum().item() for h in range(3)}) == 3

@@ -36,6 +36,21 @@ def test_every_cluster_holds_equally_many_images():
     assert net.health()["empty_clusters"] == 0 and net.health()["labelling_error"] <= 0.1
 
 
+def test_labels_of_an_epoch_come_from_the_embeddings_of_the_epoch_before_alone():
+    """The bank is emptied when it has been read: what the images looked like an epoch earlier changes nothing."""
+    net, fresh = method(), method()
+    net.before_epoch(0, context(net, IMAGES))
+    fresh.before_epoch(0, context(fresh, torch.randn(60, 10, generator=torch.Generator().manual_seed(8))))
+    later = IMAGES.flip(1) + torch.randn(60, 10, generator=torch.Generator().manual_seed(7))
+    for one in (net, fresh):
+        one.loss(Batch(torch.arange(60), [later] * 2), 0)
+    assert len(net.bank) == len(fresh.bank) == 60
+    for one in (net, fresh):
+        one.before_epoch(1, context(one, IMAGES))
+        assert len(one.bank) == 0
+    assert torch.equal(net.labels, fresh.labels)
+
+
 def test_soft_labels_are_rows_of_the_transport_plan_and_their_largest_entries_the_hard_labels():
     net = method(assignment="soft")
     net.before_epoch(0, context(net, IMAGES))
