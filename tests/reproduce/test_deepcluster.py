@@ -79,12 +79,12 @@ def test_clusters_come_from_whitened_unit_features_and_none_is_empty():
 
 
 def test_no_cluster_stays_empty_where_plain_k_means_leaves_one():
-    """Points of a circle and nearly as many clusters: in about one of ten draws Lloyd's iterations lose a cluster."""
-    rows = torch.nn.functional.normalize(torch.randn(30, 2, generator=torch.Generator().manual_seed(6)) ** 3, dim=1)
+    """Points of a circle and nearly as many clusters: in most draws Lloyd's iterations lose a cluster."""
+    rows = torch.nn.functional.normalize(torch.randn(30, 2, generator=torch.Generator().manual_seed(28)) ** 3, dim=1)
     net = method(clusters=20, pca=0)
-    found = [net.assign(rows, epoch, SimpleNamespace(n=30, seed=0)) for epoch in range(40)]
-    assert [len(labels.unique()) for labels in found] == [20] * 40
-    plain = [kmeans(rows, 20, iterations=20, generator=rng.generator(0, "kmeans", epoch)).labels for epoch in range(40)]
+    found = [net.assign(rows, epoch, SimpleNamespace(n=30, seed=0)) for epoch in range(12)]
+    assert [len(labels.unique()) for labels in found] == [20] * 12
+    plain = [kmeans(rows, 20, iterations=20, generator=rng.generator(0, "kmeans", epoch)).labels for epoch in range(12)]
     assert min(len(labels.unique()) for labels in plain) < 20, "a case that would notice"
 
 
