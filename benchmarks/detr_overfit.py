@@ -116,7 +116,7 @@ def run(model: str, scenes: int, steps: int, every: int, minutes: float, out: st
 
 def report(found: dict[str, Any], command: str) -> str:
     """The page: verdict, curve, machine."""
-    curve, machine = found["curve"], provenance.collect()["cpu"]
+    curve, machine = found["curve"], provenance.collect()["hardware"]["cpu"]
     best = max(row["ap50_train"] for row in curve)
     reached = next((row for row in curve if row["ap50_train"] >= WANTED), None)
     verdict = (
