@@ -14,7 +14,7 @@ from engine.options import RunOptions
 from evaluations import measure, protocol
 from zoo import fetch
 from zoo.errors import UserError
-from zoo.export import ENDINGS
+from  import ENDINGS
 from zoo.settings import leaves
 
 ROOT = Path(__file__).parents[1]
