@@ -14,7 +14,7 @@ from engine.options import RunOptions
 from evaluations import measure, protocol
 from zoo import fetch
 from zoo.errors import UserError
-from  import ENDINGS
+from zoo.export import FORMATS
 from zoo.settings import leaves
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def check_command(command: str) -> None:
     elif words[:4] == ["python", "-m", "zoo", "fetch"]:
         assert all(fetch.matching([pattern]) for pattern in words[4:])
     elif words[:4] == ["python", "-m", "zoo", "export"]:
-        assert zoo.entry(words[4]).weights and words[6] in ENDINGS
+        assert zoo.entry(words[4]).weights and words[6] in FORMATS
     else:
         assert words[:3] == ["python", "-m", "zoo"] and words[3] in ("data", "list", "show"), command
 
