@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint, mapped
-from .progress import Counter
+from .progress import counter
 
 IN_MEMORY = 2**30  # bytes per process up to which no file is made
 _NOTE = 30.0  # seconds of work that a kill may cost
@@ -45,20 +45,20 @@ def collect(
     for the file.
     """
     target, done = (None, 0) if path is None else _earlier(path, key, rows)
-    counter, noted = Counter(name, rows, start=done, quiet=quiet), time.monotonic()
+    bar, noted = counter(name, rows, start=done, quiet=quiet), time.monotonic()
     while target is None or done < rows:
         stop = min(done + block, rows)
         part = compute(done, stop).detach().float().cpu().numpy()
         if target is None:
             target = _allocate(path, rows, part.shape[1], in_memory)
         target[done:stop] = part
+        bar.update(stop - done)
         done = stop
-        counter.update(done)
         if path is not None and isinstance(target, np.memmap) and (done == rows or time.monotonic() - noted > _NOTE):
             target.flush()
             checkpoint.write_json(_note(path), {"key": key, "rows": done})
             noted = time.monotonic()
-    counter.close()
+    bar.close()
     if path is not None and isinstance(target, np.memmap):
         target = np.load(path, mmap_mode="c")  # copy on write: torch wants a writable array, the file stays as it is
     return torch.from_numpy(target)

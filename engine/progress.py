@@ -124,27 +124,27 @@ class Progress:
             print(text, file=self.stream, flush=True)
 
 
-class Counter:
-    """As Progress, for work that has no loss: images whose features were computed, rows that were read."""
+def counter(name: str, total: int, *, start: int = 0, quiet: bool = False) -> Any:
+    """A tqdm bar for work that has no loss (images whose features were computed, rows that were read), `start` of `total` done before.
 
-    def __init__(self, name: str, total: int, *, start: int = 0, every: float = 10.0, quiet: bool = False) -> None:
-        self.name, self.total, self.start, self.quiet = name, total, start, quiet
-        self.live = sys.stderr.isatty()
-        self.every = 0.2 if self.live else every
-        self._began = self._printed = time.perf_counter()
+    On a terminal one line several times a second, elsewhere a plain line every ten seconds.
+    """
+    from tqdm import tqdm
 
-    def update(self, done: int) -> None:
-        now = time.perf_counter()
-        if not self.quiet and now - self._printed >= self.every:
-            self._printed = now
-            rate = (done - self.start) / (now - self._began)
-            text = f"{self.name}  {done:,}/{self.total:,}  {rate:,.0f}/s  left {duration((self.total - done) / rate)}"
-            print(f"\r{text}   " if self.live else text, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the live line."""
-        if self.live and not self.quiet and self._printed > self._began:
-            print(file=sys.stderr, flush=True)
+    live = sys.stderr.isatty()
+    every = 0.2 if live else 10.0
+    form = "{desc}  {n:,}/{total:,}  {rate_noinv_fmt}  left {remaining}" + ("" if live else "\n")
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=start,
+        unit="",
+        disable=quiet,
+        mininterval=every,
+        delay=every,
+        bar_format=form,
+        leave=live,
+    )
 
 
 class Late:

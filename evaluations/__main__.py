@@ -65,22 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("--models", metavar="PATTERN", help="ids of the zoo and of runs below out= (*)")
     own.set_defaults(func=_rank)
 
-    words = _joined(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(sorted(words, key=_is_flag))  # argparse wants all of MODEL path=value … in one piece
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = commands.choices.get(words[0]) if words else None
+    options = parser.parse_args(words) if chosen is None else chosen.parse_intermixed_args(words[1:])
     return int(options.func(options) or 0)
-
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("-")
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """``--models PATTERN`` as one word, so that the two stay together when flags are sorted to the end."""
-    found = list(words)
-    if "--models" in found[:-1]:
-        at = found.index("--models")
-        found[at : at + 2] = [f"--models={found[at + 1]}"]
-    return found
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine import dist, loop, optim, provenance, rng
-from engine.progress import Counter
+from engine.progress import counter
 from zoo.errors import UserError
 
 from ..inputs.features import Compute, Features
@@ -189,12 +189,11 @@ def detect(
 def shown(items: Items, group: int, features: Features) -> Iterator[Group]:
     """This process's groups of a split, with a line of progress."""
     total = len(np.array_split(np.arange(len(items.source)), dist.world_size())[dist.rank()])
-    counter, done = Counter(f"detections on {items.source.split}", total, quiet=not dist.is_main()), 0
+    bar = counter(f"detections on {items.source.split}", total, quiet=not dist.is_main())
     for part in shown_groups(items, group, features.compute.workers):
         yield part
-        done += len(part.index)
-        counter.update(done)
-    counter.close()
+        bar.update(len(part.index))
+    bar.close()
 
 
 def any_process(here: bool) -> bool:
