@@ -102,7 +102,12 @@ def plan(protocols: Sequence[str], model: str, given: Mapping[str, Any]) -> str:
             absent.append(f"  {name}: its data are not here: {error}")
     if not network.here:
         lines = [f"  {load(name).name:<34} {load(name).title}" for name in protocols] + absent
-        lines.append(f"its weights are not here, so passes and time are not known: python -m zoo fetch {network.name}")
+        how = (
+            f"python -m zoo fetch {network.name}"
+            if network.pretrain_seed is None
+            else "a run makes them first, in seconds"
+        )
+        lines.append(f"its weights are not here, so passes and time are not known: {how}")
         return "\n".join([f"{model}: {len(protocols)} protocols", *lines])
     wanted: dict[tuple[str, str, str], tuple[Measurement, dict[str, FeatureRequest]]] = {}
     lines, before, training = [], 0, 0.0

@@ -1,12 +1,16 @@
 """What is judged: a registry id, a run folder or a file, as a complete backbone with its own preprocessing.
 
-A registry id without released weights means its finished run below ``out``. Nothing is ever evaluated on a backbone of
+A registry id without released weights means its finished run below ``out``; that of a reference row which is not trained is made
+when it is asked for. Nothing is ever evaluated on a backbone of
 which a tensor is missing: ``zoo.load`` raises.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -17,6 +21,7 @@ import torch
 from torch import nn
 
 import zoo
+from engine import dist
 from zoo import backbones, precision
 from zoo.checkpoint_reader import sha256
 from zoo.errors import UserError
@@ -134,11 +139,37 @@ def _found(name: str, pretrain_seed: int | None, out: str | Path, fetch: bool, f
             raise UserError(f"{entry.id}: pretrain_seed={pretrain_seed} makes no sense for released weights")
         return _released(entry, fetch)
     folder, seed = _run_of(entry, pretrain_seed, out, "weights.pth")
+    if not (folder / "weights.pth").is_file() and _untrained(entry.recipe):
+        if not fetch:
+            return Model(entry.id, str(folder), folder / "weights.pth", zoo.resolve(entry.id, {"seed": seed}), seed)
+        dist.together(lambda: _make(entry.id, seed, out) if dist.is_main() else None)
     if not (folder / "weights.pth").is_file():
         more = "" if str(out) == "runs" else f" out={out}"
         begun = "its run is not finished" if folder.is_dir() else "nobody released its weights, and there is no run"
         raise UserError(f"{entry.id}: {begun} ({folder}); run: python -m reproduce {entry.id} seed={seed}{more}")
     return _run_folder(folder, seed, entry.id)
+
+
+def _untrained(recipe: Any) -> bool:
+    """Whether a run of this recipe takes no step: a reference row, whose weights are those of the first moment."""
+    return recipe is not None and 0 in (recipe.schedule.images, recipe.schedule.epochs)
+
+
+def _make(model: str, seed: int, out: str | Path) -> None:
+    """Write the run of a model that is not trained, as `python -m reproduce` does, in a process of its own. UserError with its words."""
+    alone = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("RANK", "LOCAL_", "GROUP_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC", "SLURM_"))
+    }
+    program = f"{__name__.partition('evaluations.')[0]}reproduce"  # selfzoo.reproduce where it is installed
+    words = [sys.executable, "-m", program, model, f"seed={seed}", f"out={out}", "device=cpu", "tensorboard=false"]
+    done = subprocess.run(words, env=alone, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise UserError(
+            f"{model}: its weights, which are not trained, could not be made: {told[-1].removeprefix('error: ')}"
+        )
 
 
 def _run_of(entry: Any, pretrain_seed: int | None, out: str | Path, has: str) -> tuple[Path, int]:
