@@ -219,6 +219,25 @@ def _rates(base: Mapping[str, Any], batch: int) -> list[Choice]:
     ]
 
 
+def fewer(base: Mapping[str, Any], images: int, processes: int, epochs: float) -> list[Choice]:
+    """The settings of a recipe for so few processes, LARGEST images on each; none where its batch is no larger than that.
+
+    base: a recipe's dump; epochs: of the run.
+    """
+    batch = LARGEST * processes
+    if batch >= base["batch"]:
+        return []
+    params, most = base["params"], max(2, images // PER_CLUSTER)
+    found = [Choice("batch", batch, f"{LARGEST} images on each of {processes}"), *_rates(base, batch)]
+    if isinstance(params.get("queue"), Mapping) and not params["queue"]["length"]:
+        found += [c for c in _queue(params, "params", images, batch, epochs, most) if c.value]
+    frozen = params.get("freeze_prototypes_steps", 0)
+    if 0 < frozen < 100_000:
+        steps = round(frozen * base["batch"] / batch)
+        found.append(Choice("params.freeze_prototypes_steps", steps, "for as many images"))
+    return found
+
+
 def _schedule(base: Mapping[str, Any], facts: Facts, total: float, *, given: bool) -> list[Choice]:
     schedule = base["schedule"]
     usual = schedule["epochs"] or schedule["images"] / 60_000  # laptop budgets are counted in images of Fashion-MNIST

@@ -14,13 +14,14 @@ from torch import nn
 import zoo
 from engine.options import RunOptions
 from engine.place import place
-from reproduce import monitor, own_images
+from reproduce import curves, from_folder, monitor, own_images
 from reproduce.launch import Job, finished, meet
 from reproduce.method import Method
 from reproduce.stream import loading_time
 from zoo import backbones, data
 from zoo.data.specs import is_path
 from zoo.errors import UserError
+from zoo.registry import registry
 
 UNCOUNTED = 1 << 20  # images of a set whose size nobody knows beforehand: more than any batch
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -78,6 +79,7 @@ def plan(work: Job) -> str:
             + (f", in {recipe.accumulate} parts" if (recipe.accumulate or 1) > 1 else ""),
         ),
         ("steps", steps),
+        *([("few GPUs", text)] if (text := few(recipe, stream, world)) else []),
         *(
             [("time", own_images.hours(recipe, source, options, stream.total_steps * recipe.batch))]
             if work.derived
@@ -90,7 +92,7 @@ def plan(work: Job) -> str:
             [
                 (
                     "loss",
-                    f"{method.collapsed_loss:.2f} for a network that says the same of every image (chance); it has to fall below",
+                    f"{method.collapsed_loss:.2f} for a network that says the same of every image (chance); it has to fall below{beside(work)}",
                 )
             ]
             if method.collapsed_loss is not None and stream.total_steps
@@ -117,6 +119,39 @@ def require_init(recipe: Any) -> None:
         released = False
     if not released:
         zoo.load_weights(backbones.build(recipe.backbone), recipe.init)
+
+
+def few(recipe: Any, stream: Any, world: int) -> str:
+    """Settings for the processes that there are, where the batch was made for more; '' where it fits them."""
+    if not stream.total_steps:
+        return ""
+    epochs = stream.total_steps / max(stream.steps_per_epoch, 1)
+    choices = from_folder.fewer(recipe.dump(), len(stream.source), world, epochs)
+    if not choices:
+        return ""
+    known = registry()
+    own = [
+        name
+        for name in known.models()
+        if (entry := zoo.entry(name)).recipe is not None
+        and (entry.recipe.method, entry.recipe.dataset) == (recipe.method, recipe.dataset)
+        and entry.recipe.batch <= choices[0].value
+    ]
+    words = " ".join(f"{choice.path}={choice.value:g}" for choice in choices)
+    return (
+        f"{recipe.batch // world:,} images on each process; {words} computes {from_folder.LARGEST} on each, the rates in proportion ({recipe.optimizer.name})"
+        + (f"; recipes of the zoo with such batches: {', '.join(own[:3])}" if own else "")
+    )
+
+
+def beside(work: Job) -> str:
+    """Where the committed runs of this recipe ended, if there are any."""
+    found = curves.of(work.folder)
+    return (
+        ""
+        if found is None
+        else f"; {found.runs} committed runs of this recipe ended at {found.low[-1]:.4g} to {found.high[-1]:.4g}"
+    )
 
 
 def amounts(recipe: Any, stream: Any, counted: bool) -> tuple[str, str]:

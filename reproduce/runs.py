@@ -23,6 +23,7 @@ from engine import checkpoint, log
 from engine.folder import holder
 from engine.options import RunOptions
 from engine.progress import duration
+from reproduce import curves
 from zoo import settings
 from zoo.errors import Parser, UserError
 
@@ -129,7 +130,7 @@ class Run:
     def alarms(self) -> list[str]:
         return [line["message"] for line in self.log if line.get("event") in ("alarm", "non_finite_loss")]
 
-    def curves(self) -> dict[str, tuple[list[int], list[float]]]:
+    def numbers(self) -> dict[str, tuple[list[int], list[float]]]:
         """Steps and values of everything that was logged, by name: loss first, the engine's other numbers last."""
         found: dict[str, tuple[list[int], list[float]]] = {}
         for line in [*self.lines, *self.events("monitor")]:
@@ -235,6 +236,10 @@ def story(run: Run) -> str:
     ]
     lines = [head, row, *([f"last line of the log: {', '.join(numbers)}"] if numbers else [])]
     lines += [f"alarm: {alarm}" for alarm in run.alarms]
+    committed = curves.of(run.folder)
+    if committed is not None and run.loss is not None and run.total:
+        low, high = committed.at(run.step / run.total)
+        lines.append(f"committed runs of this recipe ({committed.runs}) had a loss of {low:.4g} to {high:.4g} there")
     if run.state == "running":
         lines.append(f"held by {run.holder}")
     if run.state == "stopped":
@@ -246,17 +251,24 @@ def draw(run: Run) -> Path:
     """Every curve of the log as a panel of RUN/curves.png; alarms are red lines. UserError for a log without numbers."""
     from matplotlib.figure import Figure
 
-    curves = run.curves()
-    if not curves:
+    found = run.numbers()
+    if not found:
         raise UserError(f"{run.folder}: log.jsonl has no numbers yet; its first line comes after log_interval steps")
-    rows = math.ceil(len(curves) / COLUMNS)
+    rows = math.ceil(len(found) / COLUMNS)
     figure = Figure(figsize=(4.2 * COLUMNS, 2.6 * rows + 0.5), layout="constrained")
     figure.suptitle(f"{named(run)}: {run.state}, step {run.step} of {run.total or '?'}", fontsize=10)
-    for place, (name, (steps, values)) in enumerate(curves.items(), 1):
+    for place, (name, (steps, values)) in enumerate(found.items(), 1):
         panel = figure.add_subplot(rows, COLUMNS, place)
         panel.plot(steps, values, marker="." if len(steps) < 30 else None, linewidth=1, color="#1666b0", label=name)
         if name == "loss" and run.chance is not None:
             panel.axhline(run.chance, color="#8794a1", linestyle="--", linewidth=1, label=f"chance {run.chance:.2f}")
+        if name == "loss" and (committed := curves.of(run.folder)) is not None and run.total:
+            at = [run.total * (k + 0.5) / len(committed.low) for k in range(len(committed.low))]
+            panel.fill_between(
+                at, committed.low, committed.high, color="#b45f06", alpha=0.35, label=f"{committed.runs} committed runs"
+            )
+            panel.plot(at, committed.low, color="#b45f06", linewidth=0.5)
+        if name == "loss":
             panel.legend(fontsize=7)
         for alarm in run.events("alarm"):
             panel.axvline(alarm["step"], color="#b3261e", linewidth=1, alpha=0.6)

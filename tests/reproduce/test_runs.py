@@ -98,8 +98,8 @@ def test_the_last_look_of_the_monitor_and_alarms_are_shown(tmp_path, capsys):
     log.close()
     status, out, _ = command(capsys, f"out={tmp_path}")
     assert status == 0 and "knn 71.25, rankme 14" in row(out, "swav_x")["line"] and row(out, "swav_x")["alarms"] == "1"
-    assert Run(folder).curves()["monitor_knn"] == ([20, 40], [61.5, 71.25])
-    assert list(Run(folder).curves())[:2] == ["loss", "monitor_knn"] and "seconds" not in row(out, "swav_x")["line"]
+    assert Run(folder).numbers()["monitor_knn"] == ([20, 40], [61.5, 71.25])
+    assert list(Run(folder).numbers())[:2] == ["loss", "monitor_knn"] and "seconds" not in row(out, "swav_x")["line"]
 
 
 def test_a_real_run_is_listed_and_drawn(tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_a_real_run_is_listed_and_drawn(tmp_path, capsys):
     with Image.open(folder / "curves.png") as picture:
         assert picture.width > 600 and len(picture.convert("L").getcolors(1 << 16)) > 10
     run = Run(folder)
-    steps, values = run.curves()["loss"]
+    steps, values = run.numbers()["loss"]
     assert (
         steps == [2, 4, 6, 8]
         and values == [line["loss"] for line in run.lines]
