@@ -40,6 +40,9 @@ found = [package for room in ROOMS for package in find_packages(include=[room, f
 setup(
     packages=[f"selfzoo.{package}" for package in found],
     package_dir={f"selfzoo.{package}": package.replace(".", "/") for package in found},
-    package_data={"reproduce": ["curves.json"], "": ["**/*.yaml", "**/*.txt", "**/*.lock", "**/*.html", "**/*.css", "**/*.js"]},
+    package_data={
+        "reproduce": ["curves.json"],
+        "": ["**/*.yaml", "**/*.txt", "**/*.lock", "**/*.html", "**/*.css", "**/*.js"],
+    },
     cmdclass={"build_py": BuildUnderOneName},
 )
