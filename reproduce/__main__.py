@@ -47,12 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "settings", nargs="*", metavar="path=value", help="recipe settings (optimizer.lr=0.1) and options (data=…)"
     )
-    parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what would run, and stop; with world=N for N processes"
+    )
     args = parser.parse_intermixed_args(words)
     with same_for_all():
-        work = (launch.extension if extends else launch.job)(args.id, settings.parse(args.settings))
+        given = settings.parse(args.settings)
+        world = given.pop("world", None) if args.plan else None
+        work = (launch.extension if extends else launch.job)(args.id, given)
         if args.plan:
-            print(plan.plan(work))
+            print(plan.plan(work, world))
             return 0
     try:
         result = launch.run(work)

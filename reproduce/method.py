@@ -104,6 +104,15 @@ class Method(nn.Module):
         their gradients together, in after_backward; the engine keeps all of them in one checkpoint."""
         return frozenset()
 
+    def groups(self) -> list[str]:
+        """How processes share the method's own work, for a plan: a line for each kind of group."""
+        return []
+
+    @property
+    def extracted(self) -> int:
+        """Numbers of each image that ``ctx.extract`` keeps at a time; 0: it is not called."""
+        return 0
+
     # -- hooks, in the order in which the engine calls them ----------------------------------------------------------
     def epoch_size(self, n: int) -> int:
         """How many images one epoch draws from `n`; the default is all of them."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 import zoo
 from engine.options import RunOptions
 from engine.place import place
-from reproduce import curves, from_folder, monitor, own_images
+from reproduce import curves, from_folder, monitor, own_images, resources
 from reproduce.launch import Job, finished, meet
-from reproduce.method import Method
 from reproduce.stream import loading_time
 from zoo import backbones, data
 from zoo.data.specs import is_path
@@ -24,8 +20,6 @@ from zoo.errors import UserError
 from zoo.registry import registry
 
 UNCOUNTED = 1 << 20  # images of a set whose size nobody knows beforehand: more than any batch
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STATES = {"sgd": 1, "larc": 1, "lars": 1, "adamw": 2}  # tensors of the parameter's size that the optimiser keeps
 
 
 class Unread:
@@ -36,7 +30,7 @@ class Unread:
 
     def __init__(self, images: int, classes: int, *, counted: bool = True) -> None:
         self.classes = list(range(classes))
-        self.labels = np.full(images, 0 if classes else -1)
+        self.labels = np.broadcast_to(np.int64(0 if classes else -1), images)  # no memory
         self.counted = counted
         self._images = images
 
@@ -44,18 +38,24 @@ class Unread:
         return self._images
 
 
-def plan(work: Job) -> str:
+def plan(work: Job, world: int | None = None) -> str:
     """A dozen lines. A data folder that was named and is wrong is an error; one that is merely missing is said, and what
-    cannot be known without it is left open."""
+    cannot be known without it is left open. world: processes; by default as many as the environment says."""
     recipe, options = work.recipe, work.options
-    world = place({"RANK": "0", **os.environ}).size  # WORLD_SIZE=64 before the command plans for 64
+    if world is not None and (type(world) is not int or world < 1):
+        raise UserError(f"world={world}: a plan is for 1 process or more")
+    world = world or place({"RANK": "0", **os.environ}).size
     source, where = find(recipe, options)
     meeting = meet(recipe, source, world)
     require_init(recipe)
     method, stream = meeting.method, meeting.stream
+    alone = method if world == 1 else meet(recipe, source, 1).method
     here = isinstance(source, data.Source)
     watch = monitor.of(recipe, options, method, stream) if here else None
-    images, steps = amounts(recipe, stream, getattr(source, "counted", True))
+    counted = getattr(source, "counted", True)
+    seen = stream.total_steps * recipe.batch if counted or recipe.schedule.images is not None else 0
+    time = resources.hours(recipe, stream.augment.crops, seen, world) if seen and not work.derived else None
+    images, steps = amounts(recipe, stream, counted)
     state = (
         "finished: nothing to do"
         if finished(work.folder)
@@ -99,13 +99,27 @@ def plan(work: Job) -> str:
             else []
         ),
         *([("monitor", watch.text.removeprefix("monitor: "))] if watch is not None else []),
-        ("parameters", f"{sum(p.numel() for p in method.parameters()):,}"),
-        ("memory", memory(recipe, method, stream.augment, world)),
+        *([("rate", rates(stream.rates))] if counted and stream.total_steps else []),
+        ("parameters", resources.parameters(method, alone)),
+        ("memory", resources.memory(recipe, method, stream.augment, world)),
+        ("disk", resources.disk(recipe, method, alone, len(source) if counted else None, world)),
+        *([("groups", resources.groups(recipe, method, world))] if world > 1 else []),
+        *([("hours", time)] if time else []),
         ("output", f"{work.folder}/  ({state})"),
         *(("warning", line) for line in meeting.warnings),
         *(("derived", line) for line in work.derived),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in rows)
+
+
+def rates(values: Any) -> str:
+    """The learning rate of the schedule, as it begins, at its highest, and as it ends."""
+    first, highest, last = float(values[0]), float(values.max()), float(values[-1])
+    return (
+        f"{first:.4g}"
+        if first == highest == last
+        else f"{first:.4g} at first, {highest:.4g} at most, {last:.4g} at last"
+    )
 
 
 def require_init(recipe: Any) -> None:
@@ -207,41 +221,3 @@ def find(recipe: Any, options: RunOptions) -> tuple[Any, str]:
         count = rule.count or rule.about
         stand_in = Unread(count or UNCOUNTED, spec.class_count or 0, counted=count is not None)
         return stand_in, f"{recipe.dataset}/{recipe.split}, NOT FOUND ({error})"
-
-
-def memory(recipe: Any, method: Method, augment: Any, world: int) -> str:
-    """Weights, gradients, optimiser and the outputs of all layers for one process's batch: an estimate from shapes alone."""
-    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    fixed = 4 * parameters * (2 + _STATES[recipe.optimizer.name])
-    activations = 0
-    for side, crops in Counter(crop.size for crop in augment.crops).items():
-        activations += crops * outputs(method.backbone, recipe.input.channels, side)
-    batch = activations * (recipe.batch // world // (recipe.accumulate or 1)) * _BYTES[recipe.precision]
-    return f"about {size(fixed + batch)} a process ({size(fixed)} weights and optimiser, {size(batch)} activations)"
-
-
-def outputs(backbone: nn.Module, channels: int, side: int) -> int:
-    """Numbers that all layers together give out for one image."""
-    total = 0
-
-    def count(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal total
-        if isinstance(output, torch.Tensor):
-            total += output.numel()
-
-    hooks = [m.register_forward_hook(count) for m in backbone.modules() if not list(m.children())]
-    try:
-        with torch.no_grad():
-            backbone(torch.empty(2, channels, side, side, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total // 2
-
-
-def size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
-        count /= 1024
-    raise UserError("no size")

@@ -202,7 +202,7 @@ def submit(name: str, words: Sequence[str], asked: Request) -> Any:
 
 def main(argv: Sequence[str], run: Callable[..., Any] = submit) -> int:
     """`slurm ID path=value …`: check everything here, then submit, or print the batch script."""
-    from reproduce import launch
+    from reproduce import launch, plan
 
     names = ", ".join(f"{field.name}=" for field in fields(Request))
     parser = Parser(
@@ -215,6 +215,7 @@ def main(argv: Sequence[str], run: Callable[..., Any] = submit) -> int:
         "settings", nargs="*", metavar="path=value", help="recipe settings, options, and those of the job"
     )
     parser.add_argument("--sbatch", action="store_true", help="print the batch script, and submit nothing")
+    parser.add_argument("--plan", action="store_true", help="say what would run on so many processes, and stop")
     args = parser.parse_intermixed_args(list(argv))
     asked, rest = Request.split(settings.parse(args.settings))
     work = launch.job(args.id, rest)
@@ -224,6 +225,9 @@ def main(argv: Sequence[str], run: Callable[..., Any] = submit) -> int:
             f"number, or batch={max(1, round(work.recipe.batch / asked.processes)) * asked.processes}"
         )
     own = {field.name for field in fields(Request)}
+    if args.plan:
+        print(plan.plan(work, asked.processes))
+        return 0
     words = [args.id, *(word for word in args.settings if word.partition("=")[0] not in own)]
     if args.sbatch:
         print(text(work.id, words, asked), end="")

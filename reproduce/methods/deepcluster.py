@@ -216,6 +216,10 @@ class DeepCluster(Method):
             {"params": list(self.head.parameters()), "momentum": self.head_momentum},
         ]
 
+    @property
+    def extracted(self) -> int:
+        return self.backbone.dim
+
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:
         if self.labels is None:

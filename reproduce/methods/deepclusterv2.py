@@ -113,7 +113,7 @@ class DeepClusterV2(Method):
             {f"prototypes{h}": nn.Linear(dim, k, bias=False) for h, k in enumerate(prototypes)}
         )
         self.clusters, self.temperature, self.assign_crops = list(prototypes), temperature, list(assign_crops)
-        self.iterations, self.freeze_steps = kmeans_iterations, freeze_prototypes_steps
+        self.iterations, self.freeze_steps, self.dim = kmeans_iterations, freeze_prototypes_steps, dim
         self.collapsed_loss = sum(math.log(k) for k in prototypes) / len(prototypes)
         self.bank = Bank()
         self.labels: Tensor | None = None  # (H, N), on the CPU
@@ -149,6 +149,10 @@ class DeepClusterV2(Method):
 
     def view_of(self, head: int) -> int:
         return head % len(self.assign_crops)
+
+    @property
+    def extracted(self) -> int:
+        return len(self.assign_crops) * self.dim
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def loss(self, batch: Any, step: int) -> tuple[Tensor, Numbers]:

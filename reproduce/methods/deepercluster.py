@@ -213,6 +213,17 @@ class DeeperCluster(Method):
         of = range(self.super_classes) if self.super_classes > 1 else ()
         return frozenset(f"{part}.{s}" for part in ("sub_weight", "sub_bias") for s in of)
 
+    def groups(self) -> list[str]:
+        alone, members = len({len(r) for r in self.holders}) == 1, len(self.holders[0])
+        if self.super_classes == 1:
+            return []
+        size = f"{members} process{'es' * (members > 1)}" if alone else "its processes"
+        return [f"{self.super_classes} training groups, a cluster head over {size} each"]
+
+    @property
+    def extracted(self) -> int:
+        return self.backbone.dim if self.clusters > 1 else 0
+
     # -- every few epochs --------------------------------------------------------------------------------------------
     def before_epoch(self, epoch: int, ctx: Any) -> None:
         if self.labels is not None and epoch % self.reassignment:

@@ -236,6 +236,10 @@ class SeLa(Method):
         hits = torch.stack([(z.detach().argmax(1) == y).float().mean() for z, y in zip(logits, labels, strict=True)])
         return head_loss(logits, labels), {"accuracy": hits.mean()}
 
+    @property
+    def extracted(self) -> int:
+        return self.backbone.dim
+
     # -- memory ------------------------------------------------------------------------------------------------------
     def extra_state(self) -> dict[str, Any]:
         return {} if self.labels is None else {"labels": self.labels, "numbers": dict(self.numbers)}
