@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,19 +19,19 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # full disk, full quota, limit of a file's size (ulimit -f)
 
 
-def create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A float32 .npy file of this shape, mapped for reading and writing, all of its blocks reserved.
+def create(path: Path, shape: tuple[int, ...], dtype: Any = np.float32) -> np.memmap:
+    """A .npy file of this shape, mapped for reading and writing, all of its blocks reserved.
 
     Raises UserError, and leaves no file, where there is no room for it.
     """
     try:
-        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         reserve(path)
     except OSError as error:
         path.unlink(missing_ok=True)
         if error.errno not in _NO_SPACE:
             raise
-        raise UserError(_no_room(path, 4 * int(np.prod(shape)), error)) from None
+        raise UserError(_no_room(path, np.dtype(dtype).itemsize * int(np.prod(shape)), error)) from None
     return mapped
 
 

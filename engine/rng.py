@@ -131,6 +131,29 @@ def permutation(seed: int, purpose: str, epoch: int, n: int) -> np.ndarray:
     return np.argsort(bits, kind="stable").astype(np.int64)
 
 
+_ROUNDS = 8
+
+
+def shuffled(seed: int, purpose: str, epoch: int, n: int, positions: np.ndarray) -> np.ndarray:
+    """(m,) int64: what stands at `positions` (m,) of a permutation of 0..n-1, which is never held. Not `permutation`'s.
+
+    A Feistel network of eight rounds over the next power of four; numbers beyond n go through it again (cycle walking, Black and
+    Rogaway 2002), which happens three times on average at most.
+    """
+    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    keys = [np.uint64(_key64(seed, purpose, epoch, number)) for number in range(_ROUNDS)]
+    out = np.asarray(positions, dtype=np.int64).astype(np.uint64)
+    outside = np.arange(len(out))
+    while len(outside):
+        left, right = out[outside] >> half, out[outside] & low
+        for key_of_round in keys:
+            left, right = right, left ^ (_mix(right * np.uint64(_GOLDEN) + key_of_round) & low)
+        out[outside] = (left << half) | right
+        outside = outside[out[outside] >= n]
+    return out.astype(np.int64)
+
+
 def _log(x: np.ndarray) -> np.ndarray:
     """ln x for x in (0, 1) from + - * / only (relative error about 1e-15): 2 artanh((m-1)/(m+1)) + e ln 2."""
     mantissa, exponent = np.frexp(x)

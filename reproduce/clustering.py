@@ -20,6 +20,7 @@ from engine.maths.contingency import contingency, nmi
 from zoo.errors import UserError
 
 UNSEEN = -100
+AT_ONCE = 1 << 20  # labels of each process that are brought to the others at a time
 
 
 def mean_over_known(each: Tensor, known: Tensor) -> Tensor:
@@ -40,8 +41,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def by_image(index: Any, labels: Tensor, n: int) -> Tensor:
     """(H, n) labels of all images, on every process, from each process's (n_r,) index and (H, n_r) labels; UNSEEN elsewhere."""
     out = torch.full((len(labels), n), UNSEEN, dtype=torch.int64)
-    where, found = dist.all_gather_rows(torch.as_tensor(index).cpu()), dist.all_gather_rows(labels.cpu().T.contiguous())
-    out[:, where] = found.T
+    index, labels = torch.as_tensor(index).cpu(), labels.cpu()
+    longest = int(dist.all_reduce_(torch.tensor(len(index)), "max"))
+    for low in range(0, longest, AT_ONCE):
+        where = dist.all_gather_rows(index[low : low + AT_ONCE])
+        out[:, where] = dist.all_gather_rows(labels[:, low : low + AT_ONCE].T.contiguous()).T
     return out
 
 

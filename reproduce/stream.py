@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine import batchnorm, extract, optim, rng, signals
+from engine import batchnorm, extract, optim, signals
 from engine.batch import Batch, on
 from reproduce import views
+from reproduce.order import Order, of_epoch
 from reproduce.views import Augment
 from zoo.errors import UserError
 
@@ -51,17 +52,6 @@ def loading_time(source: Any, augment: Augment, images: int = 8) -> float:
     began = time.perf_counter()
     reader.__getitems__([(0, i, 0) for i in range(few)])
     return (time.perf_counter() - began) / few
-
-
-def visits(order: np.ndarray) -> np.ndarray:
-    """(n,) int64: how often each entry of `order` (n,) occurs before its own place."""
-    order = np.asarray(order)
-    by_image = np.argsort(order, kind="stable")
-    grouped = order[by_image]
-    first = np.searchsorted(grouped, grouped, side="left")
-    out = np.empty(len(order), dtype=np.int64)
-    out[by_image] = np.arange(len(order)) - first
-    return out
 
 
 @dataclass(frozen=True)
@@ -191,25 +181,25 @@ class Stream:
     # -- training ----------------------------------------------------------------------------------------------------
     def order(self, epoch: int) -> np.ndarray:
         """(steps_per_epoch * batch,) int64: the images of the epoch, over all processes."""
-        n = len(self.source)
-        order = None
-        if self.method is not None:
-            order = self.method.sampler(n, epoch, self.context(self.method, epoch))
-        if order is None:
-            order = rng.permutation(self.seed, "order", epoch, n)
-        return np.asarray(order, dtype=np.int64)[: self.steps_per_epoch * self.batch]
+        return self._order(epoch).at(0, self.steps_per_epoch * self.batch)[0]
+
+    def _order(self, epoch: int) -> Order:
+        n, method = len(self.source), self.method
+
+        def sampler() -> np.ndarray | None:
+            return None if method is None else method.sampler(n, epoch, self.context(method, epoch))
+
+        return of_epoch(sampler, self.seed, epoch, n, self.steps_per_epoch * self.batch, self.workspace)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's batches of an epoch, from step `start` on."""
-        order, shape = self.order(epoch), (-1, self.world, self.batch // self.world)
-        # counted over the whole epoch, before a process takes its part and a resumed run the rest
-        parts, again = (whole.reshape(shape)[start:, self.rank] for whole in (order, visits(order)))
-        for index, visit, drawn in zip(parts, again, self._render(parts, again, epoch), strict=True):
+        steps = _Steps(self._order(epoch), self.batch, self.rank, self.world, start, self.steps_per_epoch)
+        for (index, visit), drawn in zip(steps, self._render(steps, epoch), strict=True):
             finished = [
                 views.finish(view, self.augment, self.seed, epoch, index, v, visit)
                 for v, view in enumerate(self._coloured(drawn))
             ]
-            batch = Batch(torch.from_numpy(index.copy()), finished, self._labels(index), epoch)
+            batch = Batch(torch.from_numpy(index), finished, self._labels(index), epoch)
             yield batch if self.accumulate == 1 else batch.divided(self.accumulate)
 
     def _labels(self, index: np.ndarray) -> Tensor | None:
@@ -220,13 +210,13 @@ class Stream:
             raise UserError("this method learns from labels, and the data set has images without one")
         return torch.from_numpy(labels[index].astype(np.int64))
 
-    def _render(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
-        """The cropped views of each part, on the device, and what was drawn for them."""
+    def _render(self, steps: _Steps, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
+        """The cropped views of each step, on the device, and what was drawn for them."""
         if self._array is None:
-            for drawn in self._load(parts, again, epoch):
+            for drawn in self._load(steps, epoch):
                 yield list(zip(self._moved([view for view, _ in drawn]), [params for _, params in drawn], strict=True))
             return
-        for index, visit in zip(parts, again, strict=True):
+        for index, visit in steps:
             (images,) = self._moved([torch.from_numpy(self._array[index])])
             height, width = images.shape[1:3]
             params = [self._params(epoch, index, v, height, width, visit) for v in range(len(self.augment.crops))]
@@ -259,7 +249,7 @@ class Stream:
     ) -> views.Params:
         return views.sample(self.augment, self.seed, epoch, index, view, height, width, visit)
 
-    def _load(self, parts: np.ndarray, again: np.ndarray, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
+    def _load(self, steps: _Steps, epoch: int) -> Iterator[list[tuple[Tensor, views.Params]]]:
         if self._loader is None:
             self._plan = _Plan()
             self._loader = DataLoader(
@@ -271,9 +261,7 @@ class Stream:
                 persistent_workers=self.workers > 0,
                 pin_memory=self.device.type == "cuda",
             )
-        self._plan.steps = [
-            [(epoch, int(i), int(v)) for i, v in zip(*step, strict=True)] for step in zip(parts, again, strict=True)
-        ]
+        self._plan.steps, self._plan.epoch = steps, epoch
         yield from self._loader
 
     # -- features of the whole set -----------------------------------------------------------------------------------
@@ -288,7 +276,8 @@ class Stream:
         The method is put in evaluation mode meanwhile, with the running statistics of process 0 (a checkpoint holds these, so
         that a resumed run extracts the same). Many features lie in a memory-mapped file of the run folder.
         """
-        index = np.array_split(np.arange(len(self.source), dtype=np.int64), self.world)[self.rank]
+        each, more = divmod(len(self.source), self.world)  # the first ones have one image more
+        index = np.arange(each + (self.rank < more), dtype=np.int64) + self.rank * each + min(self.rank, more)
         batchnorm.broadcast_batchnorm_(method)
         training, method_device = method.training, next(method.parameters(), torch.empty(0)).device
         method.eval()
@@ -375,14 +364,36 @@ class _Views(Dataset):
         return drawn
 
 
-class _Plan:
-    """A batch sampler whose list of steps is replaced every epoch, so that workers live on."""
+@dataclass(frozen=True)
+class _Steps:
+    """The images of this process and their visits, step by step, from step `start` of an epoch on."""
 
-    def __init__(self) -> None:
-        self.steps: list[list[tuple[int, int, int]]] = []
+    order: Order
+    batch: int
+    rank: int
+    world: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return max(self.stop - self.start, 0)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        share = self.batch // self.world
+        for step in range(self.start, self.stop):
+            first = step * self.batch + self.rank * share
+            yield self.order.at(first, first + share)
+
+
+class _Plan:
+    """A batch sampler whose steps are replaced every epoch, so that workers live on."""
+
+    steps: _Steps
+    epoch = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        return iter(self.steps)
+        for index, visit in self.steps:
+            yield [(self.epoch, int(i), int(v)) for i, v in zip(index, visit, strict=True)]
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -117,8 +117,24 @@ def sample(rows: Rows, n: int, generator: torch.Generator, world: dist.Processes
         raise ValueError(
             f"{n} different rows wanted, only {total} there are: ask for fewer clusters or give more images"
         )
-    wanted = torch.randperm(total, generator=generator)[:n]
+    wanted = _distinct(total, n, generator)
     return everywhere(rows, wanted, world)
+
+
+MANY = 1 << 24  # rows from which on a permutation of all of them is not held to draw a few
+
+
+def _distinct(total: int, n: int, generator: torch.Generator) -> Tensor:
+    """(n,) different numbers below `total`, drawn at random, in random order."""
+    if total < MANY or n > total // 4:
+        return torch.randperm(total, generator=generator)[:n]
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < n:  # the first time that a number is drawn counts
+        drawn = torch.cat([drawn, torch.randint(total, (n + 16,), generator=generator)])
+        values, back = drawn.unique(return_inverse=True)
+        first = torch.full((len(values),), len(drawn)).scatter_reduce(0, back, torch.arange(len(drawn)), "amin")
+        drawn = drawn[first.sort().values]
+    return drawn[:n]
 
 
 def everywhere(rows: Rows, wanted: Tensor, world: dist.Processes = "dist") -> Tensor:

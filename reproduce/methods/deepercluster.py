@@ -30,7 +30,7 @@ from engine.batch import on
 from engine.maths.hierarchy import hierarchy
 from engine.maths.pca import pca
 from engine.maths.rows import Rows
-from reproduce.clustering import UNSEEN, by_image, describe, device_of, uniform_over_labels
+from reproduce.clustering import by_image, describe, device_of, uniform_over_labels
 from reproduce.health import effective_rank, spread
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Numbers
@@ -286,9 +286,9 @@ class DeeperCluster(Method):
         supers, clusters = self.labels.numpy()
         parts = []
         for s in range(self.super_classes):
-            own = np.where(supers == s // (4 if self.rotations else 1), clusters, UNSEEN)
+            own = np.flatnonzero(supers == s // (4 if self.rotations else 1))
             draw = np.random.Generator(np.random.Philox(rng.key(ctx.seed, "sampler", epoch, s)))
-            parts.append(uniform_over_labels(own, steps * share, draw).reshape(steps, share))
+            parts.append(own[uniform_over_labels(clusters[own], steps * share, draw)].reshape(steps, share))
         return np.concatenate(parts, axis=1).ravel()
 
     def share_of(self, batch: int) -> int:

@@ -7,7 +7,8 @@ from PIL import Image
 from torch import nn
 
 from reproduce.method import Method, Needs
-from reproduce.stream import Stream, visits
+from reproduce.order import visits
+from reproduce.stream import Stream
 from reproduce.views import Augment, Crop
 
 AUGMENT = Augment(
