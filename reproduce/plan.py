@@ -49,7 +49,7 @@ def plan(work: Job, world: int | None = None) -> str:
     meeting = meet(recipe, source, world)
     require_init(recipe)
     method, stream = meeting.method, meeting.stream
-    alone = method if world == 1 else meet(recipe, source, 1).method
+    alone = meet(recipe, source, 1).method if world > 1 and method.held_apart() else method
     here = isinstance(source, data.Source)
     watch = monitor.of(recipe, options, method, stream) if here else None
     counted = getattr(source, "counted", True)
