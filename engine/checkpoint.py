@@ -14,6 +14,7 @@ from .errors import CheckpointError, DamagedCheckpoint
 
 FORMAT = "selfzoo checkpoint 1"
 TEMPORARY = ".part"
+MAPPED = 1 << 32  # bytes of a file above which it is mapped, not read; its checksums are then not compared, its size is
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], *, keep: bool = False) -> None:
@@ -132,7 +133,9 @@ def load(path: Path) -> dict[str, Any] | None:
     Nothing in the file is executed: torch's weights_only reader refuses everything but plain data.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # A very large one is mapped: of 43 GB, a process reads what it holds.
+        mapped = path.stat().st_size > MAPPED
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001  zip, pickle and tensor errors come in a dozen types

@@ -96,3 +96,20 @@ def test_recipes_differ_by_their_leaves_and_null_is_absence(tmp_path):
         checkpoint.require_recipe(tmp_path, a, {"views": {"crops": [{"size": 16}]}, "params": {}})
     with pytest.raises(CheckpointError, match="and 2 more"):
         checkpoint.require_recipe(tmp_path, {}, {str(i): i for i in range(7)})
+
+
+def test_a_very_large_checkpoint_is_mapped_and_one_that_is_cut_is_refused(tmp_path, monkeypatch):
+    path, state = tmp_path / "checkpoint.pt", {"step": 3, "model": {"w": torch.arange(5000.0)}}
+    checkpoint.save(path, state)
+    monkeypatch.setattr(checkpoint, "MAPPED", 0)
+    found, asked = checkpoint.load(path), []
+    assert found["step"] == 3 and torch.equal(found["model"]["w"], state["model"]["w"])
+    found["model"]["w"].zero_()  # a private map: the file stays as it is
+    assert torch.equal(checkpoint.load(path)["model"]["w"], state["model"]["w"])
+    plain = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: asked.append(kwargs["mmap"]) or plain(*args, **kwargs))
+    checkpoint.load(path)
+    assert asked == [True]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        checkpoint.load(path)
