@@ -84,7 +84,7 @@ download: $(READY) ## fetch every released file, or PATTERN="swav_*" (gigabytes;
 test-faults: $(READY) ## kill and restart real runs, the slow proofs (several minutes)
 	$(PY) -m pytest tests -m slow
 
-test-kills: $(READY) ## 108 SIGKILLs at random moments of short runs of every method (some minutes; ARGS="--kills 4")
+test-kills: $(READY) ## 136 SIGKILLs at random moments of short runs of every method (some minutes; ARGS="--kills 4")
 	$(PY) -m tests.kills $(ARGS)
 
 test-mutations: $(READY) ## plant each listed fault in a copy and see the tests fail (half an hour or more; goes on when started again)
