@@ -13,7 +13,7 @@ DATASET ?= digits
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce evaluate rank bench paper tables tables-check figures site download test-faults test-kills test-mutations test-browser test-lowest test-kernels throughput benchmarks
+.PHONY: help setup demo test lint reproduce evaluate rank bench paper tables tables-check figures site download test-faults test-gpu test-kills test-mutations test-browser test-lowest test-kernels throughput benchmarks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ download: $(READY) ## fetch every released file, or PATTERN="swav_*" (gigabytes;
 
 test-faults: $(READY) ## kill and restart real runs, the slow proofs (several minutes)
 	$(PY) -m pytest tests -m slow
+
+test-gpu: $(READY) ## the tests that need a GPU (not run on one yet)
+	$(PY) -m pytest tests -m gpu
 
 test-kills: $(READY) ## 136 SIGKILLs at random moments of short runs of every method (some minutes; ARGS="--kills 4")
 	$(PY) -m tests.kills $(ARGS)

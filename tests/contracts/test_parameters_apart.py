@@ -114,3 +114,15 @@ def one_has_overflown(rank, folder):
 
 def test_a_step_that_overflows_on_one_process_is_left_out_on_all():
     assert contract_pair.run(one_has_overflown) == [[1.0, 1.0]] * 2
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_up_the_checkpoint_of_two_processes(tmp_path):
+    """Heads gathered by gloo onto the CPU go on on a GPU."""
+    ranks = contract_pair.run(on_rank, 2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(ranks[0][2]["begun"]["bytes"])
+    (tmp_path / "run" / "provenance.json").write_text("{}")
+    world = dist.World(device=torch.device("cuda"))
+    result = tools.fit(recipe(2), tmp_path / "run", world=world)
+    assert result.resumed_from == 4 and result.finished and result.loss == pytest.approx(ranks[0][0]["whole"], rel=0.05)
