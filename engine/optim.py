@@ -197,9 +197,9 @@ def multiplied_cosine(
     lr: float,
     warmup_epochs: float = 0,
     warmup_multiplier: float = 100.0,
-    final_lr: float = 0.0,
+    final_lr: float = 1e-6,
 ) -> np.ndarray:
-    """PIC: a line from lr / warmup_multiplier, which reaches lr where half a cosine begins. PIC's final_lr is 1e-6."""
+    """PIC: a line from lr / warmup_multiplier, which reaches lr where half a cosine begins."""
     warm = _warmup(per_epoch, total, warmup_epochs)
     line = np.linspace(lr / warmup_multiplier, lr, warm, endpoint=False)
     return np.concatenate([line, half_cosine(np.arange(total - warm), total - warm, lr, final_lr)])
@@ -240,16 +240,18 @@ def bottou(per_epoch: int, total: int, *, lr: float, weight_decay: float) -> np.
     return decaying(np.arange(total, dtype=np.float64), lr, weight_decay)
 
 
-_SCHEDULES: dict[str, tuple[Callable[..., np.ndarray], tuple[str, ...]]] = {
-    "constant": (constant, ()),
-    "warmup_cosine": (warmup_cosine, ("warmup_epochs", "start_lr", "final_lr")),
-    "multiplied_cosine": (multiplied_cosine, ("warmup_epochs", "warmup_multiplier", "final_lr")),
-    "epoch_cosine": (epoch_cosine, ("final_lr",)),
-    "step": (step, ("milestones", "factor", "warmup_epochs", "warmup_multiplier")),
-    "table": (table, ("milestones", "rates")),
-    "bottou": (bottou, ("weight_decay",)),
+_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
+    law.__name__: law for law in (constant, warmup_cosine, multiplied_cosine, epoch_cosine, step, table, bottou)
 }
 _LENGTH = ("name", "epochs", "images")  # how long to train: whoever counts the steps reads these
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The settings of a schedule with their defaults, None where it has none: its signature, but for the rate."""
+    own = inspect.signature(function).parameters.values()
+    return {
+        p.name: None if p.default is p.empty else p.default for p in own if p.kind is p.KEYWORD_ONLY and p.name != "lr"
+    }
 
 
 def schedule(spec: Mapping[str, Any], steps_per_epoch: int, total_steps: int, *, lr: float) -> np.ndarray:
@@ -262,13 +264,14 @@ def schedule(spec: Mapping[str, Any], steps_per_epoch: int, total_steps: int, *,
     name = spec.get("name")
     if name not in _SCHEDULES:
         raise UserError(f"schedule.name={name}: unknown{choices(str(name), _SCHEDULES)}")
-    function, known = _SCHEDULES[name]
+    function = _SCHEDULES[name]
+    known = settings_of(function)
     settings = {key: value for key, value in spec.items() if key not in _LENGTH and value is not None}
     for key in settings:
         if key not in known:
             raise UserError(f"schedule.{key}: {name} has no such setting{choices(key, known)}")
-    for key in ("milestones", "rates", "weight_decay"):
-        if key in known and key not in settings:
+    for key, default in known.items():
+        if default is None and key not in settings:
             raise UserError(f"schedule.{key}: {name} needs it")
     return function(steps_per_epoch, total_steps, lr=lr, **settings)
 

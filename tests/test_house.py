@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import inspect
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_the_engine_honours_every_recipe_of_the_registry():
         rates = optim.schedule(spec["schedule"], 10, total, lr=spec["optimizer"]["lr"])
         assert len(rates) == total and (rates >= 0).all()
         optim.build(spec["optimizer"], [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+
+
+def test_engine_and_registry_have_the_same_optimisers_and_schedules_with_the_same_defaults():
+    from engine import optim
+    from zoo.schema import OPTIMIZERS, SCHEDULES
+
+    for name, settings in SCHEDULES.items():
+        assert optim.settings_of(optim._SCHEDULES[name]) == settings, name
+    own = {name: {*known} - {"weight_decay"} for name, (_, known) in optim._OPTIMIZERS.items()}
+    assert own == {name: {*settings} for name, settings in OPTIMIZERS.items()}
+    defaults = inspect.signature(optim.LARC.__init__).parameters
+    for name in ("larc", "lars"):
+        assert {key: OPTIMIZERS[name][key] for key in ("trust", "eps")} == {
+            key: defaults[key].default for key in ("trust", "eps")
+        }
 
 
 def test_every_tolerance_is_that_of_some_array_and_names_are_matched_whole():

@@ -270,9 +270,9 @@ class Registry:
 
 def _unset(tree: dict[str, Any], before: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     """Where setting one thing on the command line plainly unsets another: the budget, and another kind's settings."""
-    from .schema import OPTIMIZER_FIELDS, SCHEDULE_FIELDS
+    from .schema import OPTIMIZERS, SCHEDULES
 
-    for part, known in (("optimizer", OPTIMIZER_FIELDS), ("schedule", SCHEDULE_FIELDS)):
+    for part, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
         now = tree.get(part)
         if not isinstance(now, dict):
             continue
@@ -280,7 +280,7 @@ def _unset(tree: dict[str, Any], before: dict[str, Any], overrides: Mapping[str,
             if now.get(one) is not None and f"{part}.{one}" in overrides and f"{part}.{other}" not in overrides:
                 now[other] = None
         if now.get("name") != before[part]["name"]:
-            keep = {"name", *EITHER, "weight_decay", *known.get(str(now.get("name")), ())}
+            keep = {"name", *EITHER, "lr", "weight_decay", *known.get(str(now.get("name")), ())}
             now.update({key: None for key in now if key not in keep and f"{part}.{key}" not in overrides})
 
 

@@ -16,8 +16,8 @@ from .entry import (
 )
 from .network import Backbone, Fraction, Input, Layout, Network, NotNegative, Positive, Strict
 from .training import (
-    OPTIMIZER_FIELDS,
-    SCHEDULE_FIELDS,
+    OPTIMIZERS,
+    SCHEDULES,
     Blur,
     Crop,
     Jitter,
@@ -29,8 +29,8 @@ from .training import (
 )
 
 __all__ = [
-    "OPTIMIZER_FIELDS",
-    "SCHEDULE_FIELDS",
+    "OPTIMIZERS",
+    "SCHEDULES",
     "Backbone",
     "Blur",
     "Code",
