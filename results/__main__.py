@@ -21,6 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     tables.add_argument("--check", action="store_true", help="write nothing; fail on any difference")
     tables.add_argument("--only", metavar="ID", help="one table")
     tables.add_argument("--to", type=Path, metavar="DIR", help="write pages there; README.md stays as it is")
+    tables.add_argument(
+        "--format",
+        choices=("markdown", "csv", "latex"),
+        default="markdown",
+        help="csv and latex go to runs/tables (or --to)",
+    )
     tables.set_defaults(run=_tables)
 
     compare = commands.add_parser(
@@ -86,7 +92,7 @@ def _roots(args: argparse.Namespace) -> list[Path]:
 def _tables(args: argparse.Namespace) -> int:
     from . import generate
 
-    return generate.tables(_roots(args), only=args.only, to=args.to, check=args.check)
+    return generate.tables(_roots(args), only=args.only, to=args.to, check=args.check, form=args.format)
 
 
 def _figures(args: argparse.Namespace) -> int:

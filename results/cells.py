@@ -44,9 +44,13 @@ def measured(summary: Summary) -> str:
     return f"{summary.value:.{digits}f}" + (f" ± {' / '.join(shown)}" if spreads else "") + f" {count}"
 
 
-def published(value: float) -> str:
-    """The digits that were printed, at least one of them after the point."""
+def published(value: float, unit: str = "percent") -> str:
+    """Percent: the digits that were printed, at least one of them after the point. Seconds: ``52 min 10 s``. Counts as they are."""
+    if unit == "seconds":
+        return f"{value // 60:.0f} min {value % 60:.0f} s"
     text = f"{value:.4f}".rstrip("0")
+    if unit == "count":
+        return text.rstrip(".")
     return text + "0" if text.endswith(".") else text
 
 

@@ -19,6 +19,7 @@ from .record import interval
 from .store import REPOSITORY, Store, Stored, Summary, place, summarise
 
 PROTOCOLS = REPOSITORY / "evaluations" / "protocols"
+NO_SCORES = ("seconds_per_epoch", "millions")  # published about a model, and no evaluation measures them
 ROUNDING = 0.05  # papers print one decimal
 SETTINGS = frozenset(Recipe.model_fields) - {"seed"}  # first words of the paths that make another recipe
 
@@ -77,6 +78,8 @@ def compare(model: str, store: Store, catalogue: Catalogue) -> list[Comparison]:
                 groups.setdefault((stored.record.protocol, metric), []).append(stored)
     found, done = [], set()
     for fact in catalogue.facts(model):
+        if fact.published.metric in NO_SCORES:
+            continue
         name = (fact.published.protocol, fact.published.metric)
         summary = summarise(groups[name], name[1]) if name in groups else None
         done.add(name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import figures as drawings
-from .pages import FOLDER, README, block, difference, fill_blocks, page, write_text
+from .pages import FOLDER, FORMATS, README, block, difference, fill_blocks, other_format, page, write_text
 from .published import Catalogue
 from .record import COMMITTED
 from .store import REPOSITORY, Store, place
@@ -24,19 +24,24 @@ def tables(
     only: str | None = None,
     to: Path | None = None,
     check: bool = False,
+    form: str = "markdown",
     catalogue: Catalogue | None = None,
     readme: Path | None = README,
 ) -> int:
     """Render to ``to``, or to the repository when only committed records are used; returns an exit status.
 
-    README.md is filled only with committed records: a user's numbers never slip into it.
+    README.md is filled only with committed records: a user's numbers never slip into it. ``form``: markdown, or csv and latex, which are
+    written for a user and are no part of the repository.
     """
-    official = to is None and list(roots) == [COMMITTED]
+    official = to is None and list(roots) == [COMMITTED] and form == "markdown"
     folder = to or (FOLDER if official else USER_TABLES)
     store, catalogue = Store(roots), catalogue or Catalogue()
     specs = load()
     built = [build(table, store, catalogue) for table in pick(specs, only)]
-    files: dict[Path, str | None] = {folder / f"{b.table.id}.md": page(b, folder) for b in built}
+    files: dict[Path, str | None] = {
+        folder / f"{b.table.id}.{FORMATS[form]}": page(b, folder) if form == "markdown" else other_format(b, form)
+        for b in built
+    }
     if official and only is None:
         files |= {path: None for path in folder.glob("*.md") if path not in files}
     if official and readme is not None:

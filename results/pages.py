@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +27,16 @@ FOLDER = REPOSITORY / "results" / "tables"
 README = REPOSITORY / "README.md"
 _OPEN = re.compile(r"<!-- table:([^ ]*) -->")
 _CLOSE = "<!-- /table -->"
+FORMATS = {"markdown": "md", "csv": "csv", "latex": "tex"}  # and the ending of their files
+LATEX = {
+    "±": r"$\pm$",
+    "▲": r"$\blacktriangle$",
+    "▼": r"$\blacktriangledown$",
+    "○": r"$\circ$",
+    "†": r"$\dagger$",
+    "–": "--",
+    "×": r"$\times$",
+}
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
@@ -168,6 +180,20 @@ def page(built: Built, folder: Path) -> str:
     if lines := [f"- `{row}`, {head}: {v.said} ({v.mark})" for row, head, v in built.verdicts if v.mark != "unknown"]:
         parts.append("## Verdicts\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def other_format(built: Built, form: str) -> str:
+    """The table alone, for a program (``csv``) or a paper (``latex``, with booktabs): the same cells, footnotes by number."""
+    head, rows, right, notes = grid(built)
+    if form == "csv":
+        csv.writer(stream := io.StringIO(), lineterminator="\n").writerows([head, *rows])
+        return stream.getvalue()
+    align = ["right" if r else "left" for r in right]
+    table = tabulate.tabulate(rows, head, tablefmt="latex_booktabs", colalign=align, disable_numparse=True)
+    for mark, command in LATEX.items():
+        table = table.replace(mark, command)
+    sources = "\n".join(f"% [{number}] {text}" for number, text in enumerate(notes.texts, 1))
+    return f"% {built.table.title}\n{table}\n" + (f"{sources}\n" if sources else "")
 
 
 def _filled(built: Built, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:

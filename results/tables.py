@@ -45,6 +45,7 @@ class Column(Strict):
     field: str | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)  # measured: records made with these settings
     style: Literal["honest", "paper"] = "honest"
+    unit: Literal["percent", "seconds", "count"] = "percent"  # published: how the number is printed
 
     @model_validator(mode="after")
     def _complete(self) -> Column:
@@ -193,7 +194,7 @@ def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catal
         fact = next(filter(None, asked), None)
         if fact is None:
             return Cell(table.missing)
-        return Cell(cells.published(fact.published.value), fact=fact)
+        return Cell(cells.published(fact.published.value, column.unit), fact=fact)
     found = (store.summary(row, *question, column.overrides) for question in column.questions)
     summary = next(filter(None, found), None)
     if summary is None:
