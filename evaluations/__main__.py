@@ -12,7 +12,7 @@ from zoo import settings
 from zoo.errors import Parser, guard
 
 MODEL = "registry id, run folder or weight file"
-PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, pretrain_seed=, seed=, max_bad=; of a weight file backbone=, prefix=, path=, mean=, std="
+PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, decoded=, pretrain_seed=, seed=, max_bad=; of a weight file backbone=, prefix=, path=, mean=, std="
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from results import record as records
 from zoo import data
 from zoo.data.source import OWN
 from zoo.errors import UserError
-from zoo.precision import has_bfloat16
+from zoo.precision import fastest
 
 from . import transductive
 from .inputs import datasets, models
@@ -40,7 +40,10 @@ from .protocol import Protocol, complete, load, module_of, seeded
 from .result import Result
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+FOLDED = ("float32-folded", "bfloat16-folded")  # batch norm folded into convolutions: the last bits of features change
+FAST = "fast"  # the one of FOLDED that this machine computes in the least time
 OWN_OPTIONS = {
+    "decoded": False,
     "pretrain_seed": None,
     "seed": 0,
     "precision": "float32",
@@ -69,6 +72,7 @@ class Settings:
     batch: int
     download: bool
     max_bad: int | None = None
+    decoded: bool = False
     form: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -79,12 +83,18 @@ class Settings:
         for name in ("pretrain_seed", "seed", "batch", "max_bad"):
             if not isinstance(own[name], int) and not (OWN_OPTIONS[name] is None and own[name] is None):
                 raise UserError(f"{name}={own[name]}: must be a whole number")
-        if own["precision"] not in PRECISIONS:
-            raise UserError(f"precision={own['precision']}: {' or '.join(PRECISIONS)}")
+        if own["precision"] not in (*PRECISIONS, *FOLDED, FAST):
+            raise UserError(f"precision={own['precision']}: {' or '.join((*PRECISIONS, *FOLDED, FAST))}")
+        if not isinstance(own["decoded"], bool):
+            raise UserError(f"decoded={own['decoded']}: true or false")
         plain = {k: v for k, v in rest.items() if k in RunOptions.names()}
         if out is not None:
             plain["out"] = out
         options, _ = RunOptions.split(plain)
+        if (
+            own["precision"] == FAST
+        ):  # recorded as what it is here, so that the record's command computes the same elsewhere
+            own["precision"] = f"{fastest(options.device)}-folded"
         return cls({k: v for k, v in rest.items() if k not in RunOptions.names()}, options, **own, form=form)
 
     @property
@@ -106,9 +116,13 @@ class Settings:
         """Joins the processes that torchrun started, if any."""
         world = dist.init(self.options.device)
         device = world.device
-        if self.precision == "bfloat16" and world.is_main and not has_bfloat16(str(device)):
-            print("precision=bfloat16: this machine has no instructions for it; float32 is faster", file=sys.stderr)
-        return Compute(device, self.precision, self.batch, self.options.workers or 0, self.options)
+        precision, _, folded = self.precision.partition("-")
+        if precision == "bfloat16" and world.is_main and fastest(str(device)) != precision:
+            print("precision=bfloat16: float32 is faster on this machine", file=sys.stderr)
+        if folded and world.is_main:
+            print(f"features are computed in {precision}, batch norm folded into convolutions", file=sys.stderr)
+        decoded = Path(self.options.out) / "decoded" if self.decoded else None
+        return Compute(device, precision, self.batch, self.options.workers or 0, self.options, bool(folded), decoded)
 
 
 class Measurement(Features):
@@ -129,7 +143,7 @@ class Measurement(Features):
         """
         protocol = complete(load(protocol_id, settings.overrides))
         able = getattr(module_of(protocol.kind), "PRECISIONS", PRECISIONS[:2])
-        if settings.precision not in able:
+        if settings.precision.removesuffix("-folded") not in able:
             raise UserError(f"precision={settings.precision}: {protocol.id} computes in {' or '.join(able)}")
         if protocol.seeds > 1 and not seeded(protocol):
             raise UserError(f"seeds={protocol.seeds}: {protocol.id} has no repetitions under other seeds; leave it out")
@@ -189,7 +203,10 @@ class Measurement(Features):
     def check(self) -> None:
         """Raises UserError for whatever a run would refuse: layers, settings that do not go together, too few images or
         labels. Opens the splits, and so comes before any of them is sealed; a plan asks it too."""
-        _ = self.plan
+        if not self.plan and self.settings.precision in FOLDED:
+            raise UserError(
+                f"precision={self.settings.precision}: {self.protocol.id} keeps no features; choose {self.settings.precision.removesuffix('-folded')}"
+            )
         module_of(self.protocol.kind).check(self.protocol, self.model, self.open)
 
     @property

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import dist, layout, mapped
+from engine import dist, fold, layout, mapped
 from engine.options import RunOptions
 from zoo.errors import UserError, suggest
 
@@ -52,18 +52,25 @@ class FeatureRequest:
 
 @dataclass
 class Compute:
-    """How a pass is computed; ``path`` is part of the cache key, since it moves the last digits. options: how to run, for
-    evaluations that train by the engine's loop."""
+    """How a pass is computed; ``path`` is part of the cache key, since it moves the last digits.
+
+    folded   batch norm is part of the convolution before it (engine/fold.py)
+    decoded  the folder where pixels are kept (decoded.py), None for none
+    options  how to run, for evaluations that train by the engine's loop
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
     batch: int = 256
     workers: int = 0
     options: RunOptions = field(default_factory=RunOptions)
+    folded: bool = False
+    decoded: Path | None = None
 
     @property
     def path(self) -> str:
-        return f"{self.device.type} {self.precision} channels_last batch norm by torch"
+        norm = "folded" if self.folded else "by torch"
+        return f"{self.device.type} {self.precision} channels_last batch norm {norm}"
 
 
 class Store:
@@ -240,7 +247,9 @@ class Features:
         self.passes += 1
         with ExitStack() as stack:  # all files of a pass appear, or none
             order = np.array_split(mine, max(1, -(-len(mine) // self.compute.batch)))
-            for rows, images in stream(source, views, order, self.compute.workers):
+            for rows, images in stream(source, views, order, self.compute.workers, self.compute.decoded):
+                if self.compute.folded and done == 0:
+                    network = fold.folded(network, images[:1, 0].to(self.compute.device))
                 found = embedded(self.model, forward(network, images[:, 0], requests, self.compute))
                 for request, value in found.items():
                     if request not in maps:
