@@ -56,7 +56,7 @@ class Row:
         }
 
 
-def rows(dataset: str, file: Path = FILE) -> list[Row]:
+def table_rows(dataset: str, file: Path = FILE) -> list[Row]:
     """The rows of a table, cheap references first. Raises UserError where methods differ in their number of candidates."""
     from results.fill import seeds
     from results.tables import load, pick
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     from zoo.errors import UserError
 
     protocols = demo.PROTOCOLS.format(args.dataset).split()
-    todo = [r for r in chosen(rows(args.dataset), args.methods, args.dataset) if not done(r, protocols)]
+    todo = [r for r in chosen(table_rows(args.dataset), args.methods, args.dataset) if not done(r, protocols)]
     print(plan(todo, args.dataset, protocols, args.processes), flush=True)
     if args.plan:
         return 0

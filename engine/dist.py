@@ -129,7 +129,7 @@ _imagined: tuple[int, int] | None = None  # rank and size that stand in for the 
 
 def world_size(processes: Processes = "dist") -> int:
     if isinstance(processes, str) and processes not in ("dist", "local"):
-        raise ValueError(f'processes must be "dist", "local" or a process group, not {processes!r}')
+        raise ValueError(f'world must be "dist", "local" or a process group, not {processes!r}')
     if processes == "local":
         return 1
     if processes == "dist" and _imagined is not None:

@@ -22,7 +22,7 @@ FOUR_SORTED = sorted(FOUR)
 
 @pytest.mark.parametrize("dataset", ["digits", "fashion_mnist"])
 def test_every_method_has_the_same_number_of_candidates_the_same_budget_and_all_of_train(dataset):
-    rows = bench.rows(dataset)
+    rows = bench.table_rows(dataset)
     trained = [row for row in rows if row.candidates]
     assert {row.model for row in rows} == set(zoo.models(f"*_{dataset}"))
     assert len({len(row.candidates) for row in trained}) == 1
@@ -38,7 +38,7 @@ def test_another_number_of_candidates_is_refused(tmp_path):
     told["digits"]["methods"]["swav"] = {"optimizer.lr": [0.001]}
     (tmp_path / "candidates.yaml").write_text(yaml.safe_dump(told))
     with pytest.raises(UserError, match=r"candidates.yaml: digits: methods have \[1, 6\] candidates"):
-        bench.rows("digits", tmp_path / "candidates.yaml")
+        bench.table_rows("digits", tmp_path / "candidates.yaml")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_an_interrupted_selection_goes_on_with_the_candidate_it_stopped_at(selec
 @pytest.mark.parametrize("model", ["unmix_digits", "deepclusterv2_digits", "supervised_fashion_mnist", "rotnet_digits"])
 def test_the_chosen_recipe_is_written_into_the_models_own_lines(tmp_path, model):
     shutil.copytree(Path(zoo.__file__).parent, tmp_path / "zoo", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    candidate = next(r for r in bench.rows(model.partition("_")[2]) if r.model == model).candidates[-1]
+    candidate = next(r for r in bench.table_rows(model.partition("_")[2]) if r.model == model).candidates[-1]
     before = Registry(tmp_path / "zoo").read()
     path = bench.put_recipe(model, candidate, tmp_path / "zoo")
     after = Registry(tmp_path / "zoo").read()
