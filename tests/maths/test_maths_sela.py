@@ -127,3 +127,26 @@ def test_an_error_within_rounding_that_stops_falling_ends_the_iteration():
     assert found.converged and found.iterations < 200 and found.error < 20_000 * 1e-6
     short = sela_labels(logits * 20, 25.0, tolerance=1e-9, max_iterations=11)
     assert not short.converged, "far from rounding, a large error is no end"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_float32_needs_the_iterations_of_float64_whether_the_matrix_is_kept_or_not(keep):
+    z = torch.randn(20_000, 200, generator=torch.Generator().manual_seed(0)) * 0.5
+    single, double = (
+        sela_labels(z, 25.0, relaxation=1.6, keep=keep, tolerance=0.02, max_iterations=120, dtype=d)
+        for d in (torch.float32, torch.float64)
+    )
+    assert single.converged and single.iterations == double.iterations
+    assert (single.labels == double.labels).double().mean() >= 0.9999
+    assert single.cost == pytest.approx(double.cost, rel=1e-6)
+
+
+def test_a_head_is_asked_once_for_a_kept_matrix():
+    read = []
+
+    def head(x):
+        read.append(len(x))
+        return 2 * x
+
+    found = sela_labels(Rows(logits(), transform=head))
+    assert found.converged and sum(read) == 600 + 1, "600 rows once, and one that asks for the width"
