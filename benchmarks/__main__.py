@@ -39,10 +39,9 @@ def programs() -> list[tuple[str, str, Path | None]]:
 
 
 def row_programs() -> list[str]:
-    """Names of the programs that measure rows of RESULTS.md: those that define ``rows``."""
-    return [
-        n for n, tree in parsed().items() if any(isinstance(d, ast.FunctionDef) and d.name == "rows" for d in tree.body)
-    ]
+    """Names of the programs that measure rows of RESULTS.md: those that end in ``_frame.main(rows)``."""
+    calls = {n: {ast.unparse(c) for c in ast.walk(tree) if isinstance(c, ast.Call)} for n, tree in parsed().items()}
+    return [name for name, made in calls.items() if made & {"_frame.main(rows)", "main(rows)"}]
 
 
 def measure(names: list[str], minutes: float) -> list[str]:

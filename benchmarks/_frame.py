@@ -1,6 +1,6 @@
 """The frame of the rows of RESULTS.md: two sides in turn, CPU time, peak memory, equality, and the machine's own limits in the same run.
 
-A row is a file of this folder with a function ``rows(options)`` that yields ``Row`` and ends in ``sys.exit(main(rows))``. It is
+A row is a file of this folder with a function ``rows(options)`` that yields ``Row`` and ends in ``sys.exit(_frame.main(rows))``. It is
 runnable alone; ``python -m benchmarks`` runs every one in a process of its own and writes the page.
 
 All times are CPU seconds of the process and of the children that it waited for, one thread: on a shared machine they move by some
