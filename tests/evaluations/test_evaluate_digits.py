@@ -238,8 +238,8 @@ def test_models_are_ids_run_folders_and_files_and_what_is_missing_names_its_comm
     )
     assert by_id.name == by_folder.name == by_file.name == "random_digits"
     assert by_id.weights_sha256 == by_folder.weights_sha256 == by_file.weights_sha256
-    with pytest.raises(UserError, match=r"python -m reproduce random_digits seed=7 out="):
-        models.resolve("random_digits", 7, out)
+    with pytest.raises(UserError, match=r"python -m reproduce swav_digits seed=7 out="):
+        models.resolve("swav_digits", 7, out)
     with pytest.raises(UserError, match="its seed is 0, not pretrain_seed=1"):
         models.resolve(str(folder), 1, out)
     with pytest.raises(UserError, match="no such run folder or file"):
