@@ -58,7 +58,7 @@ class Row:
 
 def table_rows(dataset: str, file: Path = FILE) -> list[Row]:
     """The rows of a table, cheap references first. Raises UserError where methods differ in their number of candidates."""
-    from results.fill import seeds
+    from results.missing import seeds
     from results.tables import load, pick
     from zoo.errors import UserError
 
@@ -156,9 +156,7 @@ def workers(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def measured(row: Row, protocols: list[str], out: str, processes: int) -> list[Path]:
     """Every pre-training seed of a row, recorded in results/measured; the paths of its records."""
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn")
-    ) as pool:  # new processes read the chosen recipe
+    with workers(processes) as pool:  # new processes, which read the chosen recipe
         jobs = [pool.submit(demo.task, row.model, seed, protocols, out, True, {}) for seed in range(row.seeds)]
         return [path for job in jobs for path in job.result()[1:]]
 

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     import zoo.data
     from evaluations import protocol
     from results import generate
-    from results.fill import seeds
+    from results.missing import seeds
     from results.tables import load, pick
     from zoo import registry
     from zoo.errors import UserError

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tabulate import tabulate
 
 from engine import checkpoint, log
 from engine.folder import holder
@@ -188,16 +189,15 @@ def find(name: str, out: str | Path) -> Run:
 def table(runs: Sequence[Run]) -> str:
     """A line for each run, and below them the alarms of each."""
     heads = ("state", "step", "loss", "chance", "images/s", "left", "written", "alarms", "monitor", "run")
-    rows = [heads, *(cells(run) for run in runs)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
-    right = {"step", "loss", "chance", "images/s", "left", "written", "alarms"}
-    lines = [
-        "  ".join(
-            text.rjust(w) if head in right else text.ljust(w) for head, text, w in zip(heads, row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines + [f"alarm: {named(run)}: {alarm}" for run in runs for alarm in run.alarms])
+    words = ("state", "monitor", "run")  # the other columns are numbers
+    lines = tabulate(
+        [cells(run) for run in runs],
+        heads,
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=["left" if head in words else "right" for head in heads],
+    )
+    return "\n".join([lines, *(f"alarm: {named(run)}: {alarm}" for run in runs for alarm in run.alarms)])
 
 
 def cells(run: Run) -> tuple[str, ...]:

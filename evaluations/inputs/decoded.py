@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from engine import mapped
-from zoo.data.locate import alone
+from zoo.data.images import decoder
+from zoo.files import alone
 
 NOTE = 5.0  # seconds of work that a kill may cost
 GEOMETRY = ("pad", "resize", "crop", "interpolation", "channels")
@@ -39,7 +40,7 @@ class Decoded:
         held = {
             "images": source.identity,
             "geometry": {name: transform[name] for name in GEOMETRY},
-            "decoder": f"Pillow {PIL.__version__}",
+            "decoder": f"{decoder()}, Pillow {PIL.__version__}",
         }
         name = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:32]
         self.path, self._marks = folder / f"{name}.npy", folder / f"{name}.done.npy"

@@ -193,11 +193,11 @@ def stream(
     loader = torch.utils.data.DataLoader(
         _Items(source, views),
         batch_sampler=[rows.tolist() for rows in missing if len(rows)],
-        num_workers=workers if any(map(len, missing)) else 0,
+        num_workers=workers,
         collate_fn=_stack,
         worker_init_fn=signals.left_to_main,
     )
-    batches = iter(loader)
+    batches = iter(loader) if any(map(len, missing)) else iter(())
     nothing = None if all(map(len, order)) else views.pixels(source.image(0), 0)[None][:0]
     for rows, left in zip(order, missing, strict=True):  # a last batch may have fewer images than there are processes
         found: Any = next(batches) if len(left) else nothing

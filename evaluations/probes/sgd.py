@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import batchnorm, checkpoint, dist, rng
-from engine.signals import Signals, noticed
+from engine.signals import noticed
 from zoo.errors import UserError
 
 from ..inputs.features import SAY_EVERY, FeatureRequest, Features, layers_of, pool_of
@@ -111,21 +111,6 @@ def train(
     SIGINT or SIGTERM after the batch, with SystemExit. (A trunk in training mode whose statistics drift apart between processes
     within an epoch goes on with those of process 0.)
     """
-    with noticed() as signals:
-        return _train(protocol, head, features, targets, weights, grid, seed, loss_of, signals)
-
-
-def _train(
-    protocol: Protocol,
-    head: Any,
-    features: Features,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    grid: Grid,
-    seed: int,
-    loss_of: Loss,
-    signals: Signals,
-) -> Trained:
     split, n = protocol.splits.train, weights.shape[1]
     labels = torch.as_tensor(targets)
     allowed = torch.as_tensor(weights > 0)
@@ -144,39 +129,42 @@ def _train(
     file = features.workspace / f"checkpoint-{split}.pt"
     first, start = _resume(file, found, optimizer)
     said = time.monotonic()
-    for epoch in range(first, head.epochs):
-        order = _order(n, head.batch, seed, epoch, drop_last=head.drop_last)
-        start = start if epoch == first else 0
-        views = features.views(f"{protocol.transform.train}:{epoch}", seed)
-        batches = stream(features.source(split), views, order[start:], features.compute.workers)
-        for step, (rows, images) in enumerate(batches, start):
-            maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
-            for name, value in maps.items():
-                features.refuse_nan(FeatureRequest(split, name), rows, value)
-            for group, rate in zip(optimizer.param_groups, rates[epoch * steps + step], strict=True):
-                group["lr"] = float(rate)
-            optimizer.zero_grad()
-            loss = total_loss(found, maps, labels[rows].to(device), allowed[:, rows].to(device), loss_of)
-            if loss.requires_grad:
-                loss.backward()
-            _average_gradients(found)
-            optimizer.step()
-            if step + 1 < len(order) and asked_to_stop(signals, features.compute):
-                if dist.is_main():
-                    _save(file, epoch, found, optimizer, step + 1)
-                features.say(f"stopped in epoch {epoch + 1}: the same command goes on from here")
-                raise SystemExit(128 + (signals.received or 15))
-            if time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                features.say(f"epoch {epoch + 1}/{head.epochs}, batch {step + 1}/{len(order)}, loss {loss.item():.3f}")
-        _refuse_divergence(found)
-        if epoch + 1 in keep:
-            found.kept[epoch + 1] = {name: [_state(h) for h in folds[-1]] for name, folds in found.heads.items()}
-        if head.trunk == "train":
-            batchnorm.broadcast_batchnorm_(found.net)
-        if dist.is_main():
-            _save(file, epoch + 1, found, optimizer)
-        dist.barrier()
+    with noticed() as signals:
+        for epoch in range(first, head.epochs):
+            order = _order(n, head.batch, seed, epoch, drop_last=head.drop_last)
+            start = start if epoch == first else 0
+            views = features.views(f"{protocol.transform.train}:{epoch}", seed)
+            batches = stream(features.source(split), views, order[start:], features.compute.workers)
+            for step, (rows, images) in enumerate(batches, start):
+                maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
+                for name, value in maps.items():
+                    features.refuse_nan(FeatureRequest(split, name), rows, value)
+                for group, rate in zip(optimizer.param_groups, rates[epoch * steps + step], strict=True):
+                    group["lr"] = float(rate)
+                optimizer.zero_grad()
+                loss = total_loss(found, maps, labels[rows].to(device), allowed[:, rows].to(device), loss_of)
+                if loss.requires_grad:
+                    loss.backward()
+                _average_gradients(found)
+                optimizer.step()
+                if step + 1 < len(order) and asked_to_stop(signals, features.compute):
+                    if dist.is_main():
+                        _save(file, epoch, found, optimizer, step + 1)
+                    features.say(f"stopped in epoch {epoch + 1}: the same command goes on from here")
+                    raise SystemExit(128 + (signals.received or 15))
+                if time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    features.say(
+                        f"epoch {epoch + 1}/{head.epochs}, batch {step + 1}/{len(order)}, loss {loss.item():.3f}"
+                    )
+            _refuse_divergence(found)
+            if epoch + 1 in keep:
+                found.kept[epoch + 1] = {name: [_state(h) for h in folds[-1]] for name, folds in found.heads.items()}
+            if head.trunk == "train":
+                batchnorm.broadcast_batchnorm_(found.net)
+            if dist.is_main():
+                _save(file, epoch + 1, found, optimizer)
+            dist.barrier()
     return found
 
 

@@ -123,6 +123,14 @@ def test_the_array_may_be_written_to_whoever_decoded_it():
         assert images.pixels(data, 3, lambda: "x").flags.writeable
 
 
+def test_a_decoded_image_may_be_changed_and_outlives_its_file():
+    image = images.decode(saved(PHOTOS[0]), 3, lambda: "x")
+    expected = np.array(image)
+    image.putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) == (1, 2, 3) and np.array_equal(np.asarray(image)[1:], expected[1:])
+    assert image.mode == "RGB" and len(image.tobytes()) == expected.size
+
+
 def test_the_decoder_is_named_and_its_version_recorded():
     assert images.decoder().startswith("simplejpeg ") and "simplejpeg" in provenance.collect()["versions"]
 

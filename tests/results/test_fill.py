@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from results import fill as filling
+from results import missing as lacking
 from results.published import Catalogue
 from results.record import COMMITTED, read
 from results.store import Store
@@ -98,7 +100,7 @@ def test_a_missing_seed_of_committed_records_asks_for_all_seeds_elsewhere_and_fo
     table, catalogue = pick(load(), "digits")[0], Catalogue()
 
     def wanted(roots, record):
-        runs = filling.missing(table, roots, catalogue, out=tmp_path, record=record)
+        runs = lacking.missing(table, roots, catalogue, out=tmp_path, record=record)
         return [r.seed for r in runs if r.model == "swav_digits"]
 
     assert sorted(wanted([committed, tmp_path / "measured"], False)) == [0, 1, 2]  # own records replace a cell's
@@ -106,9 +108,9 @@ def test_a_missing_seed_of_committed_records_asks_for_all_seeds_elsewhere_and_fo
 
 
 def test_cheapest_first_and_with_its_reasons(monkeypatch):
-    monkeypatch.setattr(filling, "_gpu", lambda given: False)
+    monkeypatch.setattr(lacking, "_gpu", lambda given: False)
     monkeypatch.delenv("SELFZOO_DATA", raising=False)
-    runs = filling.missing(pick(load(), "pic")[0], [COMMITTED], Catalogue())
+    runs = lacking.missing(pick(load(), "pic")[0], [COMMITTED], Catalogue())
     by_name = {run.model: run for run in runs}
     assert by_name["pic_200ep"].first == ("python", "-m", "zoo", "fetch", "pic_200ep")
     assert by_name["pic_200ep"].evaluations[0].words[4:] == ("linear_imagenet_pic", "pic_200ep")
@@ -117,30 +119,58 @@ def test_cheapest_first_and_with_its_reasons(monkeypatch):
     assert simclr.evaluations[0].protocol == "linear_imagenet_pic_simclr"
     assert filling._short(filling._lacks(simclr)) == ["data imagenet", "a GPU"]
     assert not simclr.ready and "put train/<class>" in filling.report("pic", runs, {})
-    scenes = filling.missing(pick(load(), "scenes")[0], [COMMITTED], Catalogue())
+    scenes = lacking.missing(pick(load(), "scenes")[0], [COMMITTED], Catalogue())
     assert [r.cost for r in scenes] == sorted(r.cost for r in scenes)
 
 
 @pytest.mark.parametrize("table", load(), ids=lambda table: table.id)
 def test_every_command_of_every_table_names_what_exists(table):
     catalogue, models = Catalogue(), set(Catalogue().models())
-    for run in filling.missing(table, [COMMITTED], catalogue):
+    for run in lacking.missing(table, [COMMITTED], catalogue):
         assert run.model in models
         for one in run.evaluations:
-            exists = (filling.PROTOCOLS / f"{one.protocol}.yaml").is_file()
+            exists = (lacking.PROTOCOLS / f"{one.protocol}.yaml").is_file()
             assert exists or any("does not exist" in said for said in one.missing)
 
 
 def test_a_batch_script_is_shell_that_says_how_many_gpus(monkeypatch, tmp_path):
-    runs = {r.model: r for r in filling.missing(pick(load(), "moco")[0], [COMMITTED], Catalogue())}
-    runs |= {r.model: r for r in filling.missing(pick(load(), "sela")[0], [COMMITTED], Catalogue())}
+    runs = {r.model: r for r in lacking.missing(pick(load(), "moco")[0], [COMMITTED], Catalogue())}
+    runs |= {r.model: r for r in lacking.missing(pick(load(), "sela")[0], [COMMITTED], Catalogue())}
     script = filling.batch_script(runs["sela_alexnet_1k"])
     (tmp_path / "job.sh").write_text(script)
     assert subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=False).returncode == 0
     assert "#SBATCH --nodes=1 --ntasks-per-node=4 --gpus-per-node=4" in script  # batch 256
-    assert "srun python -m reproduce sela_alexnet_1k seed=0" in script
+    assert "srun --kill-on-bad-exit=0 python -m reproduce sela_alexnet_1k seed=0" in script
     fetched = filling.batch_script(runs["mocov2_800ep"]).splitlines()
-    assert "python -m zoo fetch mocov2_800ep" in fetched  # by one process
+    assert "python -m zoo fetch mocov2_800ep || exit $?" in fetched  # by one process
+
+
+@pytest.mark.parametrize(
+    "status, after", [(0, "evaluated"), (138, "queued"), (140, "queued"), (143, "neither"), (1, "neither")]
+)
+def test_a_batch_script_is_queued_again_after_a_notice_and_evaluates_only_what_is_finished(status, after, tmp_path):
+    """srun and scontrol are stand-ins that note how they were called; the pre-training ends with ``status``."""
+    run = next(
+        r for r in lacking.missing(pick(load(), "sela")[0], [COMMITTED], Catalogue()) if r.model == "sela_alexnet_1k"
+    )
+    (tmp_path / "srun").write_text(
+        f'#!/bin/bash\necho "srun $@" >> {tmp_path}/calls\n[[ "$*" == *reproduce* ]] && exit {status}\nexit 0\n'
+    )
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "scontrol $@" >> {tmp_path}/calls\n')
+    for tool in ("srun", "scontrol"):
+        (tmp_path / tool).chmod(0o755)
+    there = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    ended = subprocess.run(["bash", "-c", filling.batch_script(run)], check=False, env=there).returncode
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "reproduce" in calls[0] and ended == status
+    said = (
+        "queued"
+        if calls[1:] == ["scontrol requeue 7"]
+        else "evaluated"
+        if len(calls) == 1 + len(run.evaluations)
+        else "neither"
+    )
+    assert said == after and (after != "neither" or len(calls) == 1)
 
 
 def test_a_setting_that_makes_another_cell_is_refused():
@@ -153,4 +183,4 @@ def test_a_setting_that_makes_another_cell_is_refused():
 def test_durations_are_medians_of_records():
     store = Store([COMMITTED])
     spent = sorted(s.record.provenance.seconds for s in store.all() if s.record.protocol == "knn_digits")
-    assert spent[0] <= filling.durations(store)["knn_digits"] <= spent[-1]
+    assert spent[0] <= lacking.durations(store)["knn_digits"] <= spent[-1]

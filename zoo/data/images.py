@@ -9,8 +9,8 @@ What happens to unusual images
   images white.)  32-bit integers and floating point have a range only where a TIFF states it; otherwise they are refused.
 - A zero-byte, truncated or otherwise unreadable file raises ImageError.
 
-Two decoders, one result. ``decode`` is Pillow. ``pixels``, for who wants an array, has simplejpeg (libjpeg-turbo without a copy, in
-three quarters of the time) decode what it reads without a complaint and without a choice of colours: JPEG in YCbCr, RGB or gray.
+Two decoders, one result: simplejpeg (libjpeg-turbo, in three quarters of the time and straight into an array) decodes what it reads
+without a complaint and without a choice of colours: JPEG in YCbCr, RGB or gray.
 Everything else, and every JPEG on a machine without simplejpeg, is Pillow's, which alone decides whether a damaged
 file can be read. Both use libjpeg-turbo's exact inverse transform and smooth upsampling, and their pixels are the same bits:
 tests/data/test_image_decoders.py holds it for every kind of JPEG, and ``decoder`` names what is used, for provenance. torchvision's
@@ -54,7 +54,7 @@ def is_image_name(name: str) -> bool:
 
 
 def decoder() -> str:
-    """What decodes JPEG files to arrays here, with its version."""
+    """What decodes JPEG files here, with its version."""
     return f"Pillow {PIL.__version__}" if simplejpeg is None else f"simplejpeg {simplejpeg.__version__}"
 
 
@@ -63,7 +63,7 @@ def decode(data: bytes, channels: int, where: Callable[[], str], lenient: bool =
 
     lenient  decode a truncated file as far as it goes. Raises ImageError.
     """
-    return _tried(_pillow, data, channels, where, lenient)
+    return _tried(_as_image, data, channels, where, lenient)
 
 
 def pixels(data: bytes, channels: int, where: Callable[[], str], lenient: bool = False) -> np.ndarray:
@@ -84,6 +84,11 @@ def _tried(read: Callable[[bytes, int], T], data: bytes, channels: int, where: C
         with contextlib.suppress(Exception), _truncated_allowed():
             return read(data, channels)
     raise ImageError(f"{where()}: cannot be decoded: {reason}")
+
+
+def _as_image(data: bytes, channels: int) -> Image.Image:
+    found = _simple(data, channels)
+    return _pillow(data, channels) if found is None else Image.fromarray(found)
 
 
 def _as_array(data: bytes, channels: int) -> np.ndarray:
