@@ -14,11 +14,15 @@ STEPS = 4
 CASES = tools.cases()
 
 
+# With seed 0 a ReLU of these cases sits on its kink: start weights that differ by 1e-7 end 1e-4 apart in one process already.
+# With seed 1 they end 4e-7 apart, and so do those of every other case with seed 0.
+SEEDS = {"selav2 soft": 1, "swav with small crops": 1}
+
+
 def settings(name):
     """Batch statistics over both processes, so that the networks can be equal at all."""
-    return tools.recipe(
-        name, **{"sync_bn": True, "schedule.images": STEPS * tools.BATCH, **tools.WHOLE_BATCH.get(name, {})}
-    )
+    given = {"sync_bn": True, "schedule.images": STEPS * tools.BATCH, "seed": SEEDS.get(name, 0)}
+    return tools.recipe(name, **{**given, **tools.WHOLE_BATCH.get(name, {})})
 
 
 def on_rank(rank, folder, names):

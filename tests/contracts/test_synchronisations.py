@@ -143,10 +143,10 @@ def test_a_sweep_over_a_whole_data_set_is_a_few_operations_on_an_accelerator(mon
     monkeypatch.setattr(maths_rows, "block_rows", None)
     monkeypatch.setattr(sela, "block_rows", lambda columns, in_cache, device: maths_rows.ON_DEVICE // 10_000 // columns)
     problem = sela._Problem(Rows(torch.randn(images, clusters)), 25.0, torch.float32, True, "local")
-    log_r, log_c = problem.first_r(), problem.log_c0.clone()
+    log_r = problem.first_r()
     for _ in ("the matrix is built", "the matrix is kept"):
         with Watched("cpu") as watched:
-            problem.sweep(log_r, log_c, 1.0)
+            problem.sweep(log_r, 1.0)
         assert watched.count < 2000 and len(watched.waits) <= 2, (watched.count, watched.waits)
 
 

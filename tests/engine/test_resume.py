@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine import checkpoint, signals
-from engine.errors import LockedError
+from engine.errors import CheckpointError, LockedError
 from engine.folder import lock
 
 
@@ -170,6 +170,12 @@ def test_a_finished_run_is_left_alone(undisturbed):
     result, method = toys.run(undisturbed)
     assert result.already and result.finished and not method.calls
     assert (undisturbed / "weights.pth").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
+    toys.run(tmp_path)
+    with pytest.raises(CheckpointError, match="belongs to another recipe: seed is"):
+        toys.run(tmp_path, seed=9)
 
 
 def test_resume_false_starts_again(tmp_path, undisturbed):

@@ -1,11 +1,14 @@
 """Streams: the same images and views for any number of processes and workers, from any starting step."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from engine import extract
 from reproduce.method import Method, Needs
 from reproduce.order import visits
 from reproduce.stream import Stream
@@ -23,6 +26,7 @@ class Pictures:
         pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16), dtype=np.uint8)
         self.pictures, self.array = pixels, pixels if in_memory else None
         self.labels = np.arange(n) % 3
+        self.fingerprint = f"pictures {n}"
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -127,6 +131,46 @@ def test_a_methods_sampler_and_its_wish_for_labels_are_honoured():
     s.source.labels = np.full(30, -1)
     with pytest.raises(Exception, match="images without one"):
         next(iter(s.epoch(0)))
+
+
+class Drawn(Asks):
+    """Images in an order that does not rise, with labels of their own."""
+
+    ORDER = np.array([29, 3, 17, 0, 8, 8, 21, 5] * 2)
+
+    def __init__(self, labels: bool) -> None:
+        super().__init__()
+        self.needs = Needs(labels=labels)
+
+    def sampler(self, n, epoch, ctx):
+        return self.ORDER
+
+
+def test_labels_are_those_of_the_images_beside_them_and_are_kept_from_methods_that_need_none():
+    source = Pictures()
+    source.labels = np.random.default_rng(1).permutation(30)
+    batch = next(iter(stream(source, method=Drawn(True), seed=5).epoch(0)))
+    assert batch.labels.tolist() == source.labels[Drawn.ORDER[:8]].tolist()
+    assert next(iter(stream(source, method=Drawn(False), seed=5).epoch(0))).labels is None
+
+
+def test_another_seed_shows_the_images_in_another_order():
+    one, same, other = (torch.cat([b.index for b in stream(seed=s).epoch(0)]) for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_stored_features_of_an_epoch_are_not_taken_for_another_ones(tmp_path, monkeypatch):
+    """Of an augmented view, which differs by epoch; kept in files, as long runs keep them."""
+    monkeypatch.setattr(extract, "collect", partial(extract.collect, in_memory=0))
+    method = Asks().train()
+    kept, plain = stream(), stream()
+    kept.workspace = tmp_path
+    for epoch in (0, 1, 0):
+        torch.testing.assert_close(
+            kept.extract(method, 1, epoch=epoch)[1], plain.extract(method, 1, epoch=epoch)[1], rtol=0, atol=0
+        )
+    assert list(tmp_path.glob("view1-*.npy")), "the features were kept in a file"
+    assert not torch.equal(plain.extract(method, 1, epoch=0)[1], plain.extract(method, 1, epoch=1)[1])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -61,6 +61,47 @@ def test_the_full_chain_of_both_renderers_agrees_up_to_rounding():
     assert (batched - single).abs().mean((1, 2, 3)).max() < 1.5
 
 
+def test_gray_and_blur_change_the_views_that_they_are_drawn_for_and_no_other():
+    """Each by itself, by torchvision's own functions."""
+    images = photos(6)
+    crop = Crop(24, (0.3, 0.6))
+    plain = Augment((crop,), flip=0.0)
+    before = both(plain, images)[0] / 255
+    chosen = np.array([True, False] * 3)
+    gray = dataclasses.replace(plain, grayscale=0.5)
+    params = dataclasses.replace(views.sample(gray, 3, 2, np.arange(6), 0, 40, 50), gray=chosen)
+    found = views.colour(before, params, gray)
+    torch.testing.assert_close(found[chosen], TF.rgb_to_grayscale(before[chosen], 3), atol=1e-3, rtol=0)
+    assert torch.equal(found[~chosen], before[~chosen]) and not torch.equal(found[chosen], before[chosen])
+    blurred = dataclasses.replace(plain, blur={"probability": 0.5, "sigma": [0.1, 2.0]})
+    params = dataclasses.replace(views.sample(blurred, 3, 2, np.arange(6), 0, 40, 50), sigma=np.where(chosen, 1.5, 0.0))
+    found = views.colour(before, params, blurred)
+    assert torch.allclose(found[~chosen], before[~chosen], atol=1e-6)
+    assert found[chosen].diff(dim=3).abs().mean() < 0.8 * before[chosen].diff(dim=3).abs().mean()
+
+
+def test_padding_is_black_and_is_resized_with_the_image():
+    """Shown at half of its size, pixels across the border are a mixture of both, as Pillow makes it."""
+    images = photos(3, 24, 24, 1)
+    augment, crop = views.plain(Augment((WHOLE,), flip=0.0, pad=12, channels=1), 24)
+    shown = views.render_batch(torch.from_numpy(images), views.whole([24] * 3, [24] * 3, 12), crop, augment) * 255
+    padded = [Image.fromarray(np.pad(image.squeeze(), 12)) for image in images]
+    expected = np.stack([np.asarray(p.resize((24, 24), Image.Resampling.BILINEAR)) for p in padded])
+    assert np.abs(shown[:, 0].numpy() - expected).max() < 1.01 and expected[:, 5].max() > 0
+
+
+def test_the_plain_view_of_a_wide_image_is_its_central_square():
+    wide = photos(3, height=20, width=60)
+    augment, crop = views.plain(Augment((Crop(20, (1.0, 1.0)),), flip=0.0), 20)
+    shown = views.render_batch(torch.from_numpy(wide), views.whole([20] * 3, [60] * 3, 0), crop, augment)
+    expected = torch.from_numpy(wide[:, :, 20:40]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(shown, expected, atol=2e-3, rtol=0)
+    high = views.render_batch(
+        torch.from_numpy(wide.swapaxes(1, 2).copy()), views.whole([60] * 3, [20] * 3, 0), crop, augment
+    )
+    torch.testing.assert_close(high, expected.swapaxes(2, 3), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("operation", range(4))
 def test_each_colour_operation_is_torchvisions(operation):
     x = torch.rand(5, 3, 9, 9)
