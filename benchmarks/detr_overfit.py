@@ -114,19 +114,21 @@ def run(
         print(", ".join(f"{name} {value:g}" for name, value in row.items()), flush=True)
         if found.finished or spent > 60 * minutes:
             break
-    return {"curve": curve, "model": task.model.name, "scenes": scenes, "steps": steps}
+    unseen = len(kind.items("val").source)
+    return {"curve": curve, "model": task.model.name, "scenes": len(source), "unseen": unseen, "lr": lr}
 
 
 def report(found: dict[str, Any], command: str) -> str:
     """The page: verdict, curve, machine."""
     curve, machine = found["curve"], provenance.collect()["hardware"]["cpu"]
-    best = max(row["ap50_train"] for row in curve)
+    learned, unseen = (max(row[f"ap50_{part}"] for row in curve) for part in ("train", "val"))
     reached = next((row for row in curve if row["ap50_train"] >= WANTED), None)
     verdict = (
-        f"AP50 {WANTED:.0f} on the learned scenes after {reached['step']:,.0f} steps, {duration(reached['cpu_s'])} of CPU time; best {best:.1f}."
+        f"AP50 {WANTED:.0f} on the learned scenes after {reached['step']:,.0f} steps, {duration(reached['cpu_s'])} of CPU time"
         if reached
-        else f"AP50 {WANTED:.0f} was not reached: best {best:.1f}. The curve is below as it is."
+        else f"AP50 {WANTED:.0f} on the learned scenes was not reached"
     )
+    verdict += f"; best {learned:.1f} there and {unseen:.1f} on unseen scenes. The curve is below as it is."
     rows = [
         f"| {r['step']:,.0f} | {duration(r['cpu_s'])} | {r['loss_train']:.3f} | {r['ap50_train']:.1f} | {r['loss_val']:.3f} | {r['ap50_val']:.1f} |"
         for r in curve
@@ -136,8 +138,8 @@ def report(found: dict[str, Any], command: str) -> str:
         "",
         f"`{command}`",
         "",
-        f"`detr_scenes` on {found['model']}, no flips; scored on the {found['scenes']} scenes that it learns (memory, not transfer) and on "
-        f"{found['scenes']} scenes of val that it never sees. {verdict}",
+        f"`detr_scenes` on {found['model']}, rate {found['lr']:g}, no flips; scored on the {found['scenes']} scenes that it learns and on "
+        f"{found['unseen']} scenes of val that it never sees. {verdict}",
         "",
         "| step | CPU time | loss, learned | AP50, learned | loss, unseen | AP50, unseen |",
         "|---:|---:|---:|---:|---:|---:|",

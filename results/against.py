@@ -92,7 +92,7 @@ def by_seed(summary: Summary) -> dict[int, float]:
     """{pre-training seed: value}; released weights have none."""
     seeds = list(dict.fromkeys(s.record.pretrain_seed for s in summary.records))
     return (
-        {s: v for s, v in zip(seeds, summary.values, strict=False) if s is not None}
+        {s: v for s, v in zip(seeds, summary.values, strict=True) if s is not None}
         if len(seeds) == summary.seeds
         else {}
     )

@@ -124,7 +124,7 @@ def _corner(size: tuple[int, int], crop: int, draws: np.ndarray | None) -> tuple
     """(left, top) of a crop in an image of ``size``: torchvision's centre, or a place drawn."""
     if draws is None:
         return round((size[0] - crop) / 2), round((size[1] - crop) / 2)
-    left, top = (int(u * (max(side - crop, 0) + 1)) for u, side in zip(draws, size, strict=False))
+    left, top = (int(u * (max(side - crop, 0) + 1)) for u, side in zip(draws[:2], size, strict=True))
     return left, top
 
 
