@@ -78,7 +78,8 @@ def test_what_is_used_twice_is_left_alone_or_refused():
     images = torch.randn(2, 3, 12, 12)
     shared = with_statistics(Shared())
     folded = fold.folded(shared, images)
-    assert norms(folded) == 2 and torch.equal(folded(images), shared(images))
+    assert norms(folded) == 2
+    torch.testing.assert_close(folded(images), shared(images))  # another order in memory, and so another order of sums
     with pytest.raises(UserError, match="cannot be folded"):
         fold.folded(with_statistics(Leaking()), images)
 
