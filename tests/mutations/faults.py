@@ -48,7 +48,8 @@ def read() -> list[Fault]:
                     raise ValueError(f"{path.name}: {file}: a fault has the entries {sorted(fault)}")
                 tests = (*fault.get("tests", ()), *entry["tests"])
                 texts = (fault["old"], fault["new"], fault["breaks"])
-                select = "" if "tests" in fault else entry.get("select", "")  # of the file's tests, not of a fault's own
+                # The selection is of the file's tests, not of a fault's own.
+                select = "" if "tests" in fault else entry.get("select", "")
                 found.append(Fault(path.stem, file, *texts, tests, select, fault.get("lives", "")))
     return found
 
