@@ -31,9 +31,28 @@ class SGD(_Uncompiled, torch.optim.SGD):
 
 
 class AdamW(_Uncompiled, torch.optim.AdamW):
-    """torch's."""
+    """torch's, by its fused kernel where there is one: a third of the time of the loop over tensors on small networks, and other last bits."""
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    def __init__(self, params: Any, lr: float, **settings: Any) -> None:
+        super().__init__(params, lr=lr, **settings)
+        tensors = [p for group in self.param_groups for p in group["params"]]
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in tensors)
+        for group in self.param_groups:
+            group["fused"] = fused
+
+    _step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        """One step. The fused kernel walks through memory and reads no strides: gradients and moments take their parameter's layout first."""
+        for group in self.param_groups:
+            for p in group["params"] if group["fused"] else ():
+                if p.grad is not None and p.grad.stride() != p.stride():
+                    p.grad = torch.empty_like(p).copy_(p.grad)
+                state = self.state.get(p, {})
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if name in state and state[name].stride() != p.stride():
+                        state[name] = torch.empty_like(p).copy_(state[name])
+        return self._step(closure)
 
 
 class LARC(SGD):

@@ -117,6 +117,35 @@ def test_a_parameter_without_gradient_neither_moves_nor_decays(name):
     assert unused not in optimizer.state
 
 
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("saved", LAYOUTS, ids=["saved_nchw", "saved_nhwc"])
+@pytest.mark.parametrize("gradient", LAYOUTS, ids=["gradient_nchw", "gradient_nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+def test_adamw_takes_the_steps_of_the_loop_in_every_layout(layout, gradient, saved):
+    """torch's fused kernel walks through memory: with a gradient or a loaded moment in another layout it takes other elements."""
+    start, grads = torch.randn(4, 8, 3, 3), torch.randn(6, 4, 8, 3, 3)
+    plain = torch.nn.Parameter(start.clone())
+    reference = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.3, fused=False, foreach=False)
+    ours = torch.nn.Parameter(start.contiguous(memory_format=layout))
+    group = [{"params": [ours]}]
+    optimizer = optim.build({"name": "adamw", "lr": 0.1, "weight_decay": 0.3}, group)
+    for i, grad in enumerate(grads):
+        plain.grad, ours.grad = grad.clone(), grad.contiguous(memory_format=gradient)
+        reference.step()
+        optimizer.step()
+        if i == 2:  # a run that goes on from a checkpoint, whose tensors may lie in another order
+            state = optimizer.state_dict()
+            moments = {
+                k: v.contiguous(memory_format=saved) if v.dim() == 4 else v for k, v in state["state"][0].items()
+            }
+            optimizer = optim.build({"name": "adamw", "lr": 0.1, "weight_decay": 0.3}, group)
+            optimizer.load_state_dict({**state, "state": {0: moments}})
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    assert optimizer.param_groups[0]["fused"]
+
+
 @pytest.mark.parametrize("name", ["larc", "lars"])
 def test_a_group_may_opt_out_of_adaptation_and_set_its_own_rate(name):
     value, gradient = torch.randn(3, 3), torch.randn(3, 3)
