@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import zoo
 from engine import layout, provenance, rng
-from evaluations.inputs.features import FeatureRequest, Features, Store
+from evaluations.inputs.features import FeatureRequest, Features, FeatureStore
 from evaluations.inputs.pooling import pooled
 from evaluations.inputs.views import stream
 from evaluations.kinds import linear
@@ -105,7 +105,12 @@ class Bench:
         judged.weights_sha256, judged.description = "untrained", NET.model_dump(mode="json")
         planned = [FeatureRequest("train", name, POOL) for name in self.net.layers]
         return Features(
-            judged, self.protocol, Store(root), open_split=lambda s: self.source, release=lambda: None, also=planned
+            judged,
+            self.protocol,
+            FeatureStore(root),
+            open_split=lambda s: self.source,
+            release=lambda: None,
+            also=planned,
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from .options import RunOptions
 
 
-def settle(options: RunOptions, device: torch.device) -> None:
+def configure(options: RunOptions, device: torch.device) -> None:
     """cudnn_benchmark, tf32 and deterministic, as the options say; nothing on another device than a GPU.
 
     deterministic takes algorithms that give the same bits every time, and none that was chosen by a race: exact resume on a GPU is

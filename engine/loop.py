@@ -132,7 +132,7 @@ class _Run:
         self.options, self.world, self.signals = options, world, signals
         if options.threads:
             torch.set_num_threads(options.threads)
-        backends.settle(options, world.device)
+        backends.configure(options, world.device)
         self.rates = rates
         self.update = Update(method, recipe, world)
         self.step, self.prepared, self.seconds = 0, -1, 0.0  # steps done, last epoch prepared, time of earlier sessions

@@ -34,7 +34,7 @@ from zoo.precision import fastest
 
 from . import transductive
 from .inputs import datasets, models
-from .inputs.features import Compute, FeatureRequest, Features, Store
+from .inputs.features import Compute, FeatureRequest, Features, FeatureStore
 from .inputs.models import Model
 from .protocol import Protocol, complete, load, module_of, seeded
 from .result import Result
@@ -132,7 +132,7 @@ class Measurement(Features):
     """
 
     def __init__(self, protocol: Protocol, model: Model, settings: Settings, open: Callable[[str], Any]) -> None:
-        super().__init__(model, protocol, Store(Path(settings.options.out) / "features"), open_split=open)
+        super().__init__(model, protocol, FeatureStore(Path(settings.options.out) / "features"), open_split=open)
         self.settings = settings
 
     @classmethod
@@ -147,7 +147,9 @@ class Measurement(Features):
             raise UserError(f"precision={settings.precision}: {protocol.id} computes in {' or '.join(able)}")
         if protocol.seeds > 1 and not seeded(protocol):
             raise UserError(f"seeds={protocol.seeds}: {protocol.id} has no repetitions under other seeds; leave it out")
-        arranged, opener = datasets.arrange(protocol, settings.options.data, settings.download, fetch, settings.max_bad)
+        arranged, opener = datasets.open_for(
+            protocol, settings.options.data, settings.download, fetch, settings.max_bad
+        )
         return cls(arranged, settings.model(model, fetch), settings, opener)
 
     @property

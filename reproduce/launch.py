@@ -39,7 +39,7 @@ class Job:
     recipe: Any
     options: RunOptions
     default: bool  # the recipe is the registry's own, the seed and the precision that this machine lacks apart
-    said: str = ""  # how the recipe differs from what was asked for, and why
+    note: str = ""  # how the recipe differs from what was asked for, and why
     derived: tuple[str, ...] = ()  # of a recipe that was derived from images: each setting and its reason
 
     @property
@@ -78,7 +78,7 @@ def job(id: str, overrides: Mapping[str, Any] | None = None) -> Job:
     return replace(
         work,
         recipe=here,
-        said=f"precision={here.precision}: this machine has no instructions for the recipe's "
+        note=f"precision={here.precision}: this machine has no instructions for the recipe's "
         f"{recipe.precision}; precision={recipe.precision} asks for it all the same, slowly",
     )
 
@@ -102,7 +102,7 @@ def extension(run: str, overrides: Mapping[str, Any]) -> Job:
         f"a warm start from {weights}: the network begins with these weights; heads, memory, optimizer and schedule start afresh, so "
         "that this is not the run which would have been longer from its beginning"
     )
-    return Job(folder.resolve().parent.name, recipe, options, default=False, said=said)
+    return Job(folder.resolve().parent.name, recipe, options, default=False, note=said)
 
 
 def pretrain(id: str, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False) -> Path:
@@ -121,8 +121,8 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
         return loop.FitResult(work.folder, finished=True, already=True)
     world = dist.init(work.options.device)
     recipe = work.recipe
-    if work.said and world.is_main and not quiet:
-        print(f"{work.id}: {work.said}", file=sys.stderr)
+    if work.note and world.is_main and not quiet:
+        print(f"{work.id}: {work.note}", file=sys.stderr)
     if work.derived and world.is_main and not quiet:
         print(
             "\n".join(

@@ -43,7 +43,7 @@ PENALTY = 0.1  # of the probe, times the number of images
 BLOCK = 256  # images passed at once
 
 
-class Settings(Strict):
+class MonitorSettings(Strict):
     """knn: neighbours that vote. images: how many are looked at, a fifth of them queries. every: epochs between looks (fractions
     too); null: ten looks in a run. split: of the data set; null: the one that is trained on."""
 
@@ -72,23 +72,23 @@ class Watched:
         return numbers.astype(np.int64) if len(classes) > 1 else None
 
 
-def settings_of(given: dict[str, Any]) -> Settings:
+def settings_of(given: dict[str, Any]) -> MonitorSettings:
     """Raises UserError that names the word and what may stand there."""
     try:
-        return Settings(**given)
+        return MonitorSettings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             raise UserError(
-                f"monitor.{name}: unknown{suggest(name, Settings.model_fields) or ';'} there are {', '.join(Settings.model_fields)}"
+                f"monitor.{name}: unknown{suggest(name, MonitorSettings.model_fields) or ';'} there are {', '.join(MonitorSettings.model_fields)}"
             ) from None
         raise UserError(f"monitor.{name}={first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
     except TypeError:
         raise UserError(f"monitor={given}: names and values, for example monitor={{knn: 5}}") from None
 
 
-def watched(settings: Settings, recipe: Any, options: RunOptions) -> Watched:
+def watched(settings: MonitorSettings, recipe: Any, options: RunOptions) -> Watched:
     """The images to look at, drawn by a fixed rule from the split.
 
     Raises UserError for a test split, or too few images.
@@ -130,7 +130,7 @@ class Monitor:
     """Called by the loop's main process after steps that are `due`, with the step; gives the numbers for the log."""
 
     def __init__(
-        self, settings: Settings, seen: Watched, recipe: Any, method: Any, stream: Any, device: torch.device
+        self, settings: MonitorSettings, seen: Watched, recipe: Any, method: Any, stream: Any, device: torch.device
     ) -> None:
         self.settings, self.seen, self.input, self.method, self.device = settings, seen, recipe.input, method, device
         self.total = stream.total_steps

@@ -86,8 +86,8 @@ def plan(work: Job, world: int | None = None) -> str:
             else []
         ),
         *([("loading", loading(source, stream, options, world))] if here and stream.total_steps else []),
-        ("precision", work.said.removeprefix("precision=") if work.said.startswith("precision=") else recipe.precision),
-        *([("start", work.said)] if work.said and not work.said.startswith("precision=") else []),
+        ("precision", work.note.removeprefix("precision=") if work.note.startswith("precision=") else recipe.precision),
+        *([("start", work.note)] if work.note and not work.note.startswith("precision=") else []),
         *(
             [
                 (

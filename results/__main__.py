@@ -103,24 +103,24 @@ def _figures(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from .published import Catalogue
-    from .store import Store
+    from .store import RecordStore
 
     if len(args.id) > 1:
         from . import against
 
-        print(against.report(against.duels(args.id, Store(_roots(args)), Catalogue(), args.protocol)))
+        print(against.report(against.duels(args.id, RecordStore(_roots(args)), Catalogue(), args.protocol)))
         return 0
     from .compare import compare, report
 
-    print(report(compare(args.id[0], Store(_roots(args)), Catalogue())))
+    print(report(compare(args.id[0], RecordStore(_roots(args)), Catalogue())))
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
     from .show import one, table
-    from .store import Store
+    from .store import RecordStore
 
-    print(one(Path(args.what)) if args.what.endswith(".json") else table(Store(_roots(args)), args.what))
+    print(one(Path(args.what)) if args.what.endswith(".json") else table(RecordStore(_roots(args)), args.what))
     return 0
 
 

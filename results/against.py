@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from zoo.errors import UserError
 
 from .published import Catalogue
-from .store import Store, Summary
+from .store import RecordStore, Summary
 from .tables import load
 
 LEVEL = 0.05  # probability of any false difference in one report
@@ -46,7 +46,7 @@ class Duel:
         return f"{self.one if statistics.fmean(self.differences) > 0 else self.two} is better"
 
 
-def duels(models: Sequence[str], store: Store, catalogue: Catalogue, pattern: str = "*") -> list[Duel]:
+def duels(models: Sequence[str], store: RecordStore, catalogue: Catalogue, pattern: str = "*") -> list[Duel]:
     """Every pair of models on every honest metric that a table shows of both. Raises UserError when there is none."""
     names = list(dict.fromkeys(catalogue.entry(model).id for model in models))
     found = []

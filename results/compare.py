@@ -16,7 +16,7 @@ from zoo.settings import read_like
 from . import cells
 from .published import Catalogue, Fact, whose
 from .record import interval
-from .store import REPOSITORY, Store, Stored, Summary, place, summarise
+from .store import REPOSITORY, RecordStore, Stored, Summary, place, summarise
 
 PROTOCOLS = REPOSITORY / "evaluations" / "protocols"
 NO_SCORES = ("seconds_per_epoch", "millions")  # published about a model, and no evaluation measures them
@@ -68,7 +68,7 @@ def judge(fact: Fact, summary: Summary) -> tuple[str, float, str]:
     return ("agrees" if abs(difference) <= allowed else "above" if difference > 0 else "below"), allowed, source
 
 
-def compare(model: str, store: Store, catalogue: Catalogue) -> list[Comparison]:
+def compare(model: str, store: RecordStore, catalogue: Catalogue) -> list[Comparison]:
     """Every protocol and metric that somebody published or measured for ``model`` (an alias is resolved)."""
     model = catalogue.entry(model).id
     groups: dict[tuple[str, str], list[Stored]] = {}
@@ -94,7 +94,7 @@ def compare(model: str, store: Store, catalogue: Catalogue) -> list[Comparison]:
     return found
 
 
-def reasons(fact: Fact, summary: Summary, store: Store) -> list[str]:
+def reasons(fact: Fact, summary: Summary, store: RecordStore) -> list[str]:
     """Known differences between what was published and what was run, the likeliest first."""
     record = summary.records[0].record
     found = []

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from . import cells
 from .published import Catalogue
-from .store import Store
+from .store import RecordStore
 from .tables import Built, build, load
 
 INK, FAINT, GRID, FIRST, SECOND = "#1f2933", "#5b6773", "#e3e7eb", "#1666b0", "#8794a1"
@@ -54,7 +54,7 @@ class Point:
     published: float | None = None
 
 
-def draw_all(store: Store, catalogue: Catalogue) -> dict[str, str]:
+def draw_all(store: RecordStore, catalogue: Catalogue) -> dict[str, str]:
     """File name -> SVG text of every figure."""
     tables = [build(table, store, catalogue) for table in load()]
     panels = [(t.table.title.split(": ")[-1].split(",")[0], linear(t)) for t in tables if t.table.id in LAPTOP]

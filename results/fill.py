@@ -21,7 +21,7 @@ from .missing import Run, missing
 from .pages import page
 from .published import Catalogue
 from .record import COMMITTED
-from .store import REPOSITORY, Store
+from .store import REPOSITORY, RecordStore
 from .tables import Built, build, load, pick
 
 OPTIONS = ("data", "device", "workers", "precision")  # how a run is made; everything else would be another cell
@@ -55,7 +55,7 @@ def fill(
     if plan:
         return 0
     failed = execute(runs, runner or _run)
-    built = build(table, Store(roots), Catalogue())
+    built = build(table, RecordStore(roots), Catalogue())
     print(f"\n{closing(built)}")
     left = missing(table, roots, Catalogue(), out=out, record=record, given=given)
     if left:

@@ -10,7 +10,7 @@ from . import figures as drawings
 from .pages import FOLDER, FORMATS, README, block, difference, fill_blocks, other_format, page, write_text
 from .published import Catalogue
 from .record import COMMITTED
-from .store import REPOSITORY, Store, place
+from .store import REPOSITORY, RecordStore, place
 from .tables import build, load, pick
 
 USER_TABLES = Path("runs") / "tables"
@@ -35,7 +35,7 @@ def tables(
     """
     official = to is None and list(roots) == [COMMITTED] and form == "markdown"
     folder = to or (FOLDER if official else USER_TABLES)
-    store, catalogue = Store(roots), catalogue or Catalogue()
+    store, catalogue = RecordStore(roots), catalogue or Catalogue()
     specs = load()
     built = [build(table, store, catalogue) for table in pick(specs, only)]
     files: dict[Path, str | None] = {
@@ -54,7 +54,7 @@ def tables(
 
 def render_to(only: str, *, roots: Sequence[Path | str] = (COMMITTED,), folder: Path | str) -> Path:
     """Build one table from the records below ``roots`` and write its page into ``folder``; returns the page."""
-    built = build(pick(load(), only)[0], Store(roots), Catalogue())
+    built = build(pick(load(), only)[0], RecordStore(roots), Catalogue())
     target = Path(folder) / f"{only}.md"
     write_text(target, page(built, target.parent))
     return target
@@ -65,7 +65,7 @@ def figures(
 ) -> int:
     """Draw every figure."""
     folder = to or (FIGURES if list(roots) == [COMMITTED] else USER_FIGURES)
-    drawn = drawings.draw_all(Store(roots), catalogue or Catalogue())
+    drawn = drawings.draw_all(RecordStore(roots), catalogue or Catalogue())
     files: dict[Path, str | None] = {folder / name: svg for name, svg in drawn.items()}
     if check:  # another matplotlib draws the same numbers with other bytes
         files = {p: _read(p) if drawings.agrees(_read(p), drawn[p.name]) else svg for p, svg in files.items()}

@@ -20,7 +20,7 @@ from zoo.data.specs import describe
 
 from .compare import PROTOCOLS
 from .published import Catalogue
-from .store import REPOSITORY, Store
+from .store import REPOSITORY, RecordStore
 from .tables import Column, Table, row_names
 
 LARGE = 300_000  # training images beyond which a pre-training without a GPU takes months
@@ -75,8 +75,8 @@ def missing(
     given: Mapping[str, Any] | None = None,
 ) -> list[Run]:
     """The runs that a table lacks, the cheapest first."""
-    store, found = Store(roots), []
-    own = Store(roots[-1:])
+    store, found = RecordStore(roots), []
+    own = RecordStore(roots[-1:])
     usual = durations(store)
     for row in row_names(table, catalogue):
         if row in catalogue.external:
@@ -115,7 +115,7 @@ def question(column: Column, row: str, catalogue: Catalogue) -> tuple[str, int]:
     return protocol, version
 
 
-def durations(store: Store) -> dict[str, float]:
+def durations(store: RecordStore) -> dict[str, float]:
     """{protocol: median seconds of its records}."""
     spent: dict[str, list[float]] = {}
     for stored in store.all():
@@ -203,7 +203,7 @@ def _weights(
     return Run(entry.id, seed, tuple(words), tuple(lack), seconds, said, gpus, evaluations)
 
 
-def _seeds(store: Store, row: str, protocol: str, column: Column) -> set[int | None]:
+def _seeds(store: RecordStore, row: str, protocol: str, column: Column) -> set[int | None]:
     """Pre-training seeds that have a record; any record counts for released weights."""
     records = [
         s.record for s in store.of(row) if s.record.protocol == protocol and s.record.overrides == column.overrides

@@ -9,10 +9,10 @@ from zoo.errors import UserError
 
 from . import cells
 from .record import dumps, read
-from .store import Store, Stored, place, summarise
+from .store import RecordStore, Stored, place, summarise
 
 
-def table(store: Store, pattern: str = "*") -> str:
+def table(store: RecordStore, pattern: str = "*") -> str:
     """One line per (model, protocol, overrides, metric): mean, spread, seeds, and where the records are."""
     from tabulate import tabulate
 

@@ -62,7 +62,7 @@ class Summary:
         return f"{self.model} {self.protocol}@{self.version} {self.metric}"
 
 
-class Store:
+class RecordStore:
     """Every record below some roots, checked on reading. A later root takes the place of an earlier one for each
     (model, protocol) that it holds: a user's own records are never averaged with the committed ones."""
 

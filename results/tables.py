@@ -21,7 +21,7 @@ from zoo.yamlfile import load_mapping, locate
 from . import cells
 from .cells import Cell
 from .published import Catalogue, problem
-from .store import Store, Summary, Verdict, better_than_random
+from .store import RecordStore, Summary, Verdict, better_than_random
 
 FILE = Path(__file__).resolve().parent / "tables.yaml"
 SELECTION = FILE.parent / "selection"
@@ -73,7 +73,7 @@ class Column(Strict):
         return [(name, int(version), str(self.metric)) for name, _, version in split]
 
 
-class Rows(Strict):
+class RowRule(Strict):
     """Registered models by pattern or by id, or external rows by name; in the order written, each once."""
 
     query: str | None = None
@@ -88,7 +88,7 @@ class Table(Strict):
     id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     title: str
     text: str = ""
-    rows: list[Rows]
+    rows: list[RowRule]
     columns: list[Column]
     missing: str = ""
     against: str | None = None
@@ -147,7 +147,7 @@ def pick(tables: Sequence[Table], only: str | None) -> list[Table]:
     return [table for table in tables if table.id == only]
 
 
-def build(table: Table, store: Store, catalogue: Catalogue) -> Built:
+def build(table: Table, store: RecordStore, catalogue: Catalogue) -> Built:
     """Fill one table."""
     rows = []
     for name in row_names(table, catalogue):
@@ -180,7 +180,7 @@ def candidates(row: str, folder: Path = SELECTION) -> int:
     return len(load_mapping(file)["candidates"]) if file.is_file() else 0
 
 
-def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catalogue) -> Cell:
+def _cell(table: Table, column: Column, row: str, store: RecordStore, catalogue: Catalogue) -> Cell:
     if column.kind == "title":
         return Cell(catalogue.title(row))
     if column.kind == "field":
@@ -208,7 +208,7 @@ def _cell(table: Table, column: Column, row: str, store: Store, catalogue: Catal
     return Cell(cells.measured(summary) + (f" {mark}" if mark else ""), summary=summary, verdict=verdict)
 
 
-def _judge(table: Table, column: Column, row: Summary, store: Store, catalogue: Catalogue) -> Verdict | None:
+def _judge(table: Table, column: Column, row: Summary, store: RecordStore, catalogue: Catalogue) -> Verdict | None:
     """None where nothing is to be judged: no reference, the reference itself, numbers chosen on the test split.
     ``unknown``, with the reason, where the rule cannot be applied."""
     if table.against is None or row.model == table.against or column.style == "paper":

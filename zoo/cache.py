@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
-from .files import alone, whole
+from .files import exclusive, whole
 
 LOCK = Path(__file__).parent / "weights.lock"
 
@@ -91,4 +91,4 @@ def seen_file() -> Path:
 
 def locked(path: Path, waiting: str = "") -> AbstractContextManager[None]:
     """Only one process at a time is inside for this path."""
-    return alone(folder() / f".{path.name}.lock", waiting)
+    return exclusive(folder() / f".{path.name}.lock", waiting)

@@ -30,7 +30,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(lock: Path, waiting: str = "") -> Iterator[None]:
+def exclusive(lock: Path, waiting: str = "") -> Iterator[None]:
     """One process at a time; the others wait, and say so with ``waiting``. The lock goes with its process, however it ends."""
     from filelock import FileLock, Timeout
 

@@ -94,7 +94,7 @@ def scores(table: Contingency) -> dict[str, float]:
         "nmi": nmi(table),
         "anmi": ami(table),
         "ari": ari(table),
-        "hungarian": hungarian(table)[0],
+        "hungarian": matched_accuracy(table)[0],
         "purity": purity(table),
     }
 
@@ -256,7 +256,7 @@ def _largest(table: Contingency) -> np.ndarray:
     return largest
 
 
-def hungarian(table: Contingency) -> tuple[float, np.ndarray]:
+def matched_accuracy(table: Contingency) -> tuple[float, np.ndarray]:
     """Accuracy under the best one-to-one map of clusters to classes, and that map as (m, 2) rows (class, cluster) of the table."""
     if not table.n:
         return 1.0, np.zeros((0, 2), dtype=np.int64)

@@ -83,7 +83,7 @@ class TorchvisionSource(data.Source):
         return part
 
 
-def arrange(
+def open_for(
     protocol: Protocol, root: str | None, download: bool = False, fetch: bool = True, max_bad: int | None = None
 ) -> tuple[Protocol, Callable[[str], Any]]:
     """The protocol with the splits that its data really have, and a function that opens them (and minds seals), each with
@@ -92,7 +92,7 @@ def arrange(
     download   a torchvision set may be downloaded (it was asked for); fetch: False: nothing may be, for plans.
     max_bad    how many unreadable images of each split may be left out; None: SELFZOO_MAX_BAD, else none
     """
-    found, opened = _arranged(protocol, root, download, fetch, max_bad)
+    found, opened = _open_for(protocol, root, download, fetch, max_bad)
     return found, joined(found, opened)
 
 
@@ -144,7 +144,7 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _arranged(
+def _open_for(
     protocol: Protocol, root: str | None, download: bool, fetch: bool, max_bad: int | None
 ) -> tuple[Protocol, Callable[[str], Any]]:
     name = protocol.dataset

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine import mapped
 from zoo.data.images import decoder
-from zoo.files import alone
+from zoo.files import exclusive
 
 NOTE = 5.0  # seconds of work that a kill may cost
 GEOMETRY = ("pad", "resize", "crop", "interpolation", "channels")
@@ -46,7 +46,7 @@ class Decoded:
         self.path, self._marks = folder / f"{name}.npy", folder / f"{name}.done.npy"
         shape = len(source), side, side, channels
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder / f"{name}.lock"):
+        with exclusive(folder / f"{name}.lock"):
             pixels, done = _opened(self.path, shape), _opened(self._marks, shape[:1])
             if pixels is None or done is None:
                 for path in (self._marks, self.path):

@@ -73,7 +73,7 @@ class Compute:
         return f"{self.device.type} {self.precision} channels_last batch norm {norm}"
 
 
-class Store:
+class FeatureStore:
     """Feature files below one folder. A file is whole or absent."""
 
     def __init__(self, root: Path | str) -> None:
@@ -122,7 +122,7 @@ class Features:
         self,
         model: Model,
         protocol: Protocol,
-        store: Store,
+        store: FeatureStore,
         *,
         compute: Compute | None = None,
         open_split: Callable[[str], Any],

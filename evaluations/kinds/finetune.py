@@ -29,7 +29,7 @@ from ..inputs.features import FeatureRequest, Features
 from ..inputs.models import Model
 from ..inputs.splits import per_class, percent
 from ..probes import finetuning
-from ..probes.finetuning import Job, Tuned
+from ..probes.finetuning import FineTuning, Tuned
 from ..protocol import Kind, NotNegative, Positive, Protocol, head_of
 from ..result import Result, beside_top1, rate, rates
 
@@ -182,7 +182,7 @@ def begin(features: Features, head: Head, classes: int) -> Tuned:
     return made.to(features.compute.device)
 
 
-def job_of(net: Tuned, head: Head, cell: dict[str, float], shown: np.ndarray, seed: int) -> Job:
+def job_of(net: Tuned, head: Head, cell: dict[str, float], shown: np.ndarray, seed: int) -> FineTuning:
     groups = [{"params": list(net.body.parameters())}, {"params": list(net.pred_layer.parameters())}]
     optimizer = torch.optim.SGD(groups, lr=cell["lr"], momentum=head.momentum, weight_decay=cell["weight_decay"])
     order = []
@@ -192,7 +192,7 @@ def job_of(net: Tuned, head: Head, cell: dict[str, float], shown: np.ndarray, se
     scale = head.factor ** np.searchsorted(np.asarray(head.milestones), np.arange(head.epochs), side="right")
     rates = np.repeat(scale, len(order[0]))[:, None] * np.array([[cell["lr"], cell["lr_head"]]])
     mode = whole if head.trunk == "train" else only_classifier
-    return Job(net, optimizer, order, rates, cross_entropy, mode, keep=kept_epochs(head), seed=seed)
+    return FineTuning(net, optimizer, order, rates, cross_entropy, mode, keep=kept_epochs(head), seed=seed)
 
 
 def kept_epochs(head: Head) -> list[int]:

@@ -102,9 +102,9 @@ class Head(Strict):
             raise UserError(f"head.classifier names none for layer {layer!r}; it has {', '.join(self.classifier)}")
         return self.classifier[layer]
 
-    def settings(self, seed: int) -> batched.Settings:
+    def settings(self, seed: int) -> batched.HeadTraining:
         """As the fast form has it."""
-        return batched.Settings(
+        return batched.HeadTraining(
             epochs=self.epochs,
             batch=self.batch,
             momentum=self.momentum,

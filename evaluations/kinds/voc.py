@@ -30,7 +30,7 @@ from .. import checks
 from ..inputs.features import FeatureRequest, Features
 from ..inputs.models import Model
 from ..probes import finetuning
-from ..probes.finetuning import Job, Tuned
+from ..probes.finetuning import FineTuning, Tuned
 from ..protocol import Kind, NotNegative, Positive, Protocol, Whole, head_of
 from ..result import Result, precision
 from ..scores import mean_average_precision
@@ -136,7 +136,7 @@ def train(
     return net
 
 
-def job_of(net: Tuned, head: Head, cell: dict[str, float], order: np.ndarray) -> Job:
+def job_of(net: Tuned, head: Head, cell: dict[str, float], order: np.ndarray) -> FineTuning:
     """Stochastic gradient descent as the authors have it: the same order every epoch, rate halved every ``stepsize``."""
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=cell["lr"], momentum=head.momentum, weight_decay=cell["weight_decay"])
@@ -144,7 +144,7 @@ def job_of(net: Tuned, head: Head, cell: dict[str, float], order: np.ndarray) ->
     epochs, rest = divmod(head.iterations, len(batches))
     schedule = [batches] * epochs + ([batches[:rest]] if rest else [])
     rates = cell["lr"] * 0.5 ** (np.arange(head.iterations) // int(cell["stepsize"]))
-    return Job(net, optimizer, schedule, rates[:, None], multilabel_loss, frozen_statistics, clip=head.clip)
+    return FineTuning(net, optimizer, schedule, rates[:, None], multilabel_loss, frozen_statistics, clip=head.clip)
 
 
 def multilabel_loss(scores: Tensor, targets: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Grid:
 
 
 @dataclass
-class Settings:
+class HeadTraining:
     """How all heads of one call of ``train`` are trained."""
 
     epochs: int = 100
@@ -124,7 +124,7 @@ def train(
     targets: np.ndarray,
     weights: np.ndarray,
     grid: Grid,
-    settings: Settings,
+    settings: HeadTraining,
     *,
     classes: int,
     device: torch.device | str = "cpu",
@@ -186,7 +186,7 @@ def one_hot(labels: np.ndarray, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.as_tensor(np.asarray(labels, dtype=np.int64)), classes).to(torch.uint8)
 
 
-def _start(grid: Grid, settings: Settings, classes: int, dim: int) -> Tensor:
+def _start(grid: Grid, settings: HeadTraining, classes: int, dim: int) -> Tensor:
     """(G, C, D) initial weights: N(0, init_std), one draw per seed of the grid, whatever its rate and decay."""
     drawn = {s: torch.randn(classes, dim, generator=rng.generator(s, "linear head")) for s in grid.seeds}
     return settings.init_std * torch.stack([drawn[int(c["seed"])] for c in grid.cells])

@@ -39,7 +39,7 @@ class Tuned(nn.Module):
 
 
 @dataclass
-class Job:
+class FineTuning:
     """Everything that decides a run. order[epoch] lists the global batches; rates (steps, groups).
 
     loss     (scores (B, C), targets (B, ...)) -> sum over the rows of their losses, divided by the rows of all processes
@@ -61,7 +61,7 @@ class Job:
 
 
 def fit(
-    job: Job,
+    job: FineTuning,
     source: Any,
     targets: Tensor,
     views: Callable[[int], Views],
@@ -79,7 +79,7 @@ def fit(
 
 
 def _fit(
-    job: Job,
+    job: FineTuning,
     source: Any,
     targets: Tensor,
     views: Callable[[int], Views],
@@ -127,7 +127,7 @@ def asked_to_stop(signals: Signals, compute: Compute) -> bool:
 
 
 def one_step(
-    job: Job,
+    job: FineTuning,
     step: int,
     images: Tensor,
     targets: Tensor,
@@ -262,7 +262,7 @@ def _sum_gradients(net: nn.Module) -> None:
         p.grad = part.view_as(p)
 
 
-def _save(job: Job, file: Path, step: int) -> None:
+def _save(job: FineTuning, file: Path, step: int) -> None:
     if dist.is_main():
         file.parent.mkdir(parents=True, exist_ok=True)
         parameters = [p for g in job.optimizer.param_groups for p in g["params"]]
@@ -272,7 +272,7 @@ def _save(job: Job, file: Path, step: int) -> None:
     dist.barrier()
 
 
-def _resume(job: Job, file: Path) -> int:
+def _resume(job: FineTuning, file: Path) -> int:
     state = checkpoint.load(file) if file.is_file() else None
     if state is None:
         return 0

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from ..pages import write_text
 from ..published import Catalogue
-from ..store import Store
+from ..store import RecordStore
 from .content import Content
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def pages(store: Store, catalogue: Catalogue) -> dict[str, str]:
+def pages(store: RecordStore, catalogue: Catalogue) -> dict[str, str]:
     """Path inside the site -> text of every file."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,6 +54,6 @@ def pages(store: Store, catalogue: Catalogue) -> dict[str, str]:
 
 def write(roots: Sequence[Path], folder: Path) -> Path:
     """Write the site into ``folder``; returns its front page."""
-    for name, text in pages(Store(roots), Catalogue()).items():
+    for name, text in pages(RecordStore(roots), Catalogue()).items():
         write_text(folder / name, text)
     return folder / "index.html"

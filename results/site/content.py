@@ -24,7 +24,7 @@ from ..compare import Comparison, compare
 from ..figures import draw_all
 from ..pages import grid, legend
 from ..published import Catalogue, whose
-from ..store import REPOSITORY, Store, place
+from ..store import REPOSITORY, RecordStore, place
 from ..tables import Built, build, load
 
 METHODS = REPOSITORY / "reproduce" / "methods"
@@ -115,7 +115,7 @@ class TablePage:
 class Content:
     """Everything that the templates show."""
 
-    def __init__(self, store: Store, catalogue: Catalogue) -> None:
+    def __init__(self, store: RecordStore, catalogue: Catalogue) -> None:
         self.store, self.catalogue = store, catalogue
 
     @cached_property

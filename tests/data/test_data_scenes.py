@@ -133,7 +133,7 @@ def test_voc_s_palette_has_the_colours_that_its_tools_expect():
 def test_scenes_make_themselves_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(scene_files, "PARTS", {"train": 0.03, "val": 0.01, "test": 0.01})
-    monkeypatch.setattr("zoo.data.open.screen", lambda source, *_: source)
+    monkeypatch.setattr("zoo.data.open.without_bad_images", lambda source, *_: source)
     assert len(data.open_source("scenes_digits_voc", "test")) == 10
     assert (tmp_path / f"selfzoo/data/scenes_digits_voc_v{scenes.VERSION}/scenes.json").is_file()
 

@@ -41,14 +41,14 @@ def as_before(monkeypatch):
 def test_torch_is_told_what_the_options_say_without_a_warning(options, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        backends.settle(RunOptions(**options), CUDA)
+        backends.configure(RunOptions(**options), CUDA)
     assert told() == expected
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None) == (":4096:8" if options.get("deterministic") else None)
 
 
 def test_a_cpu_is_told_nothing():
     before = told()
-    backends.settle(RunOptions(deterministic=True, tf32=True), CPU)
+    backends.configure(RunOptions(deterministic=True, tf32=True), CPU)
     assert told() == before
 
 

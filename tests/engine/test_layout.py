@@ -94,7 +94,7 @@ for width in (3, 4, 6):
 
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1, 2), torch.nn.Conv2d(6, 12, 1, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 optimizer = torch.optim.SGD([{"params": list(net.parameters())}], lr=0.1)
-job = finetuning.Job(net, optimizer, [], np.full((20, 1), 0.1), torch.nn.CrossEntropyLoss(reduction="sum"), lambda net: net.train())
+job = finetuning.FineTuning(net, optimizer, [], np.full((20, 1), 0.1), torch.nn.CrossEntropyLoss(reduction="sum"), lambda net: net.train())
 for step in range(20):
     images = torch.randn(32, 10, 10, 3).permute(0, 3, 1, 2)
     finetuning.one_step(job, step, images, torch.zeros(32, dtype=torch.long), 32, Compute())

@@ -8,7 +8,7 @@ import torch
 from evaluation_fakes import blobs
 
 from evaluations.probes import batched
-from evaluations.probes.batched import Grid, Schedule, Settings
+from evaluations.probes.batched import Grid, HeadTraining, Schedule
 from golden import load
 
 
@@ -52,7 +52,7 @@ def test_heads_trained_together_equal_heads_trained_alone(schedule):
     x, y = blobs(50, 3, dim=5, distance=0.7)
     weights, _ = folds_of(50, 2)
     grid = Grid(lr=(0.05, 0.5), weight_decay=(0.0, 0.01), seeds=(3, 4))
-    settings = Settings(epochs=3, batch=16, schedule=schedule, snapshots=0)
+    settings = HeadTraining(epochs=3, batch=16, schedule=schedule, snapshots=0)
     together = batched.train(x, y, weights, grid, settings, classes=3)
     for f in range(3):
         for g, cell in enumerate(grid.cells):
@@ -64,7 +64,7 @@ def test_heads_trained_together_equal_heads_trained_alone(schedule):
 def test_a_held_out_sample_changes_nothing_in_its_fold():
     x, y = blobs(40, 4)
     weights, held = folds_of(40, 4)
-    settings = Settings(epochs=2, batch=10)
+    settings = HeadTraining(epochs=2, batch=10)
     before = batched.train(x, y, weights, Grid(lr=(0.1,)), settings, classes=4)
     x[held[1]], y[held[1]] = 50.0, 0
     after = batched.train(x, y, weights, Grid(lr=(0.1,)), settings, classes=4)
@@ -75,7 +75,7 @@ def test_a_held_out_sample_changes_nothing_in_its_fold():
 def test_separable_features_are_separated_on_every_fold():
     x, y = blobs(200, 5)
     weights, held = folds_of(200, 4)
-    found = batched.train(x, y, weights, Grid(lr=(0.1,)), Settings(epochs=30, batch=50), classes=5)
+    found = batched.train(x, y, weights, Grid(lr=(0.1,)), HeadTraining(epochs=30, batch=50), classes=5)
     assert batched.correct(x, y, found, held).sum() == 200
     assert (batched.all_scores(x, found)[:, 0].argmax(1).numpy() == y).all()
 
@@ -87,7 +87,7 @@ def test_the_binary_objective_ignores_what_is_marked_255():
     other = x.copy()
     other[::5] += 7.0
     w = np.ones((1, 60), np.float32)
-    settings = Settings(epochs=5, batch=60, objective="binary", standardise=False)
+    settings = HeadTraining(epochs=5, batch=60, objective="binary", standardise=False)
     a, b = (batched.train(v, targets, w, Grid(lr=(0.1,)), settings, classes=3) for v in (x, other))
     torch.testing.assert_close(a.weight, b.weight)
     assert (
@@ -99,11 +99,11 @@ def test_memory_maps_and_arrays_give_the_same_heads(tmp_path, monkeypatch):
     x, y = blobs(90, 3)
     np.save(tmp_path / "x.npy", x)
     w = np.ones((1, 90), np.float32)
-    small = batched.train(x, y, w, Grid(lr=(0.1,)), Settings(epochs=3, batch=32), classes=3)
+    small = batched.train(x, y, w, Grid(lr=(0.1,)), HeadTraining(epochs=3, batch=32), classes=3)
     monkeypatch.setattr(batched, "IN_MEMORY", 0)
     monkeypatch.setattr(batched, "CHUNK", 20)
     mapped = batched.train(
-        np.load(tmp_path / "x.npy", mmap_mode="c"), y, w, Grid(lr=(0.1,)), Settings(epochs=3, batch=32), classes=3
+        np.load(tmp_path / "x.npy", mmap_mode="c"), y, w, Grid(lr=(0.1,)), HeadTraining(epochs=3, batch=32), classes=3
     )
     torch.testing.assert_close(small.weight, mapped.weight)
 
@@ -127,8 +127,8 @@ def test_all_heads_diverging_is_an_error_and_one_is_not():
     x, y = blobs(40, 2)
     w = np.ones((1, 40), np.float32)
     with pytest.raises(FloatingPointError, match=r"lower grid\.lr"):
-        batched.train(x, y, w, Grid(lr=(1e38,)), Settings(epochs=5, batch=8), classes=2)
-    found = batched.train(x, y, w, Grid(lr=(1e38, 0.1)), Settings(epochs=20, batch=8), classes=2)
+        batched.train(x, y, w, Grid(lr=(1e38,)), HeadTraining(epochs=5, batch=8), classes=2)
+    found = batched.train(x, y, w, Grid(lr=(1e38, 0.1)), HeadTraining(epochs=20, batch=8), classes=2)
     assert (batched.all_scores(x, found)[:, 1].argmax(1).numpy() == y).all()
 
 

@@ -23,7 +23,7 @@ from evaluations.inputs.features import Compute
 from evaluations.inputs.views import Views, stream
 from evaluations.kinds import finetune, voc
 from evaluations.probes import finetuning
-from evaluations.probes.finetuning import Job, Tuned
+from evaluations.probes.finetuning import FineTuning, Tuned
 from evaluations.scores import _average_precisions, average_precision, bootstrap, mean_average_precision
 from golden import load
 from results import record as records
@@ -102,7 +102,7 @@ def toy_job(order=None):
     net = Tuned(ToyBody(), 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     order = order or [[np.arange(0, 4), np.arange(4, 8)]] * 3
-    return Job(net, optimizer, order, np.full((6, 1), 0.05), finetune.cross_entropy, finetune.whole, keep=[1, 3])
+    return FineTuning(net, optimizer, order, np.full((6, 1), 0.05), finetune.cross_entropy, finetune.whole, keep=[1, 3])
 
 
 class ToySource:

@@ -138,7 +138,7 @@ def folder(place, parts=("",), count=40):
 def test_images_that_evaluations_hold_out_are_left_out(tmp_path):
     recipe = launch.job("simclr", {"data": str(folder(tmp_path / "set"))}).recipe
     seen = monitor.watched(monitor.settings_of({}), recipe, RunOptions(data=str(tmp_path / "set")))
-    protocol, opened = datasets.arrange(complete(load("knn_folder")), str(tmp_path / "set"))
+    protocol, opened = datasets.open_for(complete(load("knn_folder")), str(tmp_path / "set"))
     judged = opened(protocol.splits.test)
     held = {judged.name(i) for i in range(len(judged))}
     assert len(held) == 24 and len(seen.chosen) == 96 and not held & {seen.source.name(int(i)) for i in seen.chosen}

@@ -53,18 +53,18 @@ def test_the_answer_is_that_of_the_processor_and_of_the_library_that_computes():
 
 def test_a_machine_with_bfloat16_runs_the_registrys_recipe(having):
     work = launch.job("swav_fashion_mnist")
-    assert work.recipe.precision == "bfloat16" and not work.said and work.default
+    assert work.recipe.precision == "bfloat16" and not work.note and work.default
     assert work.folder.name.removesuffix("-s0") == zoo.entry("swav_fashion_mnist").recipe.hash()
 
 
 def test_a_machine_without_it_runs_float32_in_a_folder_of_its_own_and_says_so(without):
     work = launch.job("swav_fashion_mnist", {"seed": 2})
     resolved = zoo.resolve("swav_fashion_mnist", {"precision": "float32"})
-    assert work.recipe.precision == "float32" and work.default and "bfloat16" in work.said
+    assert work.recipe.precision == "float32" and work.default and "bfloat16" in work.note
     assert work.folder.name == f"{resolved.hash()}-s2" != f"{zoo.entry('swav_fashion_mnist').recipe.hash()}-s2"
     assert "precision  float32: this machine has no instructions" in plan.plan(launch.job("swav_fashion_mnist", TINY))
     explicit = launch.job("swav_fashion_mnist", {"precision": "bfloat16"})
-    assert explicit.recipe.precision == "bfloat16" and not explicit.said
+    assert explicit.recipe.precision == "bfloat16" and not explicit.note
     assert launch.job("swav_digits").recipe == zoo.resolve("swav_digits"), "a float32 recipe is left alone"
 
 
@@ -91,4 +91,4 @@ def test_a_run_that_another_machine_finished_in_bfloat16_is_not_made_again(havin
     zoo_recipe = zoo.resolve("simclr_fashion_mnist")
     monkeypatch.setattr(precision, "has_bfloat16", lambda device=None: False)
     work = launch.job("simclr_fashion_mnist", {"out": str(tmp_path)})
-    assert work.folder == folder and work.recipe == zoo_recipe and not work.said
+    assert work.folder == folder and work.recipe == zoo_recipe and not work.note

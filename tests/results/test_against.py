@@ -10,7 +10,7 @@ from results import __main__ as cli
 from results import against
 from results.published import Catalogue
 from results.record import write
-from results.store import Store
+from results.store import RecordStore
 from zoo.errors import UserError
 
 
@@ -35,7 +35,7 @@ def measure(folder, model, values, **changes):
 
 
 def duels(tmp_path, *models):
-    return against.duels(models, Store([tmp_path / "measured"]), catalogue(tmp_path), "linear_digits")
+    return against.duels(models, RecordStore([tmp_path / "measured"]), catalogue(tmp_path), "linear_digits")
 
 
 def test_models_are_paired_by_seed_whatever_seeds_they_have(tmp_path):
@@ -76,7 +76,7 @@ def test_what_cannot_be_tested_says_why(tmp_path):
 def test_the_committed_records_can_be_compared_on_the_command_line(capsys):
     assert cli.main(["compare", "simclr_digits", "random_digits", "--protocol", "knn_digits"]) == 0
     assert "simclr_digits is better" in capsys.readouterr().out
-    store = Store()
+    store = RecordStore()
     swav = store.summary("swav_digits", "linear_digits", 1, "top1")
     assert list(against.by_seed(swav).values()) == list(swav.values)
     assert Catalogue().entry("swav_digits").id == "swav_digits"

@@ -15,7 +15,7 @@ from results import __main__ as cli
 from results import generate, published, tables
 from results.pages import FOLDER, README
 from results.record import COMMITTED, Metric, files, read, write
-from results.store import REPOSITORY, Store, load
+from results.store import REPOSITORY, RecordStore, load
 from zoo.errors import UserError
 from zoo.yamlfile import load_mapping
 
@@ -27,7 +27,7 @@ SPECS = tables.load()
 
 @cache
 def build(name: str) -> tables.Built:
-    return tables.build(tables.pick(SPECS, name)[0], Store([COMMITTED]), CATALOGUE)
+    return tables.build(tables.pick(SPECS, name)[0], RecordStore([COMMITTED]), CATALOGUE)
 
 
 def problems(root: Path) -> list[str]:
@@ -232,6 +232,6 @@ def test_the_table_that_the_docs_show_is_one(tmp_path):
     (tmp_path / "tables.yaml").write_text("tables:\n" + example)
     (table,) = tables.load(tmp_path / "tables.yaml")
     assert (
-        tables.build(table, Store([tmp_path / "none"]), CATALOGUE).rows == ()
+        tables.build(table, RecordStore([tmp_path / "none"]), CATALOGUE).rows == ()
     )  # nothing measured, such rows are hidden
     assert len(tables.row_names(table, CATALOGUE)) == 2

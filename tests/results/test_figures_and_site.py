@@ -14,7 +14,7 @@ import zoo
 from results import figures, generate, show, site, tables
 from results.published import Catalogue
 from results.record import write
-from results.store import Store
+from results.store import RecordStore
 from zoo.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def drawn(tmp_path, monkeypatch):
         write(sample("swav_digits", seed=seed, value=80 + 2 * seed), tmp_path / "measured")
         write(sample("random_digits", seed=seed, value=60 + seed), tmp_path / "measured")
         write(sample("swav_big", seed=seed, value=75 + seed, protocol="linear_big"), tmp_path / "measured")
-    return Store([tmp_path / "measured"]), catalogue(tmp_path)
+    return RecordStore([tmp_path / "measured"]), catalogue(tmp_path)
 
 
 def texts(svg):
@@ -92,7 +92,7 @@ def test_a_figure_of_another_matplotlib_agrees_only_when_it_shows_the_same_numbe
 
 
 def test_nothing_measured_is_said_in_the_figure(tmp_path, drawn):
-    empty = figures.draw_all(Store([tmp_path / "none"]), drawn[1])
+    empty = figures.draw_all(RecordStore([tmp_path / "none"]), drawn[1])
     assert "make demo" in empty["laptop.svg"] and "has been measured" in empty["published_vs_measured.svg"]
 
 
@@ -115,7 +115,7 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole_site():
-    return site.pages(Store(), Catalogue())
+    return site.pages(RecordStore(), Catalogue())
 
 
 def test_every_model_protocol_method_and_table_has_a_page(whole_site):

@@ -14,7 +14,7 @@ from results import fill as filling
 from results import missing as lacking
 from results.published import Catalogue
 from results.record import COMMITTED, read
-from results.store import Store
+from results.store import RecordStore
 from results.tables import load, pick
 from zoo.errors import UserError
 
@@ -181,6 +181,6 @@ def test_a_setting_that_makes_another_cell_is_refused():
 
 
 def test_durations_are_medians_of_records():
-    store = Store([COMMITTED])
+    store = RecordStore([COMMITTED])
     spent = sorted(s.record.provenance.seconds for s in store.all() if s.record.protocol == "knn_digits")
     assert spent[0] <= lacking.durations(store)["knn_digits"] <= spent[-1]

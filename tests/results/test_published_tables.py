@@ -15,7 +15,7 @@ from results import __main__ as cli
 from results import cells, pages, tables
 from results.published import Catalogue
 from results.record import COMMITTED
-from results.store import Store
+from results.store import RecordStore
 
 PRINTED = yaml.safe_load(Path(__file__).with_name("readme_numbers.yaml").read_text(encoding="utf-8"))
 SPECS = {table.id: table for table in tables.load()}
@@ -23,7 +23,7 @@ SPECS = {table.id: table for table in tables.load()}
 
 @cache
 def built(name: str) -> tables.Built:
-    return tables.build(SPECS[name], Store([COMMITTED]), Catalogue())
+    return tables.build(SPECS[name], RecordStore([COMMITTED]), Catalogue())
 
 
 @pytest.mark.parametrize("table", list(PRINTED))

@@ -7,14 +7,14 @@ from result_samples import sample
 from scipy.special import stdtrit
 
 from results.record import Metric, write
-from results.store import FALSE_ALARMS, LEVEL, Store, better_than_random, welch
+from results.store import FALSE_ALARMS, LEVEL, RecordStore, better_than_random, welch
 from zoo.errors import UserError
 
 
 def store(tmp_path, *records):
     for record in records:
         write(record, tmp_path)
-    return Store([tmp_path])
+    return RecordStore([tmp_path])
 
 
 def summary(found, model="swav_digits", metric="top1", **overrides):
@@ -42,21 +42,21 @@ def test_one_set_of_weights_has_the_spread_of_its_evaluation_seeds(tmp_path):
 def test_weights_that_no_command_makes_again_are_kept_apart(tmp_path):
     for number, value in enumerate((80.0, 90.0)):
         write(sample(pretrain_command=None, value=value, weights_sha256=f"{number}" * 64), tmp_path)
-    assert summary(Store([tmp_path])).values == (80.0, 90.0)
+    assert summary(RecordStore([tmp_path])).values == (80.0, 90.0)
     write(sample(pretrain_command=None, value=91.0, weights_sha256="1" * 64, version=2), tmp_path)
-    assert len(Store([tmp_path])) == 2, "the older version of the same weights is replaced"
+    assert len(RecordStore([tmp_path])) == 2, "the older version of the same weights is replaced"
 
 
 def test_weights_that_a_command_makes_again_are_replaced_whatever_their_bits(tmp_path):
     for number, value in enumerate((80.0, 90.0)):
         write(sample(value=value, weights_sha256=f"{number}" * 64), tmp_path)
-    assert summary(Store([tmp_path])).values == (90.0,)
+    assert summary(RecordStore([tmp_path])).values == (90.0,)
 
 
 def test_records_of_other_data_are_not_replaced(tmp_path):
     write(sample(data_fingerprint="one"), tmp_path)
     write(sample(data_fingerprint="two"), tmp_path)
-    assert len(Store([tmp_path])) == 2
+    assert len(RecordStore([tmp_path])) == 2
 
 
 def test_a_fold_spread_is_not_taken_for_a_seed_spread(tmp_path):
@@ -65,7 +65,7 @@ def test_a_fold_spread_is_not_taken_for_a_seed_spread(tmp_path):
 
 
 def test_nothing_measured_is_none(tmp_path):
-    assert summary(Store([tmp_path])) is None
+    assert summary(RecordStore([tmp_path])) is None
     assert summary(store(tmp_path, sample(overrides={"folds": 9}))) is None
 
 
@@ -102,7 +102,7 @@ def test_two_records_of_one_question_are_refused(tmp_path):
     path = write(other, tmp_path / "elsewhere")
     path.rename(first.parent / path.name)
     with pytest.raises(UserError, match="two records of the same model"):
-        Store([tmp_path])
+        RecordStore([tmp_path])
 
 
 @pytest.mark.parametrize("place", ["swav_digits/renamed.json", "simclr_digits/linear_digits--0123456789ab.json"])
@@ -111,7 +111,7 @@ def test_a_record_in_the_wrong_place_is_refused(tmp_path, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     path.rename(tmp_path / place)
     with pytest.raises(UserError, match="belongs in"):
-        Store([tmp_path])
+        RecordStore([tmp_path])
 
 
 def test_a_users_records_take_the_place_of_committed_ones_and_are_never_mixed_in(tmp_path):
@@ -119,7 +119,7 @@ def test_a_users_records_take_the_place_of_committed_ones_and_are_never_mixed_in
         write(sample(seed=seed, value=50), tmp_path / "committed")
     write(sample("simclr_digits", value=40), tmp_path / "committed")
     write(sample(seed=7, value=90), tmp_path / "own")
-    found = Store([tmp_path / "committed", tmp_path / "own"])
+    found = RecordStore([tmp_path / "committed", tmp_path / "own"])
     assert summary(found).values == (90.0,)
     assert summary(found, model="simclr_digits").value == 40
 

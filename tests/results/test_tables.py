@@ -9,7 +9,7 @@ from result_samples import sample
 from results import generate, tables
 from results.pages import block, difference, fill_blocks, markdown, page
 from results.record import Metric, write
-from results.store import Store
+from results.store import RecordStore
 from zoo.errors import UserError
 
 SPEC = """
@@ -66,7 +66,7 @@ def measure(root, model, values, **changes):
 
 
 def text(specs, rows, root, which):
-    built = tables.build(next(t for t in specs if t.id == which), Store([root]), rows)
+    built = tables.build(next(t for t in specs if t.id == which), RecordStore([root]), rows)
     return page(built, root)
 
 
@@ -191,16 +191,18 @@ def test_numbers_are_rounded_to_what_their_spreads_support(value, sd, images, sh
     from results.cells import measured
 
     measure(tmp_path, "swav_digits", (value, value))
-    found = Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1")
+    found = RecordStore([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1")
     assert measured(replace(found, sd=sd, images=images)) == f"{shown} (2)"
 
 
 def test_the_interval_for_other_images_is_the_mean_half_width_of_the_records(tmp_path):
     for seed, half in ((0, 1.0), (1, 2.0)):
         write(sample(seed=seed, metrics={"top1": Metric(value=80.0, n=540, ci=(80 - half, 80 + half))}), tmp_path)
-    assert Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1").images == 1.5
+    assert RecordStore([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1").images == 1.5
     write(sample(seed=2, metrics={"top1": Metric(value=80.0, n=540)}), tmp_path)
-    assert Store([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1").images is None, "one of them has none"
+    assert RecordStore([tmp_path]).summary("swav_digits", "linear_digits", 1, "top1").images is None, (
+        "one of them has none"
+    )
 
 
 def test_a_column_counts_the_recipes_that_were_tried(tmp_path):
@@ -221,8 +223,13 @@ def test_one_set_of_weights_says_so(tmp_path):
 
     write(sample(seed=None, metrics={"top1": Metric.over_seeds([60.0, 62.0])}), tmp_path / "a")
     write(sample(seed=None, value=61.25), tmp_path / "b")
-    assert measured(Store([tmp_path / "a"]).summary("swav_digits", "linear_digits", 1, "top1")) == "61.0 ± 1.4 (1×2)"
-    assert measured(Store([tmp_path / "b"]).summary("swav_digits", "linear_digits", 1, "top1")) == "61.2 ± – / 3.0 (1)"
+    assert (
+        measured(RecordStore([tmp_path / "a"]).summary("swav_digits", "linear_digits", 1, "top1")) == "61.0 ± 1.4 (1×2)"
+    )
+    assert (
+        measured(RecordStore([tmp_path / "b"]).summary("swav_digits", "linear_digits", 1, "top1"))
+        == "61.2 ± – / 3.0 (1)"
+    )
 
 
 def test_the_same_records_give_the_same_bytes_whatever_order_they_came_in(specs, rows, tmp_path):
@@ -230,7 +237,7 @@ def test_the_same_records_give_the_same_bytes_whatever_order_they_came_in(specs,
         for seed in order:
             write(sample(seed=seed, value=80 + seed / 3), tmp_path / root)
     assert text(specs, rows, tmp_path / "a", "zoo") == text(specs, rows, tmp_path / "b", "zoo")
-    built = [tables.build(specs[0], Store([tmp_path / r]), rows) for r in "ab"]
+    built = [tables.build(specs[0], RecordStore([tmp_path / r]), rows) for r in "ab"]
     assert block(built[0], "x.md") == block(built[1], "x.md")
 
 
@@ -262,7 +269,7 @@ def test_a_mistake_in_tables_yaml_is_told_with_its_place(tmp_path, old, new, sai
 def test_an_unknown_row_is_an_error(tmp_path, rows, old, new):
     (tmp_path / "tables.yaml").write_text(SPEC.replace(old, new, 1))
     with pytest.raises(UserError, match="swav_bgi|rivla.*did you mean 'rival'"):
-        tables.build(tables.load(tmp_path / "tables.yaml")[0], Store([tmp_path / "none"]), rows)
+        tables.build(tables.load(tmp_path / "tables.yaml")[0], RecordStore([tmp_path / "none"]), rows)
 
 
 def test_an_unknown_table_is_an_error(specs):
@@ -398,7 +405,7 @@ def test_a_column_takes_a_rows_number_from_another_protocol_of_its_question_and_
 
 def test_every_marker_of_a_source_has_its_note_on_the_same_page(specs, rows, tmp_path):
     """In README.md's block as on the table's own page: no [1] without its source."""
-    built = tables.build(specs[0], Store([tmp_path]), rows)
+    built = tables.build(specs[0], RecordStore([tmp_path]), rows)
     for shown, note in (
         (block(built, "zoo.md"), r"\[(\d+)\] (.*?)[;.] "),
         (page(built, tmp_path), r"(?m)^(\d+)\. (.*)$"),

@@ -32,7 +32,7 @@ def limit(max_bad: int | None) -> int:
     return int(given)
 
 
-def screen(source: Source, what: str, expected: int | None, max_bad: int) -> Source:
+def without_bad_images(source: Source, what: str, expected: int | None, max_bad: int) -> Source:
     """``source`` when it is complete; without its bad images when ``max_bad`` allows; else an error naming the first.
 
     expected  number of images of the complete set, None when it is not known

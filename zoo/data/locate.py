@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import alone, whole
+from ..files import exclusive, whole
 from .paths import user_cache
 from .scenes import VERSION
 from .specs import DatasetSpec, SplitRule
@@ -89,7 +89,7 @@ def downloaded(spec: DatasetSpec, folder: Path) -> Path:
     from .arrays import download_torchvision
 
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder / ".lock"):
+    with exclusive(folder / ".lock"):
         if not done.exists():
             print(f"{spec.name}: downloading to {folder}", file=sys.stderr, flush=True)
             download_torchvision(spec, folder)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import alone
+from ..files import exclusive
 from .archives import Access
 from .source import FileSource, Store
 
 
-def held(source: FileSource, access: Access) -> FileSource:
+def in_memory(source: FileSource, access: Access) -> FileSource:
     """``source`` with its bytes in memory as ``access`` says; the same source for mode no."""
     if access.mode != "no":
         if len(source) and source.sizes.min() < 0:
@@ -58,7 +58,7 @@ class MemoryStore:
         if not (hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")):
             raise UserError("cache=part and cache=full need Linux; use cache=no")
         if self.totals[share[0]]:
-            with alone(self._link(share[0]).with_suffix(".lock")):  # of several processes with one share, one reads it
+            with exclusive(self._link(share[0]).with_suffix(".lock")):  # one of the processes with this share reads it
                 if self._attach(share[0]) is None:
                     self._fill()
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, suggest
-from ..files import alone
+from ..files import exclusive
 from . import arrays, coco, folders, locate, scene_files, seal, voc, yfcc
 from .archives import Access
-from .bad_images import limit, screen
+from .bad_images import limit, without_bad_images
 from .source import FileSource, Source, drawn
 from .specs import LISTS, DatasetSpec, describe
 
@@ -65,7 +65,7 @@ def open_source(
     folder = locate.find(spec, root, fetch)
     if spec.made and folder == locate.scenes(spec) and not (folder / "scenes.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with alone(folder.with_suffix(".lock")):  # the first process that wants them makes them
+        with exclusive(folder.with_suffix(".lock")):  # the first process that wants them makes them
             make_scenes(folder, str(spec.options["format"]), str(spec.options["items"]))
     access = Access.of(cache, share)
     source = read_part(spec, folder, spec.part(split), allowed)
@@ -79,9 +79,9 @@ def open_source(
     if chosen_file:
         source = source.subset(by_names(Path(chosen_file), source))
     if isinstance(source, FileSource) and access.mode != "no":
-        from .memory import held
+        from .memory import in_memory
 
-        source = held(source, access)
+        source = in_memory(source, access)
     source.dataset, source.split, source.home = spec.name, split, "" if folder is None else str(folder)
     return source
 
@@ -107,7 +107,7 @@ def read_part(spec: DatasetSpec, folder: Path | None, part: str, max_bad: int = 
             f"{folder}: found {len(source.classes)} classes, {spec.name} has {wanted};"
             " for another set in this layout use data set 'folder'"
         )
-    return screen(source, f"{spec.name}/{part}", expected, max_bad) if check else source
+    return without_bad_images(source, f"{spec.name}/{part}", expected, max_bad) if check else source
 
 
 def positions(
@@ -143,7 +143,7 @@ def _refuse_overlap(
 ) -> None:
     """A split that holds images of a sealed split is sealed too."""
     for other, rule in spec.splits.items():
-        if other == split or not seal.held(spec.name, other):
+        if other == split or not seal.is_sealed(spec.name, other):
             continue
         if other in spec.splits[split].holds or split in rule.holds:
             raise seal.SealedError(f"{spec.name}: split {split!r} holds images of {other!r}, which is sealed")

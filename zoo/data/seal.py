@@ -56,14 +56,14 @@ def sealed(*splits: str, dataset: str | None = None) -> Iterator[Seal]:
         _seals.remove(seal)
 
 
-def held(dataset: str, split: str) -> bool:
+def is_sealed(dataset: str, split: str) -> bool:
     """True while some seal closes this split."""
     return any(seal.holds(dataset, split) for seal in _seals)
 
 
 def permit(dataset: str, split: str) -> None:
     """Count an opening of ``split``, or raise SealedError while it is sealed."""
-    if held(dataset, split):
+    if is_sealed(dataset, split):
         raise SealedError(
             f"{dataset}: split {split!r} is sealed: it may be read only after model selection has finished"
         )
