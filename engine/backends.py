@@ -1,4 +1,4 @@
-"""How torch computes on a GPU: settings of the process, made once from the options. A CPU has none of them."""
+"""Settings of torch's GPU backends, made once per process from the options. A CPU has none of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step is given."""
+"""A training batch as the loop hands it to a method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun or srun say it in the environment; without torch, so that errors are quick."""
+"""Rank and number of processes as torchrun or srun give them in the environment; read without torch, so that errors are quick."""
 
 from __future__ import annotations
 

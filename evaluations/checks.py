@@ -1,4 +1,4 @@
-"""What labels must allow before an evaluation starts. Each function raises UserError: the place, the value, the next step.
+"""Conditions on labels, checked before an evaluation starts. Each function raises UserError with the place, the value, the next step.
 
 A plan and a run ask the same questions (``Measurement.check``), so that what a run would refuse is refused before any work.
 Of the test split only the presence of labels is looked at.

@@ -1,4 +1,4 @@
-"""Cluster a folder of images that nobody has labelled: who is with whom, and a picture of each cluster.
+"""Clustering of an unlabelled folder of images: the assignment of each image, and a montage of each cluster.
 
     python -m evaluations cluster swav_800ep ~/photos clusters=20
 

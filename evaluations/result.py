@@ -1,4 +1,4 @@
-"""What an evaluation hands back; ``evaluations.measure`` turns it into a record."""
+"""The result of an evaluation; ``evaluations.measure`` turns it into a record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether pre-training read images that are judged on, without their labels: images are compared, never names of splits.
+"""Test for transductive evaluation: did pre-training read test images, without labels? Images are compared, never names of splits.
 
 Splits of one data set are compared by rule and by position: ``val`` lies inside ``train``, ``first2k`` shares its images with
 ``train``, ``trainval`` holds ``val``. Images of a user's own, and two data sets that may hold the same files (VOC07 inside 07+12),

@@ -1,4 +1,4 @@
-"""`monitor={knn: 5}`: how good the features are while a run trains, by labels that the training does not see.
+"""`monitor={knn: 5}`: the quality of the features during a run, measured with labels that the training does not see.
 
 At intervals process 0 passes a fixed part of the data through the backbone as an evaluation would, without views, and logs
 

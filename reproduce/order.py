@@ -1,4 +1,4 @@
-"""Which images an epoch shows, in which order, and how often each was shown before; with bounded memory for very many images.
+"""The order of images in an epoch, and how often each was drawn before; with bounded memory for very many images.
 
 Below MANY images every process holds the order. From MANY on, a permutation is computed position by position (``rng.shuffled``: another one
 than that of sorted keys, which recipes of fewer images keep), and what a method's sampler draws is drawn by process 0 alone, into a file

@@ -1,4 +1,4 @@
-"""What a run would do, computed without doing it: steps, images, memory, data, and where the output goes."""
+"""The plan of a run, computed without running it: steps, images, memory, data, and where the output goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a data set to batches: who is in step b, what its views are, and which part of it is this process's.
+"""Batches from a data set: the images of step b, their views, and the part of the batch that this process takes.
 
 The global batch of step b is order[b*B:(b+1)*B], where the order of an epoch is a permutation drawn from (seed, epoch), or
 what the method's sampler says; the images left over at the end of an epoch are dropped. Process r of R takes rows

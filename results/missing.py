@@ -1,4 +1,4 @@
-"""What a table of results lacks: for every empty measured cell the run and the evaluations that fill it, and what is missing for them here.
+"""Empty measured cells of a table: the run and the evaluations that fill each, and what is missing for them here.
 
 A cell is empty while any of its runs (pre-training seeds, see ``seeds`` in tables.yaml) has no record. A run is one set of weights:
 released ones that are fetched, or a pre-training with one seed. Its evaluations follow.

@@ -1,4 +1,4 @@
-"""What people read of the registry: the table of `zoo list` and the card of `zoo show`."""
+"""Text for people from the registry: the table of `zoo list` and the card of `zoo show`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands on a backbone: a linear classifier, or the heads that a weight file brings, rebuilt from their tensors."""
+"""Classifier heads on a backbone: a linear classifier, or the heads that a weight file brings, rebuilt from their tensors."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Origin:
     backbone: Any
     input: Any
     layouts: list[Any]
-    where: str  # the place in the YAML that a misfit must be mended in
+    where: str  # the place in the YAML where a mismatch must be corrected
     file: Callable[[], Path]
     entry: Any = None
     assumed: bool = False  # nobody said what the input is normalised by: entries with this network differ

@@ -1,4 +1,4 @@
-"""What a pickle inside a checkpoint may ask for, and what is built in answer: never a class or function that it names.
+"""Names that a pickled checkpoint may contain, and the objects built for them: never a class or function that the file names.
 
 Names are of three kinds. KNOWN ones are what weights are made of: tensors, dictionaries, NumPy's numbers and arrays; each is
 built by a function of this project that checks its arguments. HARMLESS ones are found beside weights in training checkpoints

@@ -2,7 +2,7 @@
 
     method <- profile <- model <- command line        mappings merge; lists and values replace
 
-A mapping with another ``name`` (backbone, optimizer, schedule) starts afresh, so that no setting of the one survives
+A mapping with another ``name`` (backbone, optimizer, schedule) starts from its defaults, so that no setting of the one survives
 in the other.  ``recipe: null`` and ``weights: null`` say that nobody released them.
 """
 

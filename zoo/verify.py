@@ -1,4 +1,4 @@
-"""``python -m zoo verify``: what is known, right now, of every released file."""
+"""``python -m zoo verify``: the current state of every released file."""
 
 from __future__ import annotations
 

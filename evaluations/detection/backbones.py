@@ -1,4 +1,4 @@
-"""A network of the zoo as a detector's backbone: where its maps come from, what is frozen, and how it is normalised.
+"""Detector backbones from networks of the zoo: which feature maps are used, what is frozen, which normalisation.
 
 Frozen batch norm applies the checkpoint's running statistics, scales and shifts as constants (eps 1e-5): nothing of it is a
 parameter and nothing moves, as in DETR and detectron2's FrozenBN.

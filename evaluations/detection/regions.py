@@ -1,4 +1,4 @@
-"""Where objects may be: anchors, the region proposal network and its losses, and the features of regions, as in detectron2."""
+"""Anchors, the region proposal network with its losses, and region features, as in detectron2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a protocol to its numbers, the same for every kind of detector: choose, train each seed, open the test split, score."""
+"""The steps that all detection protocols share: choose hyper-parameters, train each seed, open the test split, score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an image with its objects becomes an input of a detector: sizes, flips, crops, their rounding.
+"""Input transforms of detectors, applied to an image with its objects: sizes, flips, crops, their rounding.
 
 Geometry is torchvision.transforms.v2 on tv_tensors; only the random numbers and the rounding of sizes are decided here.
 """

@@ -86,7 +86,7 @@ class TorchvisionSource(data.Source):
 def open_for(
     protocol: Protocol, root: str | None, download: bool = False, fetch: bool = True, max_bad: int | None = None
 ) -> tuple[Protocol, Callable[[str], Any]]:
-    """The protocol with the splits that its data really have, and a function that opens them (and minds seals), each with
+    """The protocol with the splits that its data really have, and a function that opens them (and respects seals), each with
     the class numbers of the training split.
 
     download   a torchvision set may be downloaded (it was asked for); fetch: False: nothing may be, for plans.

@@ -1,4 +1,4 @@
-"""One backbone pass for everything asked for; features on disk, keyed by content; the test split behind a seal.
+"""Frozen features: one backbone pass for all requests, files on disk keyed by content, the test split sealed until selection ends.
 
 A request names a split, a view of its images, a layer and a pooling. All requests of one split and view are answered by a
 single pass, and each is kept as one memory-mapped file whose name is the hash of whatever could change a number in it:

@@ -1,4 +1,4 @@
-"""What is judged: a registry id, a run folder or a file, as a complete backbone with its own preprocessing.
+"""The model under evaluation: a registry id, a run folder or a file, as a complete backbone with its own preprocessing.
 
 A registry id without released weights means its finished run below ``out``; that of a reference row which is not trained is made
 when it is asked for. Nothing is ever evaluated on a backbone of

@@ -4,7 +4,7 @@ Protocols  voc07_fc68_*.yaml, voc07_all_*.yaml
 Metrics    map      mean over classes of the step-wise average precision (scikit-learn's), as DeeperCluster reports it
            map11    the same with VOC07's eleven points; both in percent, mean and spread over seeds
 
-FC6-8 freezes the convolutions (batch-norm scales too); the fully connected layers and the classifier start afresh. ALL trains
+FC6-8 freezes the convolutions (batch-norm scales too); the fully connected layers and the classifier are initialised again. ALL trains
 everything. Batch-norm statistics stay as they were in both. Images come in one order, shuffled once per seed. Rates and decays
 are chosen by training on ``splits.fit`` and scoring ``splits.val``; then every seed trains on ``splits.train``.
 Deviates   the authors always put Sobel in front, whatever the flag said; here the model's own card decides

@@ -7,7 +7,7 @@ Expect    loss from ln K downwards within every epoch, and back up with each new
           the last; no cluster empty; scores in results/tables/digits.md. A head needs time: with assignments after every 8 steps (reassign 1, K 60) the
           loss stays at ln K and all scores fall below the random start (results/selection/deepcluster_digits.yaml)
 Deviates  see DEVIATIONS. DeeperCluster with super_classes=1 and rotations=false is this method up to its schedule of epochs
-When      clusters are found before every epoch, from the plain images; the head starts afresh; an empty cluster takes half of another
+When      clusters are found before every epoch, from the plain images; the head is initialised again; an empty cluster takes half of another
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Expect    loss from ln S + ln(K / m) downwards after each assignment, S super-cl
           8 steps left NMI below the random start (results/selection/deepercluster_digits.yaml)
 Deviates  see DEVIATIONS. super_classes=1 rotations=false is DeepCluster, super_classes=4 clusters=1 is RotNet (but the turns of an
           image are not in one batch)
-When      clusters are found every `reassignment` epochs, from plain images; heads then start afresh; no cluster is empty
+When      clusters are found every `reassignment` epochs, from plain images; heads are then initialised again; no cluster is empty
 Processes A batch has equal parts of all super-classes, in order. With S processes or a multiple, each of them sees one super-class and
           holds the head of its clusters only, as in the authors' process groups; gradients and momenta of a head are those of its
           group. With fewer, a process holds the heads of the super-classes that it walks in turn. The numbers are the same

@@ -1,4 +1,4 @@
-"""InstDisc: tell each image from others by features that a memory remembers of them.
+"""InstDisc: discriminate each image from all others, whose features a memory bank holds.
 
 Paper     https://arxiv.org/abs/1805.01978; the softmax over drawn negatives is that of PIC's re-implementation, not NCE
 Recipe    zoo/methods/instdisc.yaml: PIC's InstDisc script; instdisc_digits and instdisc_fashion_mnist for a laptop

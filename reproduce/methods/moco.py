@@ -1,4 +1,4 @@
-"""MoCo v1 and v2: find an image's other view, seen by a slowly moving encoder, among a queue of earlier images.
+"""MoCo v1 and v2: find the other view of an image, encoded by a momentum encoder, among a queue of earlier images.
 
 Paper     https://arxiv.org/abs/1911.05722, https://arxiv.org/abs/2003.04297 (an MLP head, other temperature and views)
 Recipe    zoo/methods/mocov1.yaml, mocov2.yaml; moco*_digits and moco*_fashion_mnist for a laptop

@@ -1,4 +1,4 @@
-"""PIC: every image is a class of its own; a cosine softmax over all of them, one branch, one view of an image at a time.
+"""PIC: each image is its own class; a cosine softmax over all classes, one branch, one view of an image at a time.
 
 Paper     https://arxiv.org/abs/2006.14618
 Recipe    zoo/methods/pic.yaml: the authors' scripts at 200, 400 and 1600 epochs; pic_digits and pic_fashion_mnist for a laptop

@@ -1,4 +1,4 @@
-"""RotNet: by how many quarter turns was this image rotated?
+"""RotNet: predict by how many quarter turns an image was rotated.
 
 Paper     https://arxiv.org/abs/1803.07728
 Recipe    zoo/methods/rotnet.yaml: the authors' CIFAR-10 and ImageNet settings; rotnet_digits and rotnet_fashion_mnist

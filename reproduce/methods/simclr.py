@@ -1,4 +1,4 @@
-"""SimCLR: recognise your own other view among everyone else's.
+"""SimCLR: contrast the two views of an image with the views of all other images in the batch.
 
 Paper     https://arxiv.org/abs/2002.05709 (eq. 1)
 Recipe    zoo/methods/simclr.yaml: PIC's SimCLR script; simclr_digits and simclr_fashion_mnist for a laptop

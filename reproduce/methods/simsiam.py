@@ -1,4 +1,4 @@
-"""SimSiam: predict your other view's embedding, and never pull on the other side.
+"""SimSiam: predict the embedding of an image's other view, with a stop-gradient on the target.
 
 Paper     https://arxiv.org/abs/2011.10566 (algorithm 1)
 Recipe    zoo/methods/simsiam.yaml; simsiam_digits and simsiam_fashion_mnist for a laptop

@@ -1,4 +1,4 @@
-"""Supervised: the reference row that may look at the labels. What a label-free method would have to beat.
+"""Supervised training: the reference row that uses the labels.
 
 Recipe    zoo/methods/supervised.yaml
 """

@@ -1,4 +1,4 @@
-"""Un-Mix: also compare mixtures of two images, in the proportion in which they were mixed. A wrapper around another method.
+"""Un-Mix: a wrapper around another method whose loss also compares mixtures of two images, weighted by the mixing proportion.
 
 Paper     https://arxiv.org/abs/2003.05438
 Recipe    zoo/methods/unmix.yaml: the authors' scripts on SwAV and MoCo v2; unmix_digits and unmix_fashion_mnist for a laptop

@@ -304,7 +304,7 @@ def test_a_missing_image_counts_against_the_limit(monkeypatch, root):
     complete = data.describe("folder").splits["train"].model_copy(update={"count": 13})
     spec = data.describe("folder").model_copy(update={"splits": {"train": complete}})
     monkeypatch.setattr(specs, "load", lambda *_: {"folder": spec})
-    with pytest.raises(UserError, match="1 of 13 images are missing; mend the data, or allow it with max_bad=N"):
+    with pytest.raises(UserError, match="1 of 13 images are missing; repair the data, or allow it with max_bad=N"):
         train(root)
     assert len(train(root, max_bad=1)) == 12
     with pytest.raises(UserError, match="is -1; it counts images"):

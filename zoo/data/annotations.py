@@ -1,4 +1,4 @@
-"""What detection and segmentation sources give beside the image: boxes with their flags, and masks."""
+"""Annotations of detection and segmentation data sets: boxes with their flags, and masks."""
 
 from __future__ import annotations
 

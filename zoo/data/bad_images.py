@@ -1,4 +1,4 @@
-"""What is left out and what is an error: missing, empty and unreadable images, against a limit that the caller names."""
+"""Missing, empty and unreadable images: left out up to a limit that the caller names, an error beyond it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def without_bad_images(source: Source, what: str, expected: int | None, max_bad:
         limit = (
             f"more than max_bad={max_bad}"
             if max_bad
-            else "mend the data, or allow it with max_bad=N (SELFZOO_MAX_BAD=N)"
+            else "repair the data, or allow it with max_bad=N (SELFZOO_MAX_BAD=N)"
         )
         raise UserError(f"{what}: {' and '.join(found)}; {limit}. `python -m zoo data check` lists them all")
     print(f"{what}: {' and '.join(found)}; left out (max_bad={max_bad})", file=sys.stderr, flush=True)

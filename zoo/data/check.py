@@ -27,7 +27,7 @@ from .specs import DatasetSpec
 
 @dataclass
 class Report:
-    """What was found.  facts: lines about what is there; problems: what must be mended; notes: odd but readable."""
+    """What was found.  facts: lines about what is there; problems: what must be corrected; notes: odd but readable."""
 
     facts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Where the files of a data set are: given, below SELFZOO_DATA, in a system folder, downloaded; or what was tried."""
+"""Location of a data set's files: given, below SELFZOO_DATA, in a system folder, downloaded; or an error that lists what was tried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PartMissing(DataMissing):
 def find(spec: DatasetSpec, root: str | Path | None = None, fetch: bool = True) -> Path | None:
     """The folder of the data set; None for one that comes with an installed package.
 
-    A folder that was named must be there: nothing else is tried in its stead.  ``fetch`` False: no download, and no folder
+    A folder that was named must be there: nothing else is tried instead.  ``fetch`` False: no download, and no folder
     that has yet to be made (composed scenes are made by ``open_source``).
     """
     if spec.embedded:

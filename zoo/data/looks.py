@@ -1,4 +1,4 @@
-"""What the images of a part look like (sizes, formats, colour, depth), how parts differ in it, and what that means for training."""
+"""Statistics of a part's images (sizes, formats, colour, depth), differences between parts, and what they mean for training."""
 
 from __future__ import annotations
 
