@@ -17,14 +17,20 @@ PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precisio
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    parser = Parser(prog="python -m evaluations", description=__doc__)
+    parser = Parser(
+        prog="python -m evaluations", description=__doc__, example="python -m evaluations run linear_digits swav_digits"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    own = commands.add_parser("list", help="all protocols, or those that match a pattern")
+    own = commands.add_parser(
+        "list", help="all protocols, or those that match a pattern", example="python -m evaluations list 'linear*'"
+    )
     own.add_argument("pattern", nargs="?", default="*")
     own.set_defaults(func=_list)
 
-    own = commands.add_parser("run", help="one protocol on one model")
+    own = commands.add_parser(
+        "run", help="one protocol on one model", example="python -m evaluations run linear_digits swav_digits"
+    )
     own.add_argument("protocol", help="an id from `list`")
     own.add_argument("model", help=MODEL)
     own.add_argument("paths", nargs="*", metavar="path=value", help=PATHS)
@@ -32,28 +38,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("--record", action="store_true", help="write to results/measured/ (the project's own models)")
     own.set_defaults(func=_run)
 
-    own = commands.add_parser("suite", help="every protocol that the data at hand permits")
+    own = commands.add_parser(
+        "suite",
+        help="every protocol that the data at hand permits",
+        example="python -m evaluations suite swav_digits --plan",
+    )
     own.add_argument("model", help=MODEL)
     own.add_argument("paths", nargs="*", metavar="path=value", help=PATHS + "; only=PATTERN of protocols")
     own.add_argument("--plan", action="store_true", help="say what would run: passes, images, disk, time")
     own.add_argument("--record", action="store_true", help="write to results/measured/ (the project's own models)")
     own.set_defaults(func=_suite)
 
-    own = commands.add_parser("pair", help="two models on the same test images, with a paired test")
+    own = commands.add_parser(
+        "pair",
+        help="two models on the same test images, with a paired test",
+        example="python -m evaluations pair swav_digits random_digits linear_digits",
+    )
     own.add_argument("a", help=MODEL)
     own.add_argument("b", help=MODEL)
     own.add_argument("protocol", help="an id from `list`")
     own.add_argument("paths", nargs="*", metavar="path=value", help=PATHS)
     own.set_defaults(func=_pair)
 
-    own = commands.add_parser("cluster", help="cluster a folder of images without labels: assignment and montage")
+    own = commands.add_parser(
+        "cluster",
+        help="cluster a folder of images without labels: assignment and montage",
+        example="python -m evaluations cluster swav_800ep FOLDER clusters=20",
+    )
     own.add_argument("model", help=MODEL)
     own.add_argument("folder", help="a folder of images")
     own.add_argument("paths", nargs="*", metavar="path=value", help="clusters=, out=, device=, workers=, seed=")
     own.set_defaults(func=_cluster)
 
     own = commands.add_parser(
-        "rank", help="every model at hand on a folder of images: which backbone for these images?"
+        "rank",
+        help="every model at hand on a folder of images: which backbone for these images?",
+        example="python -m evaluations rank FOLDER",
     )
     own.add_argument("folder", help="a folder of images, with a folder for each class where there are classes")
     own.add_argument(

@@ -127,36 +127,30 @@ def names_of(run: Path, data: str | None) -> list[str] | None:
     return [source.name(i) for i in range(len(source))]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """python -m reproduce labels RUN --to FILE."""
-    from zoo.errors import Parser
+def export(run: Path, to: Path, data: str | None = None) -> str:
+    """Write the labels of run folder ``run`` to file ``to``; returns what was written and the command that trains from it.
 
-    parser = Parser(prog="python -m reproduce labels", description="Write the pseudo-labels that a run has come to.")
-    parser.add_argument("run", type=Path, help="a run folder of a clustering method")
-    parser.add_argument(
-        "--to", type=Path, required=True, metavar="FILE", help=".csv: a row per image; .npz; else a file of tensors"
-    )
-    parser.add_argument("--data", metavar="FOLDER", help="where the images of the run are, for their names")
-    args = parser.parse_args(argv)
-    if not args.run.exists():
-        raise UserError(f"{args.run}: no such run folder; python -m reproduce ID makes one under runs/")
-    if not args.to.parent.is_dir():
-        raise UserError(f"{args.to.parent}: no such folder")
-    table = read(args.run)
-    names = names_of(args.run, args.data)
-    write(table, args.to, names)
+    data   folder of the run's images, for their names; None: as the run's recipe finds them
+    Raises UserError: no such run, no folder for the file, a run without labels.
+    """
+    if not run.exists():
+        raise UserError(f"{run}: no such run folder; python -m reproduce ID makes one under runs/")
+    if not to.parent.is_dir():
+        raise UserError(f"{to.parent}: no such folder")
+    table = read(run)
+    names = names_of(run, data)
+    write(table, to, names)
     missing = int((table < 0).any(0).sum())
-    print(
-        f"{args.to}: {len(table)} heads x {table.shape[1]} images"
+    text = (
+        f"{to}: {len(table)} heads x {table.shape[1]} images"
         + (f", {missing} of them without a label" if missing else "")
         + ("" if names is not None else ", in their order: the folder has no recipe.yaml, which says what they were")
     )
-    recipe = args.run / "recipe.yaml"
+    recipe = run / "recipe.yaml"
     dataset = zoo.load_recipe(recipe).dataset if recipe.exists() else "digits"
     model = (
         f"pseudolabel_{dataset}"
         if f"pseudolabel_{dataset}" in zoo.models()
         else f"pseudolabel_digits dataset={dataset}"
     )
-    print(f"next: python -m reproduce {model} params.labels={args.to}" + (f" data={args.data}" if args.data else ""))
-    return 0
+    return text + f"\nnext: python -m reproduce {model} params.labels={to}" + (f" data={data}" if data else "")

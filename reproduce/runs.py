@@ -26,7 +26,7 @@ from engine.options import RunOptions
 from engine.progress import duration
 from reproduce import curves
 from zoo import settings
-from zoo.errors import Parser, UserError
+from zoo.errors import UserError
 
 CURVES = "curves.png"
 PLAIN = ("step", "epoch", "loss", "lr", "images_per_second")  # numbers of a log's line that the engine itself writes
@@ -279,24 +279,19 @@ def draw(run: Run) -> Path:
     return path
 
 
-def main(words: Sequence[str]) -> int:
-    parser = Parser(
-        prog="python -m reproduce runs", description="List the runs below a folder, or draw the curves of one."
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="RUN", help="a run, or nothing for all; out=FOLDER (runs) is where they lie"
-    )
-    given = parser.parse_args(list(words)).words
-    options, rest = RunOptions.split(settings.parse(word for word in given if "=" in word))
-    names = [word for word in given if "=" not in word]
+def show(words: Sequence[str]) -> str:
+    """The answer to ``runs WORDS``: a table of all runs, or the story of one, whose curves are drawn into its folder.
+
+    words   a run or none, and out=FOLDER. Raises UserError: more than one run, no runs there.
+    """
+    options, rest = RunOptions.split(settings.parse(word for word in words if "=" in word))
+    names = [word for word in words if "=" not in word]
     if rest or len(names) > 1:
-        raise UserError(f"runs {' '.join(given)}: one run at most, and out=FOLDER; see python -m reproduce runs --help")
+        raise UserError(f"runs {' '.join(words)}: one run at most, and out=FOLDER; see python -m reproduce runs --help")
     if names:
         run = find(names[0], options.out)
-        print(story(run), draw(run), sep="\n")
-        return 0
+        return f"{story(run)}\n{draw(run)}"
     runs = below(options.out)
     if not runs:
         raise UserError(f"{options.out}: no runs below it (ID/HASH-sSEED/recipe.yaml); out=FOLDER says where they lie")
-    print(table(runs))
-    return 0
+    return table(runs)

@@ -202,13 +202,12 @@ def submit(name: str, words: Sequence[str], asked: Request) -> Any:
 
 def main(argv: Sequence[str], run: Callable[..., Any] = submit) -> int:
     """`slurm ID path=value …`: check everything here, then submit, or print the batch script."""
-    from reproduce import launch, plan
-
     names = ", ".join(f"{field.name}=" for field in fields(Request))
     parser = Parser(
         prog="python -m reproduce slurm",
         description="Submit a pre-training to Slurm through submitit; it is queued again after a notice, and goes on.",
-        epilog=f"options of the job beside the recipe's settings: {names}",
+        example="python -m reproduce slurm swav_800ep nodes=8 gpus=8 --sbatch",
+        epilog=f"Options of the job beside the recipe's settings: {names}",
     )
     parser.add_argument("id", help="a model of the registry, or a method's name with data=FOLDER")
     parser.add_argument(
@@ -217,6 +216,8 @@ def main(argv: Sequence[str], run: Callable[..., Any] = submit) -> int:
     parser.add_argument("--sbatch", action="store_true", help="print the batch script, and submit nothing")
     parser.add_argument("--plan", action="store_true", help="say what would run on so many processes, and stop")
     args = parser.parse_intermixed_args(list(argv))
+    from reproduce import launch, plan
+
     asked, rest = Request.split(settings.parse(args.settings))
     work = launch.job(args.id, rest)
     if work.recipe.batch % asked.processes:

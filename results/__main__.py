@@ -14,10 +14,14 @@ EXTRA = "more records, for example runs/measured; they take the place of committ
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m results", description=__doc__)
+    parser = Parser(prog="python -m results", description=__doc__, example="python -m results tables")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    tables = commands.add_parser("tables", help="write results/tables/*.md and the marked blocks of README.md")
+    tables = commands.add_parser(
+        "tables",
+        help="write results/tables/*.md and the marked blocks of README.md",
+        example="python -m results tables --check",
+    )
     tables.add_argument("--check", action="store_true", help="write nothing; fail on any difference")
     tables.add_argument("--only", metavar="ID", help="one table")
     tables.add_argument("--to", type=Path, metavar="DIR", help="write pages there; README.md stays as it is")
@@ -32,26 +36,36 @@ def main(argv: list[str] | None = None) -> int:
     compare = commands.add_parser(
         "compare",
         help="one model: published, measured, spread, verdict and likely reasons; several: paired tests of each two",
-        epilog="example: python -m results compare swav_digits simclr_digits random_digits --protocol 'linear*'",
+        example="python -m results compare swav_digits simclr_digits random_digits --protocol 'linear*'",
     )
     compare.add_argument("id", nargs="+")
     compare.add_argument("--protocol", default="*", metavar="PATTERN", help="several models: only these protocols")
     compare.set_defaults(run=_compare)
 
-    figures = commands.add_parser("figures", help="write results/figures/*.svg")
+    figures = commands.add_parser(
+        "figures", help="write results/figures/*.svg", example="python -m results figures --check"
+    )
     figures.add_argument("--check", action="store_true", help="write nothing; fail on any difference")
     figures.add_argument("--to", type=Path, metavar="DIR")
     figures.set_defaults(run=_figures)
 
-    show = commands.add_parser("show", help="list the records, or print one")
+    show = commands.add_parser("show", help="list the records, or print one", example="python -m results show 'swav*'")
     show.add_argument("what", nargs="?", default="*", help="pattern of model ids, or the path of a record")
     show.set_defaults(run=_show)
 
-    site = commands.add_parser("site", help="static HTML pages of the zoo, its methods, protocols and tables")
+    site = commands.add_parser(
+        "site",
+        help="static HTML pages of the zoo, its methods, protocols and tables",
+        example="python -m results site --to runs/site",
+    )
     site.add_argument("--to", type=Path, metavar="DIR", default=Path("runs/site"))
     site.set_defaults(run=_site)
 
-    replay = commands.add_parser("replay", help="run a record's commands again and compare")
+    replay = commands.add_parser(
+        "replay",
+        help="run a record's commands again and compare",
+        example="python -m results replay results/measured/swav_digits/RECORD.json",
+    )
     replay.add_argument("record", type=Path)
     replay.add_argument("--tolerance", type=float, metavar="PERCENT", help="largest difference of a metric that agrees")
     replay.add_argument("--data", metavar="PATH", help="where the data set is, when it is not found by itself")
@@ -60,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     fill = commands.add_parser(
         "fill",
         help="the commands that fill a table's empty measured cells, and their execution, cheapest first",
-        epilog="example: python -m results fill digits --plan",
+        example="python -m results fill digits --plan",
     )
     fill.add_argument("table", help="id of a table in results/tables.yaml")
     fill.add_argument(

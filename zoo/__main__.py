@@ -14,7 +14,6 @@ from .errors import Parser, guard
 ELSEWHERE = {
     "fetch": (".fetch", "download released files and check them"),
     "verify": (".verify", "a health table of the released files"),
-    "export": (".export", "write a model in another project's format"),
     "data": (".data.commands", "check, make, pack and prepare data sets"),
 }
 
@@ -22,19 +21,44 @@ ELSEWHERE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog="python -m zoo", description=__doc__)
+    parser = Parser(prog="python -m zoo", description=__doc__, example="python -m zoo list 'swav*'")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    own = commands.add_parser("list", help="all models, or those that match a pattern such as 'swav*'")
+    own = commands.add_parser(
+        "list", help="all models, or those that match a pattern such as 'swav*'", example="python -m zoo list 'swav*'"
+    )
     own.add_argument(
         "pattern", nargs="?", default="*", help="shell pattern for ids and aliases, or the name of a method"
     )
     own.set_defaults(func=_list)
-    own = commands.add_parser("show", help="the card of one model, or what a weight file holds and looks like")
+    own = commands.add_parser(
+        "show",
+        help="the card of one model, or what a weight file holds and looks like",
+        example="python -m zoo show swav_800ep",
+    )
     own.add_argument("id", metavar="ID or FILE")
     own.set_defaults(func=_show)
-    own = commands.add_parser("validate", help="check every entry, recipe and profile")
+    own = commands.add_parser(
+        "validate", help="check every entry, recipe and profile", example="python -m zoo validate --no-networks"
+    )
     own.add_argument("--no-networks", action="store_true", help="skip what needs torch: parameter counts and widths")
     own.set_defaults(func=_validate)
+    own = commands.add_parser(
+        "export",
+        help="write a model in another project's format",
+        description="Write a model in another project's format, with a note of where it comes from and what its licence permits.",
+        example="python -m zoo export swav_digits --to torchvision",
+    )
+    own.add_argument("model", help="an id, a run folder or a weight file")
+    own.add_argument(
+        "--to",
+        required=True,
+        dest="form",
+        metavar="FORMAT",
+        help="torchvision or timm (ResNets that both know), detectron2 (its ResNets), safetensors or onnx (every network)",
+    )
+    own.add_argument("--out", help="the file to write; default: <model>-<format> in the current folder")
+    own.add_argument("--head", help="with a released classifier, such as linear_imagenet (not for detectron2)")
+    own.set_defaults(func=_export)
     module = ELSEWHERE.get(words[0], ("", ""))[0] if words else ""
     if module:
         import_module(module, __package__).register(commands)
@@ -43,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             commands.add_parser(name, help=text)
     options = parser.parse_args(words)
     return int(options.func(options) or 0)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .export import run
+
+    return run(options)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -88,9 +88,15 @@ class Parser(argparse.ArgumentParser):
     """argparse, except that wrong words are a UserError for ``zoo.errors.guard`` to print, like every other mistake.
 
     Sub-commands become Parsers too. Each error names the help that lists what there is.
+    example: a whole command, the first line after the options in --help; ``epilog`` follows it.
     """
 
     _silent = False
+
+    def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:
+        if example:
+            settings["epilog"] = f"example: {example}" + (f". {settings['epilog']}" if settings.get("epilog") else "")
+        super().__init__(*args, **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         self._silent = not (sys.argv[1:] if args is None else args)

@@ -1,4 +1,4 @@
-"""``python -m zoo export``: a model in another project's format, with a note of where it comes from and what it permits.
+"""Export (``python -m zoo export``): a model in another project's format, with a note of where it comes from and what it permits.
 
 torchvision, timm   {"state_dict", "meta"}, for the ResNets that both know under the same names
 detectron2          a pickle of arrays under detectron2's names, for its ResNets (stride on the 3x3, RGB)
@@ -169,17 +169,8 @@ def _onnx(net: nn.Module, source: loading.Origin, note: dict[str, str], file: Pa
     onnx.save(model, file)
 
 
-def register(commands: Any) -> None:
-    """Add ``export`` to ``python -m zoo``."""
-    one = commands.add_parser("export", help="write a model in another project's format", description=__doc__)
-    one.add_argument("model", help="an id, a run folder or a weight file")
-    one.add_argument("--to", required=True, choices=list(FORMATS), dest="form")
-    one.add_argument("--out", help="the file to write; default: <model>-<format> in the current folder")
-    one.add_argument("--head", help="with a released classifier, such as linear_imagenet (not for detectron2)")
-    one.set_defaults(func=_export)
-
-
-def _export(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """``python -m zoo export``; its words are described in zoo/__main__.py, which answers --help without importing this."""
     file = export(options.model, options.form, options.out, options.head)
     print(file)
     print(FORMATS[options.form].use.format(file=file), file=sys.stderr)

@@ -272,7 +272,12 @@ def check(wanted: Item, file: Path, source: Any = None) -> cache.Seen:
 
 def register(commands: Any) -> None:
     """Add ``fetch`` to ``python -m zoo``."""
-    own = commands.add_parser("fetch", help="download released files and check them", description=__doc__)
+    own = commands.add_parser(
+        "fetch",
+        help="download released files and check them",
+        example="python -m zoo fetch swav_800ep",
+        description=__doc__,
+    )
     own.add_argument("patterns", nargs="*", metavar="NAME", help="ids, asset names or shell patterns such as 'swav*'")
     own.add_argument("--all", action="store_true", help="every released file: hundreds of megabytes each")
     own.add_argument("--record", action="store_true", help="write size and hash to zoo/weights.lock")

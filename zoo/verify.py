@@ -19,7 +19,11 @@ TOLERANCE = 1e-3  # relative to the largest value: features differ a little betw
 
 def register(commands: Any) -> None:
     """Add ``verify`` to ``python -m zoo``."""
-    own = commands.add_parser("verify", help="a health table: link, size, hash, contract, fingerprint of features")
+    own = commands.add_parser(
+        "verify",
+        help="a health table: link, size, hash, contract, fingerprint of features",
+        example="python -m zoo verify 'swav*' --offline",
+    )
     own.add_argument("patterns", nargs="*", default=["*"], metavar="NAME")
     own.add_argument("--offline", action="store_true", help="do not ask the servers")
     own.add_argument("--record", action="store_true", help="write fingerprints to zoo/weights.lock")

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.batch import Batch
 from reproduce import labels
+from reproduce.__main__ import main
 from reproduce.clustering import UNSEEN
 from reproduce.methods.pseudolabel import PseudoLabel
 from zoo.errors import UserError
@@ -121,8 +122,8 @@ def test_the_command_writes_what_a_run_has_come_to(tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     torch.save({"extra": {"labels": TABLE}}, run / "checkpoint.pt")
-    assert labels.main([str(run), "--to", str(tmp_path / "out.csv")]) == 0
+    assert main(["labels", str(run), "--to", str(tmp_path / "out.csv")]) == 0
     assert "2 heads x 5 images, 1 of them without a label" in capsys.readouterr().out
     assert torch.equal(labels.read(tmp_path / "out.csv"), TABLE)
     with pytest.raises(UserError, match="no such run folder"):
-        labels.main([str(tmp_path / "nothing"), "--to", str(tmp_path / "out.csv")])
+        main(["labels", str(tmp_path / "nothing"), "--to", str(tmp_path / "out.csv")])

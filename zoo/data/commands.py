@@ -13,14 +13,30 @@ import numpy as np
 from ..errors import UserError, writing
 from .source import drawn
 
+EXAMPLES = {
+    "list": "list",
+    "check": "check imagenet PATH --all",
+    "prepare": "prepare imagenet-val PATH",
+    "pack": "pack imagenet PATH --to FOLDER",
+    "shard": "shard imagenet PATH --to FOLDER --per-shard 5000",
+    "subset": "subset imagenet PATH --percent 1 --to one_percent.txt",
+    "make": "make scenes --to FOLDER",
+}
+
 
 def register(subparsers: Any) -> None:
     """Add ``data`` and its commands; each sets ``func``, which returns an exit status."""
-    parser = subparsers.add_parser("data", help="check, make, pack and prepare data sets", description=__doc__)
+    parser = subparsers.add_parser(
+        "data",
+        help="check, make, pack and prepare data sets",
+        description=__doc__,
+        example="python -m zoo data check FOLDER",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, work: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        own: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+        example = f"python -m zoo data {EXAMPLES[name]}"
+        own: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, example=example)
         own.set_defaults(func=work)
         return own
 
