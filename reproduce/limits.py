@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from zoo import backbones
+from zoo.backbones.dry_run import dry_run
 from zoo.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -220,8 +219,7 @@ def require_images(backbone: Any, run: Run) -> None:
     for number, crop in enumerate(run.get("views.crops")):
         shape = (channels, crop["size"], crop["size"])
         try:
-            with torch.no_grad():
-                backbone(torch.empty(2, *shape, device="meta"))
+            dry_run(backbone, channels, crop["size"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(

@@ -12,6 +12,7 @@ from torch import nn
 
 from engine import extract
 from reproduce.method import Method
+from zoo.backbones.dry_run import dry_run
 from zoo.errors import UserError
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -107,8 +108,7 @@ def outputs(backbone: nn.Module, channels: int, side: int) -> int:
 
     hooks = [m.register_forward_hook(count) for m in backbone.modules() if not list(m.children())]
     try:
-        with torch.no_grad():
-            backbone(torch.empty(2, channels, side, side, device="meta"))
+        dry_run(backbone, channels, side)
     finally:
         for hook in hooks:
             hook.remove()
