@@ -208,18 +208,7 @@ def tensor(file: Path, keys: Sequence[str]) -> Labels:
 
 def table(file: Path, heads: int | None = None) -> Labels:
     """One row per image: a name or a number first or not, a column per head, perhaps a header."""
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        text = stream.read()
-    try:
-        dialect: Any = csv.Sniffer().sniff(text[:8192], ",;\t ")
-    except csv.Error:
-        dialect = csv.excel
-    if text.startswith(("file,", "image,")):
-        dialect = csv.excel
-    read_rows = csv.reader(io.StringIO(text, newline=""), dialect)
-    rows = [(read_rows.line_num, row) for row in read_rows if any(cell.strip() for cell in row)]
-    if not text.startswith("file,"):
-        rows = [(number, [cell.strip() for cell in row]) for number, row in rows]
+    rows = _rows(file)
     header = rows[0][1] if rows and _is_header([row for _, row in rows[:2]], heads) else None
     rows = rows[1:] if header is not None else rows
     others = [name for name in header or () if name in OTHER_COLUMNS]
@@ -245,6 +234,59 @@ def table(file: Path, heads: int | None = None) -> Labels:
         names if named and not numbered else None,
         file,
     )
+
+
+def _rows(file: Path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of every row that is not empty; the separator is guessed, but for files of this project's own form."""
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        text = stream.read()
+    try:
+        dialect: Any = csv.Sniffer().sniff(text[:8192], ",;\t ")
+    except csv.Error:
+        dialect = csv.excel
+    if text.startswith(("file,", "image,")):
+        dialect = csv.excel
+    read_rows = csv.reader(io.StringIO(text, newline=""), dialect)
+    rows = [(read_rows.line_num, row) for row in read_rows if any(cell.strip() for cell in row)]
+    return rows if text.startswith("file,") else [(number, [cell.strip() for cell in row]) for number, row in rows]
+
+
+def classes(file: Path, images: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The labels of ``file`` as classes of the images: int64 (N,) class numbers in the order of ``images``, and the classes' names.
+
+    A .csv with the header ``file,label`` may hold class names; numbers (clusters too) become the names of their classes. Classes are
+    sorted by name, numbers by value. Raises UserError: several columns of labels, images without a row or without a label.
+    """
+    told = _by_title(file) if file.suffix == ".csv" else None
+    found, titles = told if told is not None else (read(file), None)
+    if len(found.labels) != 1:
+        raise UserError(f"{file}: {len(found.labels)} columns of labels; classes of a folder are one: file,label")
+    row = by_name(found, images, str(file))[0].numpy()
+    if (row < 0).any():
+        none = [images[i] for i in np.flatnonzero(row < 0)[:3].tolist()]
+        raise UserError(
+            f"{file}: {int((row < 0).sum()):,} images have no class ({_some(none)}); give them one or move them out of the folder; without "
+            "labels the folder is data set 'images'"
+        )
+    seen, numbers = np.unique(row, return_inverse=True)
+    return numbers.astype(np.int64), tuple(str(k) if titles is None else titles[k] for k in seen.tolist())
+
+
+def _by_title(file: Path) -> tuple[Labels, list[str]] | None:
+    """Labels whose second column holds class names, and the names; None where it holds numbers."""
+    rows = _rows(file)
+    if not rows or len(rows[0][1]) < 2 or rows[0][1][0] not in FILE_COLUMN:
+        return None
+    number, _ = rows[0]
+    for number, cells in rows[1:]:
+        if len(cells) < 2 or not cells[1].strip():
+            raise UserError(f"{file}:{number}: {','.join(cells)[:60]!r} is not a file and its class")
+    titles = sorted({cells[1] for _, cells in rows[1:]})
+    if all(_whole(title) is not None for title in titles):
+        return None
+    place = {title: k for k, title in enumerate(titles)}
+    values = torch.tensor([[place[cells[1]] for _, cells in rows[1:]]], dtype=torch.int64, device="cpu")
+    return _checked(values, [cells[0] for _, cells in rows[1:]], file), titles
 
 
 def _is_header(first: Sequence[Sequence[str]], heads: int | None) -> bool:

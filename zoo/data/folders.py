@@ -5,7 +5,8 @@
     <root>/<part>-*.tar                    tar shards
     <root>/... and a .csv or .json list    Places205, iNaturalist 2018; sorted into class folders they are read as those
 
-<part> is any usual name of the part (zoo/data/parts.py). A flat folder of images has no labels.
+<part> is any usual name of the part (zoo/data/parts.py). A flat folder of images has the labels of the file
+labels.csv (or labels.npz) beside them, ``file,label`` with names or numbers of classes; without it, none.
 
 The order is ImageFolder's (classes by name, then folders, then files), so row numbers of released assignments and class rows
 keep their meaning. Refused, with the path in the message: a folder that cannot be read (``os.walk`` would skip it), a symbolic
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,10 @@ def _remembered(root: str | Path, how: str, build: Callable[[list[str]], Listing
 
 
 def read_folders(spec: DatasetSpec, root: Path, part: str) -> FileSource:
-    """The images of ``part``: as folders when there are any, else zip, else shards."""
+    """The images of ``part``: as folders when there are any, else zip, else shards.
+
+    Classes are the folders in it; where there are none, labels.csv or labels.npz beside the images (zoo/labels.py), if it is there.
+    """
     found_as = parts.find(root, part)
     name = found_as or part
     if found_as and spec.classes is None:
@@ -182,8 +186,18 @@ def read_folders(spec: DatasetSpec, root: Path, part: str) -> FileSource:
         raise UserError(f"{folder}: no class folders in it; {spec.prepare}")
     else:
         found = flat(folder)
+        if spec.options.get("labelled", True) and (file := label_file(folder)) is not None:
+            from ..labels import classes as told_classes
+
+            labels, classes = told_classes(file, found.names)
+            found = replace(found, labels=labels, classes=classes)
     store = FolderStore(folder, found.names)
     return FileSource(found.names, found.sizes, found.labels, found.classes, store, spec.channels)
+
+
+def label_file(folder: Path) -> Path | None:
+    """The file of labels beside the images of a flat folder: labels.csv, as `reproduce labels` and people write it, or labels.npz."""
+    return next((folder / name for name in ("labels.csv", "labels.npz") if (folder / name).is_file()), None)
 
 
 def read_listed(spec: DatasetSpec, root: Path, part: str) -> FileSource:

@@ -162,6 +162,8 @@ def describe(name: str) -> DatasetSpec:
         return specs[name]
     if is_path(name):
         return specs["folder"]
+    if Path(name).is_dir():
+        raise UserError(f"unknown data set {name!r}; for the folder of that name say ./{name}")
     raise UserError(
         f"unknown data set {name!r}{suggest(name, specs) or ';'} there are {', '.join(sorted(specs))}, or the path of a folder"
     )
