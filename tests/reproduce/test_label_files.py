@@ -12,8 +12,8 @@ import torch
 import zoo
 from engine.options import RunOptions
 from evaluations.kinds import clustering
-from reproduce import labels as command
 from reproduce import launch, plan
+from reproduce.__main__ import main
 from zoo import data, labels
 from zoo.errors import UserError
 from zoo.yamlfile import dumps
@@ -60,7 +60,7 @@ def read_everywhere(place, source):
 def test_what_the_command_writes_is_read_by_training_and_by_clustering(run, digits, tmp_path, end, capsys):
     folder, table = run
     file = tmp_path / f"labels{end}"
-    assert command.main([str(folder), "--to", str(file)]) == 0
+    assert main(["labels", str(folder), "--to", str(file)]) == 0
     assert "without a label" in capsys.readouterr().out
     trained, own = read_everywhere(file, digits)
     assert torch.equal(trained, table) and torch.equal(own, table.clamp(min=-1))
@@ -128,7 +128,7 @@ def test_labels_without_names_belong_to_the_images_that_their_run_saw(run, digit
     with pytest.raises(UserError, match="belong to other images than these.*reproduce labels"):
         read_everywhere(folder, digits)
     with pytest.raises(UserError, match="it was trained on other images than those of"):
-        command.main([str(folder), "--to", str(folder / "x.csv")])
+        main(["labels", str(folder), "--to", str(folder / "x.csv")])
 
 
 def test_names_with_commas_quotes_line_ends_and_no_encoding_come_back(tmp_path):
