@@ -16,7 +16,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,6 +79,7 @@ def fit(
     warnings: Sequence[str] = (),
     notes: Sequence[str] = (),
     monitor: Any = None,
+    expected: Callable[[float], tuple[float, float]] | None = None,
 ) -> FitResult:
     """Train `method` on `stream`; leave weights.pth, log.jsonl, recipe.yaml, provenance.json and done.json in `folder`.
 
@@ -90,6 +91,7 @@ def fit(
     folder   the same for all processes, seen by all of them
     warnings what to say at the start about this run
     notes    comments at the head of recipe.yaml: where the recipe comes from
+    expected the lowest and highest loss of earlier runs of this recipe at a share of the run (0 to 1), for the progress line
     monitor  looks at the method while it trains and changes nothing: due(step) -> bool, the call (step) -> numbers; process 0 asks it
     Raises NonFiniteLoss, LockedError or CheckpointError; SystemExit after SIGINT or SIGTERM, with a checkpoint written.
     """
@@ -99,7 +101,7 @@ def fit(
             known = {name: done[name] for name in ("steps", "loss", "seconds", "alarms")}
             return FitResult(folder, finished=True, already=True, **known)
         run = _Run(method, stream, rates, recipe, folder, options, world, dict(provenance), signals, notes)
-        run.monitor = monitor
+        run.monitor, run.progress.expected = monitor, expected
         for warning in warnings:
             run.progress.note(f"warning: {warning}")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO, TypeVar
 
 import torch
@@ -38,6 +38,7 @@ class Progress:
     images         images of one step, over all processes
     quiet          print nothing (processes other than the first)
     chance         the loss of a network that says the same of every image, where there is one: printed beside the loss
+    expected       from the share of the run that is done (0 to 1) to the lowest and highest loss of earlier runs: printed beside it too
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class Progress:
         quiet: bool = False,
         stream: TextIO | None = None,
         chance: float | None = None,
+        expected: Callable[[float], tuple[float, float]] | None = None,
     ) -> None:
         self.stream = stream or sys.stderr
         self.name, self.total, self.images, self.device, self.quiet = name, total, images, device, quiet
-        self.beside = f" (chance {chance:.2f})" if chance is not None else ""
+        self.chance, self.expected = chance, expected
         self.live = self.stream.isatty()
         self.every = 0.2 if self.live else every
         self.seconds_per_step: float | None = None  # a moving average
@@ -80,11 +82,19 @@ class Progress:
             self._printed = now
             self._print(self.line(step, epoch, loss))
 
+    def beside(self, step: int) -> str:
+        """What the loss is to be compared with: chance, and earlier runs of this recipe at the same share of their steps."""
+        said = [f"chance {self.chance:.2f}"] if self.chance is not None else []
+        if self.expected is not None:
+            low, high = (f"{value:.2f}" for value in self.expected(step / self.total))
+            said.append(f"earlier runs {low}" + (f" to {high}" if high != low else ""))
+        return f" ({', '.join(said)})" if said else ""
+
     def line(self, step: int, epoch: int, loss: float) -> str:
         rate, left = self.images_per_second or 0.0, (self.total - step) * (self.seconds_per_step or 0.0)
         memory = peak_memory(self.device) / 2**20
         return (
-            f"{self.name}  step {step}/{self.total}  epoch {epoch}  loss {loss:.4f}{self.beside}  {rate:,.0f} images/s"
+            f"{self.name}  step {step}/{self.total}  epoch {epoch}  loss {loss:.4f}{self.beside(step)}  {rate:,.0f} images/s"
             f"  waiting for data {self.waiting:.0%}  left {duration(left)}  {memory:,.0f} MB"
         )
 

@@ -18,7 +18,7 @@ import torch
 import zoo
 from engine import dist, loop, provenance, rng
 from engine.options import RunOptions
-from reproduce import limits, methods, monitor, own_images
+from reproduce import curves, limits, methods, monitor, own_images
 from reproduce.from_folder import scaled
 from reproduce.method import Method
 from reproduce.stream import Stream
@@ -166,6 +166,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             warnings=meeting.warnings,
             notes=work.derived,
             monitor=watch,
+            expected=curve.at if (curve := curves.of(work.folder)) is not None else None,
         )
 
 

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import zoo
 from engine.log import RunLog
+from engine.progress import Progress
 from reproduce import curves, from_folder, launch, plan, runs
 from reproduce.curves import Curve
 from reproduce.runs import Run
@@ -97,3 +99,26 @@ def test_the_plan_says_it_in_words_that_the_command_line_takes(monkeypatch):
     assert "few GPUs" not in plan.plan(again)
     monkeypatch.setenv("WORLD_SIZE", "64")
     assert "few GPUs" not in plan.plan(launch.job("swav_800ep"))
+
+
+def test_the_progress_line_shows_chance_and_earlier_runs_at_the_same_share(tmp_path, monkeypatch):
+    curve = Curve(3, (9.0, *(5.0,) * 18, 0.75), (9.5, *(5.0,) * 18, 1.25))
+    monkeypatch.setattr(curves, "of", lambda folder: curve if folder.parent.name == "rotnet_digits" else None)
+    lines = []
+    monkeypatch.setattr(Progress, "_print", lambda self, text: lines.append(text))
+    own_update = Progress.update
+
+    def hurried(self, *args):
+        self.every = 0.0
+        own_update(self, *args)
+
+    monkeypatch.setattr(Progress, "update", hurried)
+    small = {"schedule.images": 2560, "batch": 128, "out": str(tmp_path), "device": "cpu", "tensorboard": False}
+    launch.pretrain("rotnet_digits", small)  # 20 steps: a point of the curve each
+    first, last = (next(line for line in lines if f"step {step}/20 " in line) for step in (10, 20))
+    assert "(chance 1.39, earlier runs 5.00)" in first and "(chance 1.39, earlier runs 0.75 to 1.25)" in last
+
+
+def test_a_line_without_anything_to_compare_with_has_no_brackets():
+    plain = Progress("x", 10, images=1, device=torch.device("cpu"), quiet=True)
+    assert "loss 1.0000  " in plain.line(5, 0, 1.0)
