@@ -6,7 +6,6 @@ Settings of the command line hold, and what depends on them is derived from them
 
 from __future__ import annotations
 
-import io
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 import zoo
 from engine import layout, rng
@@ -27,10 +25,12 @@ from reproduce.method import embed
 from reproduce.stream import Stream
 from reproduce.views import Augment
 from zoo import backbones, data
+from zoo.data import looks
 from zoo.data.source import FileSource
 from zoo.errors import UserError
 from zoo.registry import registry
 
+FEW = 1000  # images; a plan for fewer says what to expect of them
 SAMPLE = 256  # images that are looked at
 SHORT = 600.0  # seconds: a plan says how many images fit
 SIDE = 256  # pixels: larger images are halved until their shorter side is below twice this
@@ -73,6 +73,11 @@ def derive(method: str, settings: Mapping[str, Any], options: RunOptions) -> Der
     )
     facts, notes = look(source)
     require_enough(facts, options.data or dataset)
+    if facts.images < FEW:
+        notes.append(
+            f"note: {facts.images:,} images are few to train from random weights; compare the run with released weights before you use it: "
+            "python -m evaluations rank FOLDER"
+        )
     base = base_recipe(method, facts.small)
     given.setdefault("dataset", dataset)
     batch, epochs = _insisted(given, len(source))
@@ -150,10 +155,14 @@ def look(source: Any) -> tuple[Facts, list[str]]:
     chosen = np.sort(rng.permutation(0, "facts of a folder", 0, n)[:SAMPLE])
     sides, sums, squares, pixels = [], np.zeros(3), np.zeros(3), 0
     modes: Counter[str] = Counter()
+    deep: list[looks.Look] = []
     gray = True
     for i in chosen.tolist():
-        modes[_mode(source, i)] += 1
         image = source.image(i)
+        if isinstance(source, FileSource):
+            file = looks.look(source.raw(i))
+            modes[file.mode] += 1
+            deep += [file] if file.stated else []
         sides.append(image.size)
         image = image.convert("RGB")
         if (factor := min(image.size) // SIDE) > 1:
@@ -168,14 +177,8 @@ def look(source: Any) -> tuple[Facts, list[str]]:
     facts = Facts(
         n, int(np.median(shorter)), channels, tuple(map(float, mean[:channels])), tuple(map(float, std[:channels]))
     )
-    return facts, _notes(facts, shorter, modes, len(chosen))
-
-
-def _mode(source: Any, i: int) -> str:
-    if not isinstance(source, FileSource):
-        return "L" if source.channels == 1 else "RGB"
-    with Image.open(io.BytesIO(source.raw(i))) as image:
-        return str(image.mode)
+    notes = _notes(facts, shorter, modes, len(chosen))
+    return facts, notes + ([f"note: {dark}"] if (dark := looks.unused_bits(deep)) else [])
 
 
 def _notes(facts: Facts, shorter: np.ndarray, modes: Mapping[str, int], count: int) -> list[str]:

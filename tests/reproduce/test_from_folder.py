@@ -147,6 +147,15 @@ def test_unusual_images_are_told(tmp_path, mode, told):
     assert told in "".join(notes) and bool(told) == bool(notes)
 
 
+def test_a_plan_tells_few_images_and_twelve_bits_in_files_of_sixteen(tmp_path, capsys):
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 4096, (32, 32)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    status, out, _ = command(capsys, "simclr", f"data={tmp_path}", "--plan")
+    assert status == 0 and "40 images are few to train from random weights" in out
+    assert "use 12 of them" in out and "multiply them by 16" in out
+
+
 def command(capsys, *words):
     status = guard(lambda: main(list(map(str, words))))
     out, err = capsys.readouterr()

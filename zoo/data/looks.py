@@ -110,16 +110,8 @@ def notes(looks: Looks) -> list[str]:
             f"{part}: shorter sides from {min(sides):,} to {max(sides):,} pixels: random crops of one share of an image show things at "
             "different scales; resize to one shorter side first if sizes say nothing about what is shown"
         )
-    deep = [look for look in looks.each if look.stated]
-    if deep:
-        most, white = max(look.brightest for look in deep), min(look.stated for look in deep)
-        unused = white.bit_length() - most.bit_length()
-        if unused >= 2:
-            found.append(
-                f"{part}: {len(deep):,} images have {white.bit_length()} bits a pixel by their files and use {most.bit_length()} of them (brightest "
-                f"{most:,} of {white:,}): they are read at 1/{2**unused} of their brightness, nearly black; multiply them by {2**unused}, or state "
-                "their range (MaxSampleValue of a TIFF, the header of a PGM)"
-            )
+    if dark := unused_bits(looks.each):
+        found.append(f"{part}: {dark}")
     gray = looks.share("gray")
     if 0 < gray < 1:
         found.append(
@@ -127,6 +119,22 @@ def notes(looks: Looks) -> list[str]:
             "tells from colour; convert all of them if colour says nothing about what is shown"
         )
     return found
+
+
+def unused_bits(looks: Iterable[Look]) -> str:
+    """What it means that files of more than 8 bits use fewer of them than they state, such as 12 of 16; "" where they do not."""
+    deep = [look for look in looks if look.stated]
+    if not deep:
+        return ""
+    most, white = max(look.brightest for look in deep), min(look.stated for look in deep)
+    unused = white.bit_length() - most.bit_length()
+    if unused < 2:
+        return ""
+    return (
+        f"{len(deep):,} images have {white.bit_length()} bits a pixel by their files and use {most.bit_length()} of them (brightest "
+        f"{most:,} of {white:,}): they are read at 1/{2**unused} of their brightness, nearly black; multiply them by {2**unused}, or state "
+        "their range (MaxSampleValue of a TIFF, the header of a PGM)"
+    )
 
 
 def meaning(mode: str) -> str:
