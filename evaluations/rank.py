@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import zoo
 from engine import checkpoint, layout
@@ -37,6 +38,7 @@ from zoo import data
 from zoo.errors import UserError
 
 from .inputs import models
+from .inputs.views import Views
 from .measure import Settings, evaluate, say
 from .scores import paired
 
@@ -118,7 +120,7 @@ def rank(folder: str, given: Mapping[str, Any]) -> str:
         / f"{records.slug(Path(folder).expanduser().resolve().name)}-{key(source, places, by)}"
     )
     ranking = Ranking(folder, LABELLED[by] if labelled else "")
-    measure(ranking, places, protocols, {**rest, "data": folder}, Costs(page / "costs.json", settings))
+    measure(ranking, places, protocols, {**rest, "data": folder}, Costs(page / "costs.json", settings, source.image(0)))
     finish(ranking)
     lines = [labelled_table(ranking) if labelled else quality_table(ranking), *refusals(ranking)]
     lines.append(f"page: {rank_page.write(ranking, page, settings)}")
@@ -171,8 +173,8 @@ def measure(
 class Costs:
     """Costs of models, kept by weights and device in a file, so that the same command prints the same numbers."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self.path, self.settings, self.out = path, settings, settings.options.out
+    def __init__(self, path: Path, settings: Settings, image: Image.Image) -> None:
+        self.path, self.settings, self.out, self.image = path, settings, settings.options.out, image
         self.known = checkpoint.read_json(path) if path.is_file() else {}
 
     def of(self, place: str) -> Cost:
@@ -182,18 +184,19 @@ class Costs:
         name = f"{model.weights_sha256} {network} {device.type}"
         if name not in self.known:
             parameters = sum(p.numel() for p in model.backbone.parameters())
-            self.known[name] = [milliseconds(model, device), parameters, model.dim]
+            self.known[name] = [milliseconds(model, device, self.image), parameters, model.dim]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.write_text(self.path, json.dumps(self.known, indent=1) + "\n")
         return Cost(*self.known[name])
 
 
 @torch.no_grad()
-def milliseconds(model: models.Model, device: torch.device) -> float:
-    """Of the network, for one image of a batch of TIMED: the median of three passes, one before them left out."""
-    side = int(model.input["crop"] or 32)
+def milliseconds(model: models.Model, device: torch.device, image: Image.Image) -> float:
+    """Of the network, for one image of a batch of TIMED, of the size that ``image`` has after the model's preprocessing:
+    the median of three passes, one before them left out."""
+    height, width = Views(model.input).pixels(image, 0).shape[1:3]
     backbone = model.backbone.to(device).eval()
-    images = layout.arranged(torch.zeros(TIMED, int(model.input["channels"]), side, side), backbone, device)
+    images = layout.arranged(torch.zeros(TIMED, int(model.input["channels"]), height, width), backbone, device)
     times = []
     for _ in range(4):
         began = time.perf_counter()

@@ -210,3 +210,15 @@ def test_files_are_ranked_beside_runs_and_a_bad_one_is_left_out(place, capsys):
     assert status == 2 and "no model could be measured" in err.splitlines()[-1] and "broken.pth" in err
     status, out, err = command(capsys, place / "photos", "by=linear", f"out={place / 'runs'}")
     assert status == 2 and err == "error: by=linear: knn or ridge\n"
+
+
+def test_a_model_without_a_crop_is_timed_at_the_size_of_the_images(place, capsys):
+    """Raw pixels take no other size: pixels_fashion_mnist was refused on its own 28-pixel images."""
+    recipe_file = place / "runs" / "sharp" / "a8-s0" / "recipe.yaml"
+    recipe = yamlfile.loads(recipe_file.read_text())
+    recipe["input"] |= {"resize": None, "crop": None, "pad": 0}
+    recipe_file.write_text(yamlfile.dumps(recipe))
+    status, out, _ = command(capsys, place / "photos", "models=sharp", f"out={place / 'runs'}")
+    assert (
+        status == 0 and "left out" not in out and [Path(m["model"]).name for m in kept(out)[1]["models"]] == ["a8-s0"]
+    )
