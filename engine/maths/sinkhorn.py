@@ -2,7 +2,7 @@
 
 Paper     https://arxiv.org/abs/2006.09882, eq. 3-5
 Differs   The authors' code normalises the whole B x K matrix six times. Here two vectors are scaled instead and the matrix is read
-          once per iteration, block by block while it lies in the cache: the same numbers at half the cost.
+          once per iteration, block by block while it lies in the cache: the same numbers in less time, benchmarks/RESULTS.md says how much.
           Their code overflows when score / epsilon exceeds 88; here the largest entry of every row and every column is 1 before
           the first iteration, which the iterations cancel exactly. A prototype far from every sample therefore still gets its share.
 """
@@ -22,9 +22,34 @@ from .rows import block_rows
 BLOCK_CELLS = 1 << 17  # cells of a block: half a megabyte of float32, so that its second reading hits the cache
 
 
+class Workspace:
+    """Memory that calls of ``sinkhorn`` on a CPU share: fresh pages for each call cost as much as an iteration or two.
+
+    A call's result lies in it, and the next call overwrites it.
+    """
+
+    def __init__(self) -> None:
+        self._cells = torch.empty(0)
+
+    def matrix(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """(rows, columns) float32 of any values. An accelerator's allocator keeps memory itself: fresh there."""
+        if device.type != "cpu":
+            return torch.empty(rows, columns, device=device)
+        if self._cells.numel() < rows * columns:
+            self._cells = torch.empty(rows * columns)
+        return self._cells[: rows * columns].view(rows, columns)
+
+
 @torch.no_grad()
 def sinkhorn(
-    scores: Tensor, epsilon: float = 0.05, iterations: int = 3, *, hard: bool = False, world: dist.Processes = "dist"
+    scores: Tensor,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    *,
+    hard: bool = False,
+    last: int | None = None,
+    workspace: Workspace | None = None,
+    world: dist.Processes = "dist",
 ) -> Tensor:
     """Assignments (B, K) float32 whose rows sum to 1 and whose columns are used about equally often.
 
@@ -32,6 +57,8 @@ def sinkhorn(
     epsilon     > 0; smaller is sharper.
     iterations  >= 1; each normalises prototypes over the samples of all ranks, then each sample. The last step is a sample's.
     hard        one-hot rows at the largest soft assignment.
+    last        0 to B: only the assignments of so many last rows are returned (and computed); None: of all.
+    workspace   memory to compute in, which the result is a part of (unless ``hard``); None: fresh memory.
     world       see engine.dist. Ranks may hold different numbers of rows.
     Raises ValueError for a wrong argument, Degenerate for scores that are not finite; on an accelerator, which nobody waits for,
     the assignments are then NaN.
@@ -42,7 +69,10 @@ def sinkhorn(
         raise ValueError(f"sinkhorn: iterations must be at least 1, not {iterations}")
     if scores.ndim != 2:
         raise ValueError(f"sinkhorn: scores must be (samples, prototypes), not {tuple(scores.shape)}")
-    kernel = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    if last is not None and not 0 <= last <= len(scores):
+        raise ValueError(f"sinkhorn: last must be 0 to {len(scores)}, the number of rows, not {last}")
+    kernel = (workspace or Workspace()).matrix(len(scores), scores.shape[1], scores.device)
+    unused = 0 if last is None else len(scores) - last
     per_block = block_rows(scores.shape[1], BLOCK_CELLS, scores.device)
     parts = kernel.split(per_block)
     with torch.autocast(scores.device.type, enabled=False):
@@ -54,10 +84,11 @@ def sinkhorn(
             share = _even(dist.sum_(total, world))  # prototypes: equal mass each
             total = _sum(_inverse(part @ share) @ part for part in parts)  # samples: mass 1 each
         share = _even(dist.sum_(total, world))
-        for part in parts:
+        for part in parts[unused // per_block :]:
             part *= share
             part *= _inverse(part.sum(1, keepdim=True))
-        return F.one_hot(kernel.argmax(1), kernel.shape[1]).to(kernel) if hard else kernel
+        found = kernel[unused:]
+        return F.one_hot(found.argmax(1), found.shape[1]).to(found) if hard else found
 
 
 def _centre_(

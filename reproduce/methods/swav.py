@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import dist
-from engine.maths.sinkhorn import sinkhorn
+from engine.maths.sinkhorn import Workspace, sinkhorn
 from reproduce.health import embeddings
 from reproduce.limits import Limit
 from reproduce.method import Deviation, Method, Needs, Numbers, embed, full, mlp
@@ -142,6 +142,7 @@ class SwAV(Method):
         self.pushed, self.share = 0, 0  # batches pushed so far; images of this process's part of a batch
         self.pushes_per_step = 1  # Un-Mix asks for several losses a step, each of which pushes
         self._seen: dict[str, Tensor] = {}
+        self._workspace = Workspace()
 
     # -- one step ----------------------------------------------------------------------------------------------------
     def before_step(self, step: int, ctx: Any = None) -> None:
@@ -173,15 +174,16 @@ class SwAV(Method):
     def assign(self, z: Tensor, scores: Tensor, epoch: int) -> Tensor:
         """(A, B, K) assignments of the views assign_crops; the queue, once full, takes part."""
         self._start_queue(z, epoch)
-        targets = []
+        targets = scores.new_empty(len(self.assign_crops), *scores.shape[1:], dtype=torch.float32)
         for a, crop in enumerate(self.assign_crops):
             rows = scores[crop]
             if self.queue is not None and self.queue_full:
                 rows = torch.cat([self.prototypes(self.queue[a]), rows])
-            q = sinkhorn(rows, self.epsilon, self.iterations, hard=self.hard)
-            targets.append(q[-scores.shape[1] :])
+            settings = (self.epsilon, self.iterations)
+            own, memory = scores.shape[1], self._workspace  # targets copies: the next view computes in the same memory
+            targets[a] = sinkhorn(rows, *settings, hard=self.hard, last=own, workspace=memory)
         self._push(z[self.assign_crops])
-        return torch.stack(targets)
+        return targets
 
     def after_backward(self, step: int) -> None:
         if step < self.freeze_steps:

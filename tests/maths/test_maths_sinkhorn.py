@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.maths.sinkhorn import sinkhorn
+from engine.maths.sinkhorn import Workspace, sinkhorn
 from golden import load
 
 
@@ -70,8 +70,36 @@ def test_scores_are_left_alone():
     assert torch.equal(scores, before)
 
 
+@pytest.mark.parametrize("last", [0, 1, 300, 399, 700])
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_last_rows_alone_and_in_kept_memory_are_the_same_bits(last, hard):
+    """700 x 900 are several blocks; the memory has held a larger matrix, and one of not-a-number, before."""
+    scores = torch.rand(700, 900, generator=torch.manual_seed(4)) * 2 - 1
+    workspace = Workspace()
+    workspace.matrix(800, 900, scores.device).fill_(float("nan"))
+    for given in (scores.flip(0), scores):
+        part = sinkhorn(given, last=last, hard=hard, workspace=workspace)
+        assert torch.equal(part, sinkhorn(given, hard=hard)[700 - last :])
+
+
+def test_calls_in_one_workspace_take_memory_once_and_without_one_results_stand_alone():
+    scores, workspace = torch.randn(40, 6, generator=torch.manual_seed(5)), Workspace()
+    assert sinkhorn(scores, workspace=workspace).data_ptr() == sinkhorn(-scores, workspace=workspace).data_ptr()
+    first = sinkhorn(scores)
+    kept = first.clone()
+    sinkhorn(-scores)
+    assert torch.equal(first, kept)
+
+
 @pytest.mark.parametrize(
-    "wrong, word", [({"epsilon": 0}, "epsilon"), ({"iterations": 0}, "iterations"), ({"world": "all"}, "world")]
+    "wrong, word",
+    [
+        ({"epsilon": 0}, "epsilon"),
+        ({"iterations": 0}, "iterations"),
+        ({"world": "all"}, "world"),
+        ({"last": 5}, "last must be 0 to 4"),
+        ({"last": -1}, "last"),
+    ],
 )
 def test_a_wrong_argument_is_named(wrong, word):
     with pytest.raises(ValueError, match=word):
