@@ -7,7 +7,8 @@ With a folder for each class, models are ranked by nearest neighbours (knn_folde
 regression whose penalty is chosen on folds (ridge_folder); k-means against the classes (cluster_folder) stands beside them. Without
 classes the measures of quality_folder are listed, which rank nothing across widths. A model's rank is one more than the number of
 models that are better on the same images by McNemar's exact test at 5 %, Holm's correction over all pairs: what is not told apart
-shares a rank. The cost is that of the network on one image of its own input size, on this machine.
+shares a rank. A model that takes images as they are (those of digits and Fashion-MNIST) is given images of another size resized and
+cropped to that of its own data set. The cost is that of the network on one image of its own input size, on this machine.
 
 Each measurement is kept: an interrupted command goes on. A model that cannot be measured is named with the reason, and the others
 are ranked. The page and its numbers (index.html, rank.json) lie below ``out``/rank.
@@ -45,6 +46,7 @@ from .scores import paired
 QUALITY = ("rankme", "effective_rank", "alpha_req", "lidar", "uniformity", "alignment", "cluster_stability")
 LABELLED = {"knn": "knn_folder", "ridge": "ridge_folder", "clusters": "cluster_folder"}
 LEVEL = 0.05
+LOOKED = 32  # images whose sizes are looked at
 TIMED = 8  # images of a batch whose forward pass is timed
 
 
@@ -65,6 +67,7 @@ class Row:
     found: dict[str, records.Record]
     correct: np.ndarray
     cost: Cost
+    resized: dict[str, int] = field(default_factory=dict)  # changes to the model's preprocessing for this folder
     rank: int = 0
 
     def metric(self, protocol: str, name: str) -> records.Metric | None:
@@ -120,9 +123,9 @@ def rank(folder: str, given: Mapping[str, Any]) -> str:
         / f"{records.slug(Path(folder).expanduser().resolve().name)}-{key(source, places, by)}"
     )
     ranking = Ranking(folder, LABELLED[by] if labelled else "")
-    measure(ranking, places, protocols, {**rest, "data": folder}, Costs(page / "costs.json", settings, source.image(0)))
+    measure(ranking, places, protocols, {**rest, "data": folder}, Costs(page / "costs.json", settings, some(source)))
     finish(ranking)
-    lines = [labelled_table(ranking) if labelled else quality_table(ranking), *refusals(ranking)]
+    lines = [labelled_table(ranking) if labelled else quality_table(ranking), *resizes(ranking), *refusals(ranking)]
     lines.append(f"page: {rank_page.write(ranking, page, settings)}")
     return "\n".join(lines + ([f"load it: {ranking.load_line}"] if labelled else []))
 
@@ -154,7 +157,9 @@ def measure(
         left = f", about {duration(spent / number * (len(places) - number))} left" if number else ""
         say(f"{place}: model {number + 1} of {len(places)}{left}")
         try:
-            found = {name: records.read(evaluate(name, place, given, quiet=True, also=protocols)) for name in protocols}
+            resized = costs.resized(place)
+            asked = {**resized, **given}
+            found = {name: records.read(evaluate(name, place, asked, quiet=True, also=protocols)) for name in protocols}
             cost = costs.of(place)
         except UserError as error:
             say(f"{place}: left out: {error}")
@@ -164,18 +169,36 @@ def measure(
         if ranking.labelled:
             kept = Path(costs.out) / "predictions" / f"{found[ranking.by].predictions_sha256}.npz"
             correct = np.load(kept)["correct"]
-        ranking.rows.append(Row(place, found, correct, cost))
+        ranking.rows.append(Row(place, found, correct, cost, resized))
     if not ranking.rows:
         first, reason = next(iter(ranking.refused.items()))
         raise UserError(f"no model could be measured; {first}: {reason}")
 
 
-class Costs:
-    """Costs of models, kept by weights and device in a file, so that the same command prints the same numbers."""
+def some(source: Any) -> list[Image.Image]:
+    """The first image and LOOKED - 1 others, evenly spread."""
+    return [source.image(int(i)) for i in np.unique(np.linspace(0, len(source) - 1, LOOKED).astype(int))]
 
-    def __init__(self, path: Path, settings: Settings, image: Image.Image) -> None:
-        self.path, self.settings, self.out, self.image = path, settings, settings.options.out, image
+
+class Costs:
+    """Costs of models, kept by weights and device in a file, so that the same command prints the same numbers.
+
+    images: some of the folder's, the first of which gives the size at which models are timed
+    """
+
+    def __init__(self, path: Path, settings: Settings, images: Sequence[Image.Image]) -> None:
+        self.path, self.settings, self.out, self.images = path, settings, settings.options.out, images
         self.known = checkpoint.read_json(path) if path.is_file() else {}
+
+    def resized(self, place: str) -> dict[str, int]:
+        """Settings that bring these images to the size of a model's own data set; none where it has a crop, or they have that size."""
+        model = models.resolve(place, None, self.out, form=self.settings.form)
+        name = getattr(model.recipe, "dataset", None)
+        size = data.describe(name).size if name in data.names() else None
+        if model.input["crop"] or not size or all(image.size == (size[1], size[0]) for image in self.images):
+            return {}
+        side = min(size) + 2 * int(model.input["pad"])
+        return {"transform.pad": 0, "transform.resize": side, "transform.crop": side}
 
     def of(self, place: str) -> Cost:
         model = models.resolve(place, None, self.out, form=self.settings.form)
@@ -184,19 +207,23 @@ class Costs:
         name = f"{model.weights_sha256} {network} {device.type}"
         if name not in self.known:
             parameters = sum(p.numel() for p in model.backbone.parameters())
-            self.known[name] = [milliseconds(model, device, self.image), parameters, model.dim]
+            self.known[name] = [milliseconds(model, device, self.shape(place, model)), parameters, model.dim]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.write_text(self.path, json.dumps(self.known, indent=1) + "\n")
         return Cost(*self.known[name])
 
+    def shape(self, place: str, model: models.Model) -> tuple[int, int]:
+        """(height, width) of the first image after the model's preprocessing."""
+        changes = {name.partition(".")[2]: value for name, value in self.resized(place).items()}
+        height, width = Views({**model.input, **changes}).pixels(self.images[0], 0).shape[1:3]
+        return height, width
+
 
 @torch.no_grad()
-def milliseconds(model: models.Model, device: torch.device, image: Image.Image) -> float:
-    """Of the network, for one image of a batch of TIMED, of the size that ``image`` has after the model's preprocessing:
-    the median of three passes, one before them left out."""
-    height, width = Views(model.input).pixels(image, 0).shape[1:3]
+def milliseconds(model: models.Model, device: torch.device, shape: tuple[int, int]) -> float:
+    """Of the network, for one image (height, width) of a batch of TIMED: the median of three passes, one before them left out."""
     backbone = model.backbone.to(device).eval()
-    images = layout.arranged(torch.zeros(TIMED, int(model.input["channels"]), height, width), backbone, device)
+    images = layout.arranged(torch.zeros(TIMED, int(model.input["channels"]), *shape), backbone, device)
     times = []
     for _ in range(4):
         began = time.perf_counter()
@@ -264,3 +291,12 @@ def quality_table(ranking: Ranking) -> str:
 
 def refusals(ranking: Ranking) -> list[str]:
     return [f"left out: {place}: {reason}" for place, reason in ranking.refused.items()]
+
+
+def resizes(ranking: Ranking) -> list[str]:
+    """A line for each size to which images were brought, with the number of models."""
+    sides = [row.resized["transform.crop"] for row in ranking.rows if row.resized]
+    return [
+        f"images resized to {side} x {side} pixels, the size of its own data set, for {sides.count(side)} of {len(ranking.rows)} models"
+        for side in sorted(set(sides))
+    ]

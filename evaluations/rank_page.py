@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def short(place: str) -> str:
 
 def montage(ranking: Ranking, row: Row, settings: Settings) -> Image.Image:
     """Some images and the nearest others of each by the features of a model; frames tell whether the class is the same."""
+    settings = replace(settings, overrides={**row.resized, **settings.overrides})
     measurement = Measurement.of(ranking.by or "quality_folder", row.place, settings)
     layer = layers_of(measurement.protocol, measurement.model)[0]
     splits = measurement.protocol.splits

@@ -222,3 +222,17 @@ def test_a_model_without_a_crop_is_timed_at_the_size_of_the_images(place, capsys
     assert (
         status == 0 and "left out" not in out and [Path(m["model"]).name for m in kept(out)[1]["models"]] == ["a8-s0"]
     )
+
+
+def test_models_of_small_data_sets_are_given_images_of_other_sizes_at_their_own(place, capsys):
+    """digits are 8 x 8: photographs of three sizes were refused by every model of the zoo's laptop profiles."""
+    recipe_file = place / "runs" / "sharp" / "a8-s0" / "recipe.yaml"
+    recipe = yamlfile.loads(recipe_file.read_text())
+    recipe["input"] |= {"resize": None, "crop": None, "pad": 0}
+    recipe_file.write_text(yamlfile.dumps(recipe))
+    for number, file in enumerate(sorted((place / "photos").rglob("*.png"))):
+        size = ((16, 16), (24, 20), (20, 24))[number % 3]
+        Image.open(file).resize(size, Image.Resampling.NEAREST).save(file)
+    status, out, _ = command(capsys, place / "photos", "models=sharp", f"out={place / 'runs'}")
+    assert status == 0 and "left out" not in out, out
+    assert "images resized to 8 x 8 pixels, the size of its own data set, for 1 of 1 models" in out
