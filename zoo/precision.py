@@ -24,9 +24,8 @@ def has_bfloat16(device: str | None = None) -> bool:
 
 
 def fastest(device: str | None = None) -> str:
-    """The precision in which ``device`` multiplies large matrices in the least time: bfloat16 on a GPU that has it and on a CPU with
-    matrix units (AMX), else float32. With vector instructions for bfloat16 alone a large product takes longer in it than in float32; a
-    step of a small network need not (both in benchmarks/RESULTS.md), so recipes go by ``as_run_here``."""
+    """The precision in which ``device`` convolves in the least time: bfloat16 on a GPU that has it and on a CPU with matrix units
+    (AMX), else float32. A CPU with vector instructions for bfloat16 alone takes longer in it than in float32."""
     import torch
 
     name = device or "auto"

@@ -242,33 +242,78 @@ def ridge(
     """Closed-form heads: least squares on one-hot targets in {-1, 1} with an L2 penalty, every fold and penalty at once.
 
     Standardised features; penalty ``l`` adds ``l * sum of weights`` to the Gram matrix, so it does not depend on N.
-    The Gram matrix of each fold is decomposed once and serves every penalty. weights (F, N). ``Grid.lr`` of the result
-    holds the penalties.
+    The Gram matrix of each fold is decomposed once and serves every penalty: that of the features (D x D), of which images that the
+    same folds see are multiplied once, or that of the fold's images (N x N) where they are fewer. weights (F, N). ``Grid.lr`` of
+    the result holds the penalties.
     """
-    folds, dim = len(weights), x.shape[1]
     mean, scale = statistics(x, weights)
-    gram = torch.zeros(folds, dim, dim, dtype=torch.float64)
-    cross = torch.zeros(folds, dim, classes, dtype=torch.float64)
-    total = torch.as_tensor(weights, dtype=torch.float64).sum(1)
-    middle = torch.zeros(folds, classes, dtype=torch.float64)
-    for rows, chunk in chunks(x, torch.device("cpu")):
-        truth = torch.full((len(chunk), classes), -1.0, dtype=torch.float64)
-        truth[torch.arange(len(chunk)), torch.as_tensor(labels[rows].astype(np.int64))] = 1
-        for f in range(folds):
-            part = torch.as_tensor(weights[f, rows], dtype=torch.float64)[:, None]
-            z = (chunk.double() - mean[f].double()) * scale[f].double()
-            gram[f] += z.T @ (z * part)
-            cross[f] += z.T @ (truth * part)
-            middle[f] += (truth * part).sum(0)
-    values, vectors = torch.linalg.eigh(gram)
-    rotated = vectors.transpose(1, 2) @ cross  # (F, D, C); standardised features have mean 0, so the bias stands apart
+    share = torch.as_tensor(weights, dtype=torch.float64)
+    total = share.sum(1)
     penalty = torch.as_tensor(penalties, dtype=torch.float64)[None, :] * total[:, None]  # (F, G)
-    shrunk = rotated[:, :, None] / (values[:, :, None, None].clamp_min(0) + penalty[:, None, :, None] + 1e-12)
-    weight = (vectors @ shrunk.flatten(2)).unflatten(2, shrunk.shape[2:]).permute(0, 2, 3, 1)
-    bias = (middle / total[:, None])[:, None].expand(-1, len(penalties), -1)
+    truth = torch.full((len(labels), classes), -1.0, dtype=torch.float64)
+    truth[torch.arange(len(labels)), torch.as_tensor(np.asarray(labels).astype(np.int64))] = 1
+    few = int((share > 0).sum(1).max()) < x.shape[1]
+    weight = (_by_images if few else _by_features)(x, truth, share, mean.double(), scale.double(), penalty)
+    bias = (share @ truth / total[:, None])[:, None].expand(-1, len(penalties), -1)
     return Heads(
         weight.float().contiguous(), bias.float().contiguous(), mean, scale, Grid(tuple(float(p) for p in penalties))
     )
+
+
+def _by_features(
+    x: np.ndarray | Tensor, truth: Tensor, share: Tensor, mean: Tensor, scale: Tensor, penalty: Tensor
+) -> Tensor:
+    """(F, G, C, D) ridge weights from each fold's D x D Gram matrix; images of equal weight in all folds are multiplied together."""
+    folds, dim = mean.shape
+    gram, cross = mean.new_zeros(folds, dim, dim), mean.new_zeros(folds, dim, truth.shape[1])
+    first = mean.new_zeros(folds, dim)
+    centre = mean.mean(0)  # one shift for all folds, so that their own means take little away
+    patterns, which = share.unique(dim=1, return_inverse=True)
+    for kind, pattern in enumerate(patterns.T):
+        own = np.flatnonzero((which == kind).numpy())
+        square, product, sums = torch.zeros_like(gram[0]), torch.zeros_like(cross[0]), torch.zeros_like(centre)
+        for at in range(0, len(own), CHUNK):
+            rows = own[at : at + CHUNK]
+            z = torch.as_tensor(np.asarray(x[rows])).double() - centre
+            square.addmm_(z.T, z)
+            product.addmm_(z.T, truth[torch.from_numpy(rows)])
+            sums += z.sum(0)
+        for f in pattern.nonzero().flatten().tolist():
+            gram[f].add_(square, alpha=float(pattern[f]))
+            cross[f].add_(product, alpha=float(pattern[f]))
+            first[f].add_(sums, alpha=float(pattern[f]))
+    total, middle = share.sum(1), share @ truth
+    for f in range(folds):
+        shift = mean[f] - centre
+        gram[f] -= torch.outer(shift, first[f]) + torch.outer(first[f], shift) - total[f] * torch.outer(shift, shift)
+        gram[f] *= torch.outer(scale[f], scale[f])
+        cross[f] = (cross[f] - torch.outer(shift, middle[f])) * scale[f][:, None]
+    values, vectors = torch.linalg.eigh(gram)
+    rotated = vectors.transpose(1, 2) @ cross  # (F, D, C); standardised features have mean 0, so the bias stands apart
+    shrunk = rotated[:, :, None] / (values[:, :, None, None].clamp_min(0) + penalty[:, None, :, None] + 1e-12)
+    return (vectors @ shrunk.flatten(2)).unflatten(2, shrunk.shape[2:]).permute(0, 2, 3, 1)
+
+
+def _by_images(
+    x: np.ndarray | Tensor, truth: Tensor, share: Tensor, mean: Tensor, scale: Tensor, penalty: Tensor
+) -> Tensor:
+    """The same weights from the N x N Gram matrix of each fold's images: z' (z z' + penalty)^-1 truth."""
+    found = []
+    for f, seen in enumerate(share > 0):
+        root = share[f, seen].sqrt()[:, None]
+        z = (
+            torch.as_tensor(np.asarray(x[np.flatnonzero(seen.numpy())]))
+            .double()
+            .sub_(mean[f])
+            .mul_(scale[f])
+            .mul_(root)
+        )
+        values, vectors = torch.linalg.eigh(z @ z.T)
+        rotated = vectors.T @ (truth[seen] * root)
+        shrunk = rotated[:, None] / (values[:, None, None].clamp_min(0) + penalty[f][None, :, None] + 1e-12)
+        solved = (vectors @ shrunk.flatten(1)).T @ z
+        found.append(solved.unflatten(0, shrunk.shape[1:]))
+    return torch.stack(found)
 
 
 def statistics(x: np.ndarray | Tensor, weights: np.ndarray) -> tuple[Tensor, Tensor]:

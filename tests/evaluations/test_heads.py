@@ -108,19 +108,27 @@ def test_memory_maps_and_arrays_give_the_same_heads(tmp_path, monkeypatch):
     torch.testing.assert_close(small.weight, mapped.weight)
 
 
-def test_ridge_equals_the_normal_equations_on_each_fold():
-    x, y = blobs(60, 3, dim=4, distance=1.0)
+@pytest.mark.parametrize("dim", [4, 90], ids=["fewer features than images", "fewer images than features"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ridge_equals_the_normal_equations_on_each_fold(dim, weighted, monkeypatch):
+    monkeypatch.setattr(batched, "CHUNK", 7)
+    x, y = blobs(60, 3, dim=dim, distance=1.0)
+    x = x + np.float32(5)  # features far from 0, as those after a ReLU
     weights, _ = folds_of(60, 3)
+    if weighted:
+        weights = weights * np.where(np.arange(60) % 2, 1, 2).astype(np.float32)
     found = batched.ridge(x, y, weights, [0.1, 1.0], classes=3)
     for f in range(4):
-        rows = weights[f] > 0
-        mean, sd = x[rows].mean(0), np.sqrt(x[rows].var(0) * (1 + 1e-5))
-        z = np.c_[(x - mean) / sd, np.ones(60)][rows]
-        target = 2.0 * np.eye(3)[y[rows]] - 1
+        share = weights[f].astype(np.float64)
+        mean = np.average(x.astype(np.float64), axis=0, weights=share)
+        variance = np.average((x - mean) ** 2, axis=0, weights=share)
+        z = np.c_[(x - mean) / np.sqrt(variance + 1e-5 * variance.mean()), np.ones(60)]
+        target = 2.0 * np.eye(3)[y] - 1
         for g, penalty in enumerate((0.1, 1.0)):
-            solved = np.linalg.solve(z.T @ z + penalty * rows.sum() * np.diag([1, 1, 1, 1, 0]), z.T @ target)
-            np.testing.assert_allclose(found.weight[f, g].numpy(), solved[:4].T, atol=1e-4)
-            np.testing.assert_allclose(found.bias[f, g].numpy(), solved[4], atol=1e-4)
+            shrink = penalty * share.sum() * np.diag([1] * dim + [0])
+            solved = np.linalg.solve((z.T * share) @ z + shrink, (z.T * share) @ target)
+            np.testing.assert_allclose(found.weight[f, g].numpy(), solved[:dim].T, atol=1e-5)
+            np.testing.assert_allclose(found.bias[f, g].numpy(), solved[dim], atol=1e-5)
 
 
 def test_all_heads_diverging_is_an_error_and_one_is_not():
