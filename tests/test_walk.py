@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from benchmarks import walk
 from evaluations.__main__ import main as evaluations
 from reproduce.__main__ import main as reproduce
 from zoo.__main__ import main as zoo_main
@@ -50,9 +53,11 @@ def test_a_folder_of_photographs_from_the_first_look_to_a_script(tmp_path, capsy
     assert recipe["batch"] == 24 and recipe["input"]["channels"] == 3
     capsys.readouterr()
 
-    assert evaluations(["rank", str(folder), "--models", "none", f"files=[{run}]", f"out={out}"]) == 0
-    told = capsys.readouterr()
-    assert "simclr" in told.out + told.err and (out / "rank").is_dir()
+    files = f"files=[{run},random_fashion_mnist]"
+    assert evaluations(["rank", str(folder), "--models", "none", files, f"out={out}"]) == 0
+    told = capsys.readouterr().out
+    assert f"  {run}\n" in told and "  random_fashion_mnist\n" in told and "left out" not in told
+    assert "resized to 32 x 32 pixels" in told and (out / "rank").is_dir()
 
     assert evaluations(["cluster", str(run), str(folder), "head.clusters=3", f"out={out}"]) == 0
     assert list((out / "clusters").rglob("*.csv"))
@@ -73,3 +78,29 @@ def test_fewer_images_than_a_method_can_use_are_told_before_anything_is_done(tmp
     with pytest.raises(UserError, match="params.clusters=50"):
         reproduce(["deepcluster", f"data={folder}", f"out={tmp_path / 'runs'}", "params.clusters=50", "--plan"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_committed_walk_went_through_every_command_and_ranked_every_model():
+    """`python -m benchmarks.walk`: two minutes of pre-training, then the 18 laptop models beside the new one."""
+    text = Path(walk.__file__).with_suffix(".md").read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if line.startswith("$ python ")]
+    wanted = (
+        "zoo data check",
+        "--plan",
+        "reproduce simclr",
+        "evaluations rank",
+        "evaluations cluster",
+        "zoo export",
+        "-c",
+    )
+    assert len(commands) == len(wanted) and all(words in line for words, line in zip(wanted, commands, strict=True))
+    ranked = text.partition("$ python -m evaluations rank")[2].partition("images held out")[0]
+    assert ranked.count("_fashion_mnist/") == 18 and ranked.count("runs/simclr/") == 1 and "left out" not in text
+    assert "<All keys matched successfully>" in text and "(1, 512)" in text
+
+
+@pytest.mark.slow
+def test_the_whole_walk(tmp_path):
+    """Every command a process of its own, on 300 photographs of three sizes."""
+    steps = walk.walk(walk.photographs(tmp_path / "photos"), str(tmp_path / "runs"), images=128)
+    assert len(steps) == 7 and "All keys matched" in steps[-1].printed

@@ -1,0 +1,150 @@
+"""The walk of a newcomer with a folder of photographs, command by command: check, pre-train, rank, cluster, load with torchvision alone.
+
+    python -m benchmarks.walk [--images 4096] [--out runs] [--report benchmarks/walk.md]
+
+300 colour pictures of three sizes in three class folders are made; every command is a process of its own, as in docs/own-images.md.
+The ranking takes every finished run below --out beside the new one. A command that fails ends the walk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZES = ((160, 120), (120, 160), (200, 150))  # width, height
+EACH = 100  # pictures of a class
+CLASSES = ("beach", "forest", "town")
+PLAIN = """
+import torch, torchvision
+from PIL import Image
+model = torchvision.models.{network}()
+model.fc = torch.nn.Identity()
+print(model.load_state_dict(torch.load({file!r})["state_dict"]))
+image = torchvision.transforms.functional.to_tensor(Image.open({picture!r}).convert("RGB"))
+print(tuple(model.eval()(image[None]).shape))
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the walk, what it printed (standard output), and how many seconds it took."""
+
+    command: str
+    printed: str
+    seconds: float
+
+
+def picture(draw: np.random.Generator, kind: int, size: tuple[int, int]) -> Image.Image:
+    """A scene of coloured noise at three scales, with a horizon, trunks or houses."""
+    width, height = size
+    tint = np.array([(60, 90, 130), (30, 90, 30), (110, 90, 80)][kind])
+    layers = [
+        np.asarray(
+            Image.fromarray(draw.integers(0, 120, (height // cell + 2, width // cell + 2, 3)).astype(np.uint8)).resize(
+                size, Image.Resampling.BICUBIC
+            ),
+            dtype=float,
+        )
+        for cell in (4, 16, 64)
+    ]
+    image = Image.fromarray(np.clip(np.mean(layers, 0) + tint, 0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(int(draw.integers(3, 7))):
+        x, y = int(draw.integers(0, width)), int(draw.integers(height // 4, height // 2))
+        shade = tuple(int(v) for v in draw.integers(0, 255, 3))
+        if kind == 0:
+            pen.rectangle((0, y + height // 3, width, height), fill=(200, 190, int(draw.integers(90, 150))))
+        elif kind == 1:
+            pen.rectangle((x, y, x + 6, height), fill=(70, 50, 30))
+        else:
+            pen.rectangle((x, y, x + 30, height), fill=shade, outline=(20, 20, 20))
+    return image
+
+
+def photographs(folder: Path) -> Path:
+    """EACH pictures of every class below ``folder``, of SIZES in turn."""
+    draw = np.random.default_rng(0)
+    for kind, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(EACH):
+            picture(draw, kind, SIZES[(i + kind) % len(SIZES)]).save(folder / name / f"{i:03}.jpg", quality=90)
+    return folder
+
+
+def walk(folder: Path, out: str, images: int) -> list[Step]:
+    """Every command in turn; raises SystemExit with the words of the first that fails."""
+    steps: list[Step] = []
+
+    def run(*words: str) -> str:
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        printed = done.stdout.replace(str(folder.parent) + "/", "")
+        shown = shlex.join(["python", *words]).replace(str(folder.parent) + "/", "")
+        steps.append(Step(shown, printed, time.monotonic() - began))
+        print(f"{steps[-1].seconds:6.0f} s  {shown}", flush=True)
+        if done.returncode:
+            raise SystemExit(f"{shown}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
+        return done.stdout
+
+    run("-m", "zoo", "data", "check", "folder", str(folder))
+    recipe = ("-m", "reproduce", "simclr", f"data={folder}", f"schedule.images={images}", f"out={out}")
+    run(*recipe, "--plan")
+    report = run(*recipe)
+    found = re.search(rf"{re.escape(out)}/simclr/\S+-s0", report)
+    if not found:
+        raise SystemExit(f"no run folder in the report of the pre-training:\n{report}")
+    trained = found[0].rstrip("/")
+    run("-m", "evaluations", "rank", str(folder), f"out={out}")
+    run("-m", "evaluations", "cluster", trained, str(folder), "clusters=3", f"out={out}")
+    weights = folder.parent / "plain.pth"
+    run("-m", "zoo", "export", trained, "--to", "torchvision", "--out", str(weights))
+    network = re.search(r"backbone (\w+)", steps[1].printed)
+    assert network is not None
+    run("-c", PLAIN.format(network=network[1], file=str(weights), picture=str(folder / CLASSES[0] / "000.jpg")))
+    return steps
+
+
+def report(steps: list[Step], images: int) -> str:
+    """The page: every command with its seconds and the lines it printed, long outputs shortened in the middle."""
+    lines = [
+        "# A newcomer's walk",
+        "",
+        f"Generated by `python -m benchmarks.walk --images {images}`; do not edit. 300 made pictures of three sizes in three folders; seconds of the",
+        "clock on a CPU. The pictures are drawn, so that scores say nothing about photographs.",
+        "",
+    ]
+    for step in steps:
+        printed = [line[:200] for line in step.printed.rstrip().splitlines() if "images/s  waiting" not in line]
+        if len(printed) > 40:
+            printed = [*printed[:20], "…", *printed[-20:]]
+        lines += [f"## {step.seconds:.0f} s", "", "```", f"$ {step.command.strip()}", *printed, "```", ""]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.walk", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=4096, help="to pre-train on (default %(default)s)")
+    parser.add_argument("--out", default="runs", help="where runs are and go (default %(default)s)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the page there")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as place:
+        steps = walk(photographs(Path(place) / "photos"), args.out, args.images)
+    if args.report:
+        args.report.write_text(report(steps, args.images), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
