@@ -79,11 +79,18 @@ def _tried(read: Callable[[bytes, int], T], data: bytes, channels: int, where: C
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise nearly anything on broken files
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
+        reason = _unknown(data) if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
     if lenient:
         with contextlib.suppress(Exception), _truncated_allowed():
             return read(data, channels)
     raise ImageError(f"{where()}: cannot be decoded: {reason}")
+
+
+def _unknown(data: bytes) -> str:
+    """Why Pillow knows no format for these bytes."""
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return "not an image"
+    return "a TIFF with channels or numbers that Pillow does not read, such as five channels: write those to train on as RGB or gray"
 
 
 def _as_image(data: bytes, channels: int) -> Image.Image:
