@@ -1,6 +1,6 @@
 """Is my loss normal? The losses of the runs behind the committed records, by share of the run: curves.json.
 
-    python -m reproduce.curves [out=FOLDER]      write the finished runs below FOLDER into curves.json
+    python -m reproduce.curves [out=FOLDER]      write the finished runs below FOLDER into curves.json, without those of former recipes
 
 A curve belongs to a recipe's hash: runs of other settings or images have no curve here, since their losses are not comparable.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import zoo
 from engine import checkpoint
 from engine.options import RunOptions
 from zoo import settings
@@ -78,6 +79,12 @@ def collect(runs: Sequence[Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def current(name: str) -> bool:
+    """Whether '<model>/<recipe hash>' is a model of the registry with its recipe of today."""
+    model, _, hash = name.partition("/")
+    return model in zoo.models() and zoo.resolve(model).hash()[: len(hash)] == hash
+
+
 def main(words: Sequence[str] | None = None) -> int:
     from reproduce import runs
 
@@ -87,6 +94,7 @@ def main(words: Sequence[str] | None = None) -> int:
     found = collect(runs.below(options.out))
     if found and FILE.is_file():
         found = {**json.loads(FILE.read_text(encoding="utf-8")), **found}
+        found = {name: curve for name, curve in found.items() if current(name)}
     if not found:
         raise UserError(f"{options.out}: no finished runs below it whose logs make a curve")
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(curve)}" for name, curve in sorted(found.items()))

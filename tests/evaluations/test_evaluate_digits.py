@@ -13,7 +13,7 @@ from evaluations import measure
 from evaluations.__main__ import main
 from evaluations.inputs import features as feature_module
 from evaluations.inputs import models
-from evaluations.inputs.features import Compute, FeatureRequest, Features, Store
+from evaluations.inputs.features import Compute, FeatureRequest, Features, FeatureStore
 from evaluations.kinds import linear
 from results import record as records
 from zoo import data
@@ -78,7 +78,7 @@ def test_all_layers_are_taken_from_the_pass_that_gives_the_output(out, passes, t
     f = Features(
         model,
         wanted,
-        Store(tmp_path),
+        FeatureStore(tmp_path),
         compute=Compute(batch=500),
         release=lambda: None,
         open_split=lambda s: data.open_source("digits", s),
@@ -104,7 +104,7 @@ def test_features_equal_those_of_the_loaded_model_image_by_image(out):
     f = Features(
         model,
         protocol("knn_digits"),
-        Store(out / "features"),
+        FeatureStore(out / "features"),
         release=lambda: None,
         open_split=lambda s: data.open_source("digits", s),
     )
@@ -144,7 +144,7 @@ def test_cached_test_features_are_sealed_too(out, tmp_path):
         f = Features(
             model,
             protocol("knn_digits"),
-            Store(out / "features"),
+            FeatureStore(out / "features"),
             release=seal.release,
             open_split=lambda s: data.open_source("digits", s),
         )
@@ -164,7 +164,7 @@ def test_the_key_of_features_names_everything_that_changes_them(out, tmp_path, m
         return Features(
             judged,
             protocol("knn_digits", **changes),
-            Store(tmp_path),
+            FeatureStore(tmp_path),
             compute=compute,
             open_split=lambda s: data.open_source("digits", s),
             release=lambda: None,
@@ -186,7 +186,7 @@ def test_an_interrupted_pass_leaves_nothing_behind(out, tmp_path, monkeypatch):
     f = Features(
         model,
         protocol("knn_digits"),
-        Store(tmp_path),
+        FeatureStore(tmp_path),
         compute=Compute(batch=300),
         release=lambda: None,
         open_split=lambda s: data.open_source("digits", s),
@@ -211,7 +211,7 @@ def test_a_broken_feature_file_is_made_again(out, tmp_path):
     f = Features(
         model,
         protocol("knn_digits"),
-        Store(tmp_path),
+        FeatureStore(tmp_path),
         release=lambda: None,
         open_split=lambda s: data.open_source("digits", s),
     )

@@ -10,7 +10,7 @@ import torch
 
 from evaluations import measure
 from evaluations.inputs import models
-from evaluations.inputs.features import Compute, FeatureRequest, Features, Store
+from evaluations.inputs.features import Compute, FeatureRequest, Features, FeatureStore
 from evaluations.measure import Settings
 from evaluations.protocol import complete, load
 from zoo import data, precision
@@ -49,7 +49,7 @@ def test_folded_features_are_the_plain_ones_under_another_key(tmp_path, protocol
         features = Features(
             model,
             protocol,
-            Store(tmp_path / "features"),
+            FeatureStore(tmp_path / "features"),
             compute=Compute(folded=folded),
             open_split=lambda split: data.open_source("digits", split),
         )

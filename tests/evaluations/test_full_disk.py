@@ -7,7 +7,7 @@ import pytest
 from engine_processes import together
 
 from engine.errors import UserError
-from evaluations.inputs.features import Store
+from evaluations.inputs.features import FeatureStore
 from zoo.errors import guard
 
 
@@ -18,7 +18,7 @@ def full(*_):
 def opened(rank, root):
     os.posix_fallocate = full  # in this forked process only
     try:
-        with Store(root).create("ab12", (1000, 7)):
+        with FeatureStore(root).create("ab12", (1000, 7)):
             return "open"
     except UserError as error:
         return str(error)
@@ -39,7 +39,7 @@ def test_the_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "posix_fallocate", full)
 
     def main():
-        with Store(tmp_path).create("ab12", (1000, 7)):
+        with FeatureStore(tmp_path).create("ab12", (1000, 7)):
             pytest.fail("written to")
 
     assert guard(main) == 2

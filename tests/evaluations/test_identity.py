@@ -14,7 +14,7 @@ from PIL import Image
 from evaluations import cluster_folder, measure
 from evaluations.inputs import models
 from results import record as records
-from results.store import Store
+from results.store import RecordStore
 from zoo import data
 from zoo.backbones import build
 from zoo.data import content, paths
@@ -123,7 +123,7 @@ def test_weight_files_of_one_name_have_records_of_their_own(tmp_path):
     names = [records.read(path).model for path in made]
     assert names == [f"model_best-{records.read(path).weights_sha256[:8]}" for path in made] and len(set(names)) == 2
     assert models.resolve(str(files[0])).name == names[0]
-    assert len(Store([tmp_path / "runs" / "measured"]).models()) == 2
+    assert len(RecordStore([tmp_path / "runs" / "measured"]).models()) == 2
 
 
 def test_clusters_of_two_folders_of_one_last_name_are_kept(out, tmp_path):

@@ -12,7 +12,7 @@ from evaluation_fakes import finished_run, protocol
 import zoo
 from evaluations import measure
 from evaluations.inputs import models
-from evaluations.inputs.features import FeatureRequest, Features, Store
+from evaluations.inputs.features import FeatureRequest, Features, FeatureStore
 from evaluations.kinds import knn
 from evaluations.probes import nonlinear
 from golden import load
@@ -137,7 +137,7 @@ def test_the_embedding_is_that_of_the_whole_file_and_its_neighbours_are_found_th
     f = Features(
         model,
         protocol("knn_digits", layers=["projection"]),
-        Store(tmp_path),
+        FeatureStore(tmp_path),
         release=lambda: None,
         open_split=lambda s: data.open_source("digits", s),
     )

@@ -58,6 +58,7 @@ def test_the_file_is_of_models_of_the_zoo_and_a_plan_reads_it():
     known = curves.known()
     assert len(known) >= 16 and {name.split("/")[0] for name in known} <= set(zoo.models())
     assert all(len(c.low) == len(c.high) == curves.POINTS and c.runs >= 1 for c in known.values())
+    assert all(map(curves.current, known)), "a curve of a recipe that the registry no longer has"
     assert all(low <= high for c in known.values() for low, high in zip(c.low, c.high, strict=True))
     work = launch.job("swav_digits", {"schedule.images": 1280})
     assert plan.beside(work) == ""
