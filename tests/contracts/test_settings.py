@@ -269,7 +269,7 @@ TRAINED_PROTOTYPES = Does(0, prototypes_moved, UP)
 CLUSTERING = {
     **SIZES,
     "head_batchnorm": Does(False, norms, DOWN),
-    "prototypes": Does([30, 60], collapsed, DOWN),
+    "prototypes": Does([10, 20], collapsed, DOWN),
     "assign_crops": Does([1], banked_views, DOWN),
 }
 GRAPH = {"params.clustering": "pic"}
@@ -377,7 +377,7 @@ SETTINGS: dict[str, dict[str, Does]] = {
         "columns": Does([0], collapsed, OTHER),
     },  # see test_pseudolabel
     "rotnet": {"angles": Does(2, head_outputs, DOWN)},
-    "simsiam": {"dim": Does(200, parameters, UP), "hidden": Does(96, parameters, UP)},
+    "simsiam": {"dim": Does(200, parameters, UP), "hidden": Does(200, parameters, UP)},
     "supervised": {},
     "unmix": {
         "base": Does("mocov1", has_momentum, UP, {"params.mocov1": {"queue": 64}}),
