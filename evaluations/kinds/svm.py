@@ -35,6 +35,7 @@ from ..scores import average_precision
 
 KIND = Kind(classifies=True, grid={"cost": Positive}, needed=("cost",), selects=("folds", "none"), metric="map")
 NEVER = 255
+SINGLE = 1e7  # condition up to which a Newton step in float32 is exact enough: its rounding is 6e-8
 
 
 class Head(Strict):
@@ -146,60 +147,108 @@ def targets_of(protocol: Protocol, features: Features, split: str) -> np.ndarray
 def solve(x: Tensor, targets: np.ndarray, costs: list[float], head: Head) -> Tensor:
     """(D + 1, P) weights with the bias last: one problem per column of ``targets`` (N, P) and cost, by Newton's method.
 
-    Each Newton step solves H d = -g by conjugate gradients, H = I + 2 C X' A X with A the rows inside the margin; all
-    problems share the products with X, and the finished ones are dropped.
+    A Newton step solves H d = -g with H = I + 2 X' C A X, A the rows inside the margin. It need not be exact, and is found in
+    float32 where the bound of H's condition permits; gradient, objective and end are float64's. All problems share the products
+    with X; finished ones are dropped.
     """
     rows = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
     sign = torch.as_tensor(np.where(targets == 1, 1.0, -1.0))
     cost = torch.as_tensor(np.where(targets == NEVER, 0.0, np.where(targets == 1, head.positive_weight, 1.0)))
     cost = cost * torch.tensor(costs, dtype=torch.float64)
+    condition = float(2 * cost.max() * rows.square().sum())
+    steps = _NewtonSteps(rows.float() if condition < SINGLE else rows)
     w = torch.zeros(rows.shape[1], targets.shape[1], dtype=torch.float64)
     left = torch.arange(targets.shape[1])
-    start: Tensor | None = None
+    v, at = w.clone(), torch.zeros_like(sign)
+    goal: Tensor | None = None
     for _ in range(head.iterations):
-        v, s, c = w[:, left], sign[:, left], cost[:, left]
-        slack = (1 - s * (rows @ v)).clamp_min(0)
-        gradient = v - 2 * rows.T @ (c * s * slack)
+        slack = (1 - at).clamp_min(0)
+        gradient = v - 2 * rows.T @ (cost * sign * slack)
         size = gradient.norm(dim=0)
-        start = size if start is None else start
-        going = size > head.tolerance * start[left]
+        goal = head.tolerance * size if goal is None else goal
+        going = size > goal
         if not going.any():
             break
-        left, v, s, c, slack, gradient = (
-            left[going],
-            v[:, going],
-            s[:, going],
-            c[:, going],
-            slack[:, going],
-            gradient[:, going],
-        )
-        active = 2 * c * (slack > 0)
-        step = _conjugate_gradients(rows, active, -gradient)
-        w[:, left] = v + step * _line_search(rows, v, s, c, step, gradient)
+        if not going.all():
+            w[:, left] = v
+            left, goal = left[going], goal[going]
+            v, sign, cost, at, slack, gradient = (a[:, going] for a in (v, sign, cost, at, slack, gradient))
+        step = steps(2 * cost * (slack > 0), -gradient)
+        along = sign * (rows @ step)
+        t = _line_search(v, at, along, cost, step, gradient)
+        v, at = v + t * step, at + t * along
+    w[:, left] = v
     return w.float()
 
 
+class _NewtonSteps:
+    """d with (I + X' diag(active) X) d = b for each column of active (N, P) and b (D + 1, P), for rows X (N, D + 1).
+
+    Few active rows: exactly, by Woodbury's identity with the products of those rows among themselves, as in Chapelle,
+    Training a Support Vector Machine in the Primal (2007). Many: by conjugate gradients.
+    """
+
+    FEW = 1500  # a Cholesky factor of so many rows costs about what a few products with all of X do
+    MOST = 8192  # rows of which all products among themselves are kept: 256 MB
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.products: Tensor | None = None
+
+    def __call__(self, active: Tensor, b: Tensor) -> Tensor:
+        """(D + 1, P) float64."""
+        active, b = active.to(self.rows), b.to(self.rows)
+        d = torch.empty_like(b)
+        few = (active > 0).sum(0) <= self.FEW
+        if not few.all():
+            d[:, ~few] = _conjugate_gradients(self.rows, active[:, ~few], b[:, ~few])
+        if few.any():
+            d[:, few] = self._directly(active[:, few], b[:, few])
+        return d.double()
+
+    def _directly(self, active: Tensor, b: Tensor) -> Tensor:
+        """b - X' u with (1 / active + X X') u = X b on the active rows."""
+        u = self.rows @ b
+        for column in range(active.shape[1]):
+            inside = active[:, column].nonzero()[:, 0]
+            system = self._among(inside)
+            system.diagonal().add_(1 / active[inside, column])
+            found = torch.cholesky_solve(u[inside, column, None], torch.linalg.cholesky(system))
+            u[:, column] = 0
+            u[inside, column] = found[:, 0]
+        return b - self.rows.T @ u
+
+    def _among(self, chosen: Tensor) -> Tensor:
+        if len(self.rows) > self.MOST:
+            return self.rows[chosen] @ self.rows[chosen].T
+        if self.products is None:
+            self.products = self.rows @ self.rows.T
+        return self.products[chosen[:, None], chosen]
+
+
 def _conjugate_gradients(rows: Tensor, active: Tensor, b: Tensor, most: int = 200) -> Tensor:
-    """d with (I + X' diag(active) X) d = b for each column, to a tenth of a percent."""
+    """d with (I + X' diag(active) X) d = b for each column, to a tenth: Newton's next step takes up what is left."""
     d, r = torch.zeros_like(b), b.clone()
     p, rr = r.clone(), r.square().sum(0)
-    goal = 1e-6 * rr
+    goal = 1e-2 * rr
     for _ in range(most):
         if (rr <= goal).all():
             break
         hp = p + rows.T @ (active * (rows @ p))
-        alpha = torch.where(rr > goal, rr / (p * hp).sum(0).clamp_min(1e-300), 0.0)
+        alpha = torch.where(rr > goal, rr / (p * hp).sum(0).clamp_min(1e-38), 0.0)
         d += alpha * p
         r -= alpha * hp
         new = r.square().sum(0)
-        p = r + torch.where(rr > goal, new / rr.clamp_min(1e-300), 0.0) * p
+        p = r + torch.where(rr > goal, new / rr.clamp_min(1e-38), 0.0) * p
         rr = new
     return d
 
 
-def _line_search(rows: Tensor, w: Tensor, s: Tensor, c: Tensor, step: Tensor, gradient: Tensor) -> Tensor:
-    """Per column the first of 1, 1/2, 1/4, ... that lowers the objective enough (Armijo)."""
-    at, along = s * (rows @ w), s * (rows @ step)
+def _line_search(w: Tensor, at: Tensor, along: Tensor, c: Tensor, step: Tensor, gradient: Tensor) -> Tensor:
+    """Per column the first of 1, 1/2, 1/4, ... that lowers the objective enough (Armijo).
+
+    at, along (N, P): signed distances of the rows under ``w``, and what a whole step adds to them.
+    """
 
     def objective(t: Tensor) -> Tensor:
         return (w + t * step).square().sum(0) / 2 + (c * (1 - at - t * along).clamp_min(0).square()).sum(0)

@@ -42,6 +42,34 @@ def test_each_machine_is_scikit_learns(cost):
         np.testing.assert_allclose(w[:, c], both, atol=2e-3 * np.abs(both).max())
 
 
+@pytest.mark.parametrize(("few", "kept"), [(0, 0), (10_000, 0), (10_000, 10_000)])
+def test_either_way_to_a_newton_step_ends_at_the_same_machine(few, kept, monkeypatch):
+    x, y = blobs(150, 3, dim=40, distance=0.4)
+    targets, costs = np.eye(3, dtype=np.uint8)[y], [0.1, 10.0, 300.0]
+    monkeypatch.setattr(svm._NewtonSteps, "FEW", few)
+    monkeypatch.setattr(svm._NewtonSteps, "MOST", kept)
+    w = svm.solve(torch.tensor(x), targets, costs, svm.Head(iterations=30)).numpy().astype(float)
+    for c, cost in enumerate(costs):
+        sign = np.where(targets[:, c] == 1, 1.0, -1.0)
+        weight = cost * np.where(targets[:, c] == 1, 2.0, 1.0)
+        rows = np.c_[x, np.ones(len(x))].astype(float)
+        slack = np.maximum(0, 1 - sign * (rows @ w[:, c]))
+        gradient = w[:, c] - 2 * rows.T @ (weight * sign * slack)  # of the objective above, by hand
+        assert np.linalg.norm(gradient) < 1e-4 * np.linalg.norm(2 * rows.T @ (weight * sign))
+
+
+def test_long_rows_and_high_costs_are_solved_too():
+    x, y = blobs(150, 2, dim=8, distance=0.4)
+    x, targets = 1000 * x, np.eye(2, dtype=np.uint8)[y]
+    w = svm.solve(torch.tensor(x), targets, [1000.0] * 2, svm.Head(normalise=False)).numpy().astype(float)
+    sign, weight = np.where(targets[:, 0] == 1, 1.0, -1.0), 1000.0 * np.where(targets[:, 0] == 1, 2.0, 1.0)
+    theirs = LinearSVC(C=1000.0, class_weight={1: 2.0, 0: 1.0}, tol=1e-8, max_iter=100000, dual=False).fit(
+        x, targets[:, 0]
+    )
+    both = np.r_[theirs.coef_[0], theirs.intercept_]
+    assert objective(w[:, 0], x, sign, weight) <= objective(both, x, sign, weight) * (1 + 1e-6)
+
+
 def test_difficult_entries_change_nothing():
     x, y = blobs(60, 2, dim=4, distance=0.5)
     targets = np.eye(2, dtype=np.uint8)[y]
