@@ -10,6 +10,7 @@ the features are made up: rectified mixtures of what an image shows. The ratio d
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,6 +36,7 @@ def made_up(images: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows(options: _frame.Options) -> Iterator[_frame.Row]:
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
     from evaluations.protocol import load
@@ -56,7 +58,9 @@ def rows(options: _frame.Options) -> Iterator[_frame.Row]:
                 max_iter=2000,
                 random_state=0,
             )
-            found.append(one.fit(x, targets[:, 0]).decision_function(queries))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the scripts stop after 2,000 iterations too
+                found.append(one.fit(x, targets[:, 0]).decision_function(queries))
         return np.stack(found)
 
     def here() -> np.ndarray:
