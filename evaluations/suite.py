@@ -19,7 +19,6 @@ import torch
 from engine import layout
 from engine.progress import duration
 from results import record as records
-from zoo import data
 from zoo.data.locate import DataMissing
 from zoo.errors import UserError
 
@@ -205,9 +204,12 @@ def timed(measurement: Measurement, requests: list[FeatureRequest]) -> tuple[flo
 
 
 def blank(measurement: Measurement, count: int) -> torch.Tensor:
-    """(count, C, H, W) zeros of the size that the protocol gives this network."""
+    """(count, C, H, W) zeros of the size that the protocol gives this network: the first image's where it cuts to none."""
     t = transform_of(measurement.model, measurement.protocol.transform)
     side = t["crop"] or t["resize"]
-    size = data.describe(measurement.protocol.dataset).size if measurement.protocol.dataset in data.names() else None
-    height, width = (side, side) if side else (n + 2 * t["pad"] for n in (size or [224, 224]))
-    return torch.zeros(count, t["channels"], height, width)
+    if side:
+        return torch.zeros(count, t["channels"], side, side)
+    splits = measurement.protocol.splits
+    first = next(split for split in (splits.test, splits.train) if split)
+    width, height = measurement.open(first).image(0).size
+    return torch.zeros(count, t["channels"], height + 2 * t["pad"], width + 2 * t["pad"])

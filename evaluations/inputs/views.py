@@ -233,9 +233,9 @@ class _Items(torch.utils.data.Dataset):  # type: ignore[type-arg]
 def _stack(items: list[Tensor]) -> Tensor:
     shapes = {tuple(i.shape) for i in items}
     if len(shapes) > 1:
-        least, most = ([side(s[k] for s in shapes) for k in (-2, -1)] for side in (min, max))
+        least, most = ([side(s[k] for s in shapes) for k in (-3, -2)] for side in (min, max))
         raise UserError(
             f"images of {len(shapes)} sizes in one batch ({least[0]} to {most[0]} pixels high, {least[1]} to {most[1]} wide): "
-            "give the protocol transform.resize and transform.crop"
+            "give the protocol transform.resize and transform.crop, for example transform.resize=256 transform.crop=224"
         )
     return torch.stack(items)

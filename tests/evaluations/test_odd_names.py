@@ -115,7 +115,7 @@ def test_a_recipe_that_could_not_be_read_back_is_refused_before_the_run(images, 
 
 
 def test_many_sizes_are_told_in_one_short_line():
-    items = [torch.zeros(3, 10 + k, 20 + 2 * k) for k in range(40)]
+    items = [torch.zeros(1, 10 + k, 20 + 2 * k, 3) for k in range(40)]
     with pytest.raises(
         UserError,
         match=r"images of 40 sizes in one batch \(10 to 49 pixels high, 20 to 98 wide\): give .*transform.resize",

@@ -125,6 +125,7 @@ class Pixels(Backbone):
         flat = x.flatten(1)
         if flat.shape[1] != self.dim:
             raise UserError(
-                f"pixels: images of {tuple(x.shape[1:])} have {flat.shape[1]} values; set backbone.options.dim to it"
+                f"pixels: it takes images of {self.dim} values, these of {' x '.join(map(str, x.shape[1:]))} have {flat.shape[1]}; "
+                "an evaluation cuts them to size by transform.resize and transform.crop, a recipe says backbone.options.dim"
             )
         return self.answer(flat)
