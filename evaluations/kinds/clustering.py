@@ -64,6 +64,10 @@ def plan(protocol: Protocol, model: Model) -> list[FeatureRequest]:
     head = head_of(protocol)
     if head.assignments == "own":
         _own_place(model, head)
+    elif head.labels:
+        raise UserError(
+            f"head.labels={head.labels} is not read with head.assignments={head.assignments}; say head.assignments=own to score it"
+        )
     if head.assignments != "kmeans":
         return []
     splits = [protocol.splits.train] + ([protocol.splits.test] if head.score == "test" else [])

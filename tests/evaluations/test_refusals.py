@@ -71,6 +71,7 @@ NONSENSE = {
         "have fewer samples",
     ),
     "labels in no file": ("cluster_digits", ["head.assignments=own", "head.labels=/no/such.csv"], "/no/such.csv"),
+    "labels beside k-means": ("cluster_digits", ["head.labels=/no/such.csv"], "not read with head.assignments=kmeans"),
     "several layers for neighbours": ("knn_digits", ["layers=[res2, res3]"], "knn reads one layer, not 2"),
     "several layers for clusters": ("cluster_digits", ["layers=[all]"], "clustering reads one layer"),
     "no such layer": ("knn_digits", ["layers=[conv9]"], "no layer 'conv9'"),
