@@ -75,7 +75,14 @@ def test_images_that_are_all_the_same_say_nothing_but_the_most_frequent_class(ca
         ].value == pytest.approx(60)
     if "map" in result.metrics:
         blind = [average_precision(np.zeros(len(test)), (test == c).astype(np.uint8)) for c in range(3)]
-        assert result.metrics["map"].value == pytest.approx(100 * np.mean(blind))
+        scores = result.predictions
+        np.testing.assert_allclose(scores, np.broadcast_to(scores[:1], scores.shape), atol=1e-6)
+        if (
+            scores == scores[:1]
+        ).all():  # kernels without AVX2 round the end of a batch otherwise, and a ranking sees it
+            assert result.metrics["map"].value == pytest.approx(100 * np.mean(blind))
+        else:
+            assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 
 
 @each_case
