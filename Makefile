@@ -87,7 +87,7 @@ test-faults: $(READY) ## kill and restart real runs, the slow proofs (several mi
 test-gpu: $(READY) ## the tests that need a GPU (not run on one yet)
 	$(PY) -m pytest tests -m gpu
 
-test-kills: $(READY) ## 136 SIGKILLs at random moments of short runs of every method (some minutes; ARGS="--kills 4")
+test-kills: $(READY) ## 176 SIGKILLs at random moments of short runs of every method and detector (ten minutes; ARGS="--kills 4 --to tests/KILLS.md")
 	$(PY) -m tests.kills $(ARGS)
 
 test-mutations: $(READY) ## plant each listed fault in a copy and see the tests fail (half an hour or more; goes on when started again)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import zoo
@@ -14,6 +15,7 @@ from engine.batch import Batch
 from engine.options import RunOptions
 from reproduce import launch
 from zoo import data, registry
+from zoo.data.source import FileSource, FolderStore, Names
 
 IMAGES, BATCH = 100, 16  # six steps in an epoch, four images left over
 # Adam would turn gradients that are zero but for rounding into steps of full size.
@@ -69,6 +71,17 @@ def source() -> Any:
     return data.open_source("digits", "fit").subset(range(IMAGES))
 
 
+@cache
+def files(folder: Path) -> Any:
+    """The same images as PNG files, which workers decode."""
+    plain = source()
+    names = Names(f"{plain.name(i)}.png" for i in range(len(plain)))
+    for i, name in enumerate(names):
+        plain.image(i).save(folder / name)
+    sizes = np.array([(folder / name).stat().st_size for name in names])
+    return FileSource(names, sizes, plain.labels, plain.classes, FolderStore(folder, names), channels=1)
+
+
 def cases() -> list[str]:
     """Every method that trains, and the variants of those that are registered."""
     return trained() + [name for name, (method, _) in VARIANTS.items() if method in trained()]
@@ -90,8 +103,8 @@ def build(recipe: Any) -> Any:
     return launch.build(recipe, source()).train()
 
 
-def stream(recipe: Any, method: Any, rank: int = 0, world: int = 1) -> Any:
-    return launch.streamed(recipe, source(), method, rank=rank, world=world)
+def stream(recipe: Any, method: Any, rank: int = 0, world: int = 1, images: Any = None, workers: int = 0) -> Any:
+    return launch.streamed(recipe, images or source(), method, rank=rank, world=world, workers=workers)
 
 
 def begin(method: Any, batches: Any, epoch: int = 0) -> Any:
@@ -140,12 +153,19 @@ def select(batch: Batch, rows: Any) -> Batch:
 
 
 def fit(
-    recipe: Any, folder: Path, *, stop_after: int = 0, world: dist.World | None = None, method: Any = None
+    recipe: Any,
+    folder: Path,
+    *,
+    stop_after: int = 0,
+    world: dist.World | None = None,
+    method: Any = None,
+    images: Any = None,
+    workers: int = 0,
 ) -> loop.FitResult:
-    """The engine's loop on the handful of digits, with a checkpoint every other step."""
+    """The engine's loop on the handful of digits (or on `images`, other forms of them), with a checkpoint every other step."""
     world, method = world or dist.World(), method or build(recipe)
     options = RunOptions(stop_after=stop_after, checkpoint_interval=2, log_interval=2, tensorboard=False)
-    batches = stream(recipe, method, world.rank, world.size)
+    batches = stream(recipe, method, world.rank, world.size, images, workers)
     return loop.fit(
         method,
         batches,

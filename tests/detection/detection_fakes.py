@@ -11,6 +11,7 @@ from PIL import Image
 
 import zoo
 from zoo import backbones, yamlfile
+from zoo.data import specs
 
 CARD = {
     "resize": None,
@@ -22,6 +23,54 @@ CARD = {
 }
 COLOURS = {1: (220, 40, 40), 7: (40, 220, 40), 9: (40, 40, 220)}  # categories, numbered with holes
 NAMES = {1: "red", 7: "green", 9: "blue"}
+
+RCNN = {
+    "head.levels": ["res3", "res4"],
+    "head.anchors": [[16], [24], [32]],
+    "head.channels": 16,
+    "head.box_features": 24,
+    "head.iterations": 4,
+    "head.batch": 4,
+    "head.group": 2,
+    "head.norm": "frozen",
+    "head.warmup": 2,
+    "head.milestones": [3],
+    "head.views.short": [48, 56],
+    "head.views.test_short": 48,
+    "head.test_group": 4,
+    "head.score_threshold": 0.0,
+    "head.kept": {"training": [50, 30], "testing": [50, 10]},
+}
+DETR = {
+    "head.d_model": 32,
+    "head.encoder_layers": 1,
+    "head.decoder_layers": 2,
+    "head.heads": 4,
+    "head.ffn": 32,
+    "head.queries": 5,
+    "head.dropout": 0.1,
+    "head.epochs": 2,
+    "head.milestones": [1],
+    "head.batch": 4,
+    "head.group": 2,
+    "head.views.short": [48, 56],
+    "head.views.test_short": 48,
+    "head.views.crop": {"short": [50], "size": [30, 45]},
+    "head.freeze": "res2",
+}
+MAPS = {
+    "head.layer": "res4",
+    "head.dropout": 0.0,
+    "head.norm": "sync",
+    "head.iterations": 3,
+    "head.batch": 4,
+    "head.milestones": [2],
+    "head.views.short": [48],
+    "head.views.test_short": 48,
+    "dataset": "scenes_fashion_coco",
+}
+CASES = {"detect_scenes": RCNN, "detr_scenes": DETR, "segment_scenes": MAPS}
+CHECKED = {"tensorboard": False, "checkpoint_interval": 2, "log_interval": 1}
 
 
 def coco(root: Path, parts=(("train", 12), ("val", 4), ("test", 6)), size=(64, 48), seed=0) -> Path:
@@ -76,3 +125,18 @@ def run_folder(folder: Path, name="tiny_resnet", **options) -> Path:
     torch.save(backbones.build(spec).state_dict(), folder / "weights.pth")
     (folder / "recipe.yaml").write_text(yamlfile.dumps(recipe))
     return folder
+
+
+def small_scenes() -> dict:
+    """The table of data sets, whose composed scenes may be of any number and of any classes."""
+    table = dict(specs.load(specs.FILE))
+    spec = table["scenes_fashion_coco"]
+    splits = {name: rule.model_copy(update={"count": None}) for name, rule in spec.splits.items()}
+    table["scenes_fashion_coco"] = spec.model_copy(update={"splits": splits, "classes": None})
+    return table
+
+
+def scenes_and_network(home: Path) -> tuple[Path, Path]:
+    """(data, run folder): a few coloured rectangles under the name of the composed scenes, and an untrained network."""
+    options = {"width": 16, "blocks": [1, 1, 1], "stem_stride": 2, "in_channels": 3}
+    return coco(home / "coco"), run_folder(home / "net", **options)

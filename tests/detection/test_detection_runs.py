@@ -13,7 +13,7 @@ import engine_processes as processes
 import numpy as np
 import pytest
 import torch
-from detection_fakes import coco, run_folder
+from detection_fakes import CASES, CHECKED, DETR, MAPS, RCNN, scenes_and_network, small_scenes
 
 from engine import dist
 from evaluations import measure, pair, protocol, suite
@@ -25,68 +25,16 @@ from zoo import data
 from zoo.data import specs
 from zoo.errors import UserError
 
-RCNN = {
-    "head.levels": ["res3", "res4"],
-    "head.anchors": [[16], [24], [32]],
-    "head.channels": 16,
-    "head.box_features": 24,
-    "head.iterations": 4,
-    "head.batch": 4,
-    "head.group": 2,
-    "head.norm": "frozen",
-    "head.warmup": 2,
-    "head.milestones": [3],
-    "head.views.short": [48, 56],
-    "head.views.test_short": 48,
-    "head.test_group": 4,
-    "head.score_threshold": 0.0,
-    "head.kept": {"training": [50, 30], "testing": [50, 10]},
-}
-DETR = {
-    "head.d_model": 32,
-    "head.encoder_layers": 1,
-    "head.decoder_layers": 2,
-    "head.heads": 4,
-    "head.ffn": 32,
-    "head.queries": 5,
-    "head.dropout": 0.1,
-    "head.epochs": 2,
-    "head.milestones": [1],
-    "head.batch": 4,
-    "head.group": 2,
-    "head.views.short": [48, 56],
-    "head.views.test_short": 48,
-    "head.views.crop": {"short": [50], "size": [30, 45]},
-    "head.freeze": "res2",
-}
-MAPS = {
-    "head.layer": "res4",
-    "head.dropout": 0.0,
-    "head.norm": "sync",
-    "head.iterations": 3,
-    "head.batch": 4,
-    "head.milestones": [2],
-    "head.views.short": [48],
-    "head.views.test_short": 48,
-    "dataset": "scenes_fashion_coco",
-}
-CASES = {"detect_scenes": RCNN, "detr_scenes": DETR, "segment_scenes": MAPS}
-CHECKED = {"tensorboard": False, "checkpoint_interval": 2, "log_interval": 1}
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """(data, run folder): a few coloured rectangles under the name of the composed scenes, and an untrained network."""
     home = tmp_path_factory.mktemp("detection")
-    table = dict(specs.load(specs.FILE))
-    spec = table["scenes_fashion_coco"]
-    splits = {name: rule.model_copy(update={"count": None}) for name, rule in spec.splits.items()}
-    table["scenes_fashion_coco"] = spec.model_copy(update={"splits": splits, "classes": None})
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    table = small_scenes()
     patch.setattr(specs, "load", lambda *_: table)
-    options = {"width": 16, "blocks": [1, 1, 1], "stem_stride": 2, "in_channels": 3}
-    yield coco(home / "coco"), run_folder(home / "net", **options)
+    yield scenes_and_network(home)
     patch.undo()
 
 
