@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import replace
 
 import engine_processes as processes
@@ -9,6 +10,7 @@ import engine_toys as toys
 import numpy as np
 import pytest
 import torch
+import torch.distributed as td
 from torch import nn
 
 from engine import dist
@@ -224,6 +226,26 @@ def test_slurm_tasks_that_see_one_gpu_each_use_it(monkeypatch):
         dist._device("auto", placed({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert dist._device("auto", step) == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize(("visible", "device"), [(1, 0), (8, 3)])
+def test_a_task_of_srun_takes_its_gpu_and_its_rank_from_slurm(visible, device, monkeypatch):
+    """The fourth task of the second machine: with its own GPU alone, and with all eight of the machine."""
+    taken, joined = [], {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(td, "init_process_group", lambda backend, **how: joined.update(backend=backend, **how))
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DIST_URL"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile goes
+        monkeypatch.delenv(name)
+    step = {"STEP_NUM_TASKS": "16", "PROCID": "11", "LOCALID": "3", "JOB_ID": "7", "STEP_NODELIST": "gpu[1-2]"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    world = dist.init()
+    assert world == dist.World(11, 16, 3, torch.device("cuda", device)) and taken == [torch.device("cuda", device)]
+    assert (joined["rank"], joined["world_size"]) == (11, 16) and "cuda:nccl" in joined["backend"]
+    assert os.environ["MASTER_ADDR"] == "gpu1" and os.environ["MASTER_PORT"] == "20007"
 
 
 def test_the_address_of_several_processes_is_asked_for():
