@@ -308,3 +308,14 @@ def test_a_model_without_a_recipe_names_the_model_that_trains_its_objective():
         with pytest.raises(UserError, match=f"python -m reproduce {other}$"):
             registry.resolve(model)
         assert registry.resolve(other).dataset == registry.entry(model).dataset
+
+
+def test_recipes_of_resnets_are_in_channels_last_those_of_other_published_networks_are_not():
+    recipes = {
+        model: entry.recipe for model in registry.models() if (entry := registry.entry(model)).recipe is not None
+    }
+    residual = {model: r for model, r in recipes.items() if "resnet" in r.backbone.name}
+    imagenet = {model for model, r in residual.items() if r.dataset == "imagenet"}
+    assert {"swav_800ep", "sela_rn50_10x3k_aug", "sela_resnet50v2_10x3k", "pic_1600ep", "mocov2_800ep"} <= imagenet
+    assert [model for model in residual if not residual[model].channels_last] == []
+    assert not any(r.channels_last for r in recipes.values() if r.backbone.name in ("alexnet", "vgg16", "nin"))
