@@ -1,4 +1,4 @@
-"""How to run, as opposed to what: not part of a recipe's hash. On a CPU nothing here changes a result; on a GPU ``tf32`` does."""
+"""How to run, as opposed to what: not part of a recipe's hash. On a CPU nothing here changes a result; on a GPU ``tf32`` and ``half_features`` do."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class RunOptions:
         True  # on a GPU: time the algorithms of a convolution and keep the fastest; not when deterministic
     )
     tf32: bool = False  # on a GPU: products of float32 in TF32, 10 bits of mantissa, faster
+    half_features: bool = (
+        True  # on a GPU that has bfloat16: features of a network that is not trained in it, by autocast
+    )
     resume: bool = True  # go on from the checkpoint; false: start again and delete what is there
     log_interval: int = 10  # steps between lines of log.jsonl
     # steps between checkpoints; 0: 20, or more where saving would take over 2 % of the time

@@ -241,7 +241,14 @@ def _opened(work: Job, world: dist.World) -> tuple[Any, Meeting, Method, Stream,
     method = build(recipe, source)
     method.run = meeting.run
     stream = streamed(
-        recipe, source, method, rank=world.rank, world=world.size, workers=work.options.workers, device=world.device
+        recipe,
+        source,
+        method,
+        rank=world.rank,
+        world=world.size,
+        workers=work.options.workers,
+        device=world.device,
+        precision=precision.of_features(str(world.device), work.options.half_features),
     )
     return source, meeting, method, stream, monitor.of(recipe, work.options, method, stream, world.device)
 

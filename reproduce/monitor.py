@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -35,6 +36,7 @@ from engine.options import RunOptions
 from zoo import data
 from zoo.data.source import OWN, held_out
 from zoo.errors import UserError, suggest
+from zoo.precision import of_features
 from zoo.schema import Strict
 
 LOOKS = 10  # of a run, unless `every` says otherwise
@@ -123,15 +125,24 @@ def of(
     if options.monitor is None:
         return None
     settings = settings_of(options.monitor)
-    return Monitor(settings, watched(settings, recipe, options), recipe, method, stream, torch.device(device))
+    half = of_features(str(device), options.half_features) == "bfloat16"
+    return Monitor(settings, watched(settings, recipe, options), recipe, method, stream, torch.device(device), half)
 
 
 class Monitor:
     """Called by the loop's main process after steps that are `due`, with the step; gives the numbers for the log."""
 
     def __init__(
-        self, settings: MonitorSettings, seen: Watched, recipe: Any, method: Any, stream: Any, device: torch.device
+        self,
+        settings: MonitorSettings,
+        seen: Watched,
+        recipe: Any,
+        method: Any,
+        stream: Any,
+        device: torch.device,
+        half: bool = False,
     ) -> None:
+        self.half = half
         self.settings, self.seen, self.input, self.method, self.device = settings, seen, recipe.input, method, device
         self.total = stream.total_steps
         epochs = (
@@ -191,7 +202,9 @@ class Monitor:
             found = []
             for block in self.pixels.split(BLOCK):
                 images = (block.to(self.device).float() / 255 - mean) / std
-                found.append(backbone(layout.arranged(images, backbone, self.device)).float().cpu())
+                images = layout.arranged(images, backbone, self.device)
+                with torch.autocast(self.device.type, torch.bfloat16) if self.half else nullcontext():
+                    found.append(backbone(images).float().cpu())
         finally:
             backbone.train(training)
         return torch.cat(found)

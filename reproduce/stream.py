@@ -17,17 +17,18 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engine import batchnorm, extract, optim, signals
+from engine import batchnorm, extract, layout, optim, signals
 from engine.batch import Batch, on
 from reproduce import views
 from reproduce.order import Order, of_epoch
@@ -113,6 +114,7 @@ class Stream:
     method   asked for its sampler and whether it wants labels; None for neither
     accumulate   parts that this process's share of a batch is computed in
     device   where batches are finished and delivered
+    precision   of features of the whole set: float32, or bfloat16 by autocast
     workers  processes that decode and crop; None: `spare_cores`, none for arrays in memory
     """
 
@@ -133,6 +135,7 @@ class Stream:
         method: Any = None,
         accumulate: int = 1,
         device: torch.device | str = "cpu",
+        precision: str = "float32",
     ) -> None:
         if batch % world:
             raise UserError(
@@ -152,7 +155,7 @@ class Stream:
                 "a divisor of it"
             )
         self.accumulate = accumulate
-        self.device = torch.device(device)
+        self.device, self.precision = torch.device(device), precision
         self.rank, self.world, self.method = rank, world, method
         self._array = source.array
         self.workers = self.workers_of(workers)
@@ -283,13 +286,14 @@ class Stream:
         method.eval()
         try:
             where = None if self.workspace is None else self.workspace / f"view{view}-{self.rank}of{self.world}.npy"
+            path = () if method_device.type == "cpu" else (f"{method_device.type} {self.precision} channels_last",)
             key = (
-                extract.fingerprint(method, view, epoch, self.seed, self.source.fingerprint)
+                extract.fingerprint(method, view, epoch, self.seed, self.source.fingerprint, *path)
                 if where is not None
                 else ""
             )
             found = extract.collect(
-                lambda a, b: method.features(self._plain(index[a:b], view, epoch).to(method_device)),
+                lambda a, b: self._features(method, self._plain(index[a:b], view, epoch), method_device),
                 len(index),
                 path=where,
                 key=key,
@@ -299,6 +303,12 @@ class Stream:
         finally:
             method.train(training)
         return index, found
+
+    def _features(self, method: Any, images: Tensor, device: torch.device) -> Tensor:
+        """What a method extracts of images; on a GPU in channels_last where the network may have it."""
+        images = layout.arranged(images, method, device) if device.type == "cuda" else images.to(device)
+        with torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext():
+            return cast(Tensor, method.features(images))
 
     def _plain(self, part: np.ndarray, view: int | None, epoch: int) -> Tensor:
         """Normalised images of `part`."""

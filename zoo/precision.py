@@ -35,6 +35,12 @@ def fastest(device: str | None = None) -> str:
     return "bfloat16" if matrix_units is not None and matrix_units() else "float32"
 
 
+def of_features(device: str, half: bool = True) -> str:
+    """The precision of passes that only read a frozen network: bfloat16, by autocast, on a GPU that has it unless ``half`` is False;
+    float32 elsewhere."""
+    return "bfloat16" if half and device.startswith("cuda") and has_bfloat16(device) else "float32"
+
+
 def _cpu_has_bfloat16() -> bool:
     """oneDNN, which convolves, must use bfloat16 and the CPU must have it: oneDNN alone says yes to any AVX-512, which emulates."""
     import torch

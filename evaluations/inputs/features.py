@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 from engine import dist, fold, layout, mapped
 from engine.options import RunOptions
 from zoo.errors import UserError, suggest
+from zoo.precision import of_features
 
 from .. import checks
 from ..protocol import Protocol, Transform, kind_of
@@ -68,9 +69,19 @@ class Compute:
     decoded: Path | None = None
 
     @property
+    def passes(self) -> str:
+        """The precision of passes through a frozen network: the one that was asked for, else what the device takes by itself."""
+        own = of_features(str(self.device), self.options.half_features)
+        return own if self.precision == "float32" else self.precision
+
+    @property
     def path(self) -> str:
         norm = "folded" if self.folded else "by torch"
-        return f"{self.device.type} {self.precision} channels_last batch norm {norm}"
+        return f"{self.device.type} {self.passes} channels_last batch norm {norm}"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it, a frozen network computes as ``passes`` says."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.passes == "bfloat16" else nullcontext()
 
 
 class FeatureStore:
@@ -189,6 +200,8 @@ class Features:
             return
         first = int(rows[int(sick.nonzero()[0])])
         how = "precision=float32 may help" if self.compute.precision != "float32" else "its weights may be damaged"
+        if self.compute.passes != self.compute.precision:
+            how = "half_features=false may help"
         raise UserError(
             f"{self.model.name}: layer {request.layer} gives NaN or infinity for image {self.source(request.split).name(first)} "
             f"(number {first} of {self.protocol.dataset}/{request.split}, and {int(sick.sum()) - 1} more of the {len(rows)} around "
@@ -321,8 +334,7 @@ def forward(
     """
     images = layout.arranged(images, network, compute.device)
     names = [r.layer for r in requests if r.layer not in VECTORS]
-    cast = torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.precision == "bfloat16")
-    with cast:
+    with compute.autocast():
         if any(r.layer in VECTORS for r in requests):
             found = _tapped(network, images, names)
         else:

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import batchnorm, checkpoint, dist, rng
+from engine import batchnorm, checkpoint, dist, layout, rng
 from engine.signals import noticed
 from zoo.errors import UserError
 
-from ..inputs.features import SAY_EVERY, FeatureRequest, Features, layers_of, pool_of
+from ..inputs.features import SAY_EVERY, Compute, FeatureRequest, Features, layers_of, pool_of
 from ..inputs.pooling import pool_map
 from ..inputs.views import stream
 from ..protocol import Protocol
@@ -136,7 +136,7 @@ def train(
             views = features.views(f"{protocol.transform.train}:{epoch}", seed)
             batches = stream(features.source(split), views, order[start:], features.compute.workers)
             for step, (rows, images) in enumerate(batches, start):
-                maps = pooled_maps(found.net, images[:, 0].to(device), protocol, list(found.heads))
+                maps = passed(found.net, images[:, 0], protocol, list(found.heads), features.compute)
                 for name, value in maps.items():
                     features.refuse_nan(FeatureRequest(split, name), rows, value)
                 for group, rate in zip(optimizer.param_groups, rates[epoch * steps + step], strict=True):
@@ -229,7 +229,7 @@ def _pass(
     # A process without a batch has an empty one, which says how wide the scores are that all processes add up.
     mine = order[dist.rank() :: dist.world_size()] or [np.arange(0)]
     for rows, images in stream(source, features.views(view), mine, features.compute.workers):
-        maps = pooled_maps(found.net, images.flatten(0, 1).to(device), protocol, list(found.heads))
+        maps = passed(found.net, images.flatten(0, 1), protocol, list(found.heads), features.compute)
         for name, value in maps.items():
             features.refuse_nan(FeatureRequest(split, name), rows, value.unflatten(0, (len(rows), images.shape[1])))
         for name in found.heads:
@@ -252,6 +252,14 @@ def _scores(found: Trained, name: str, place: Which, maps: Tensor) -> Tensor:
         return probe(maps)
     state = {k: v.to(maps.device) for k, v in found.kept[epoch][name][cell].items()}
     return torch.func.functional_call(probe, state, maps)
+
+
+def passed(net: Any, images: Tensor, protocol: Protocol, layers: list[str], compute: Compute) -> dict[str, Tensor]:
+    """``pooled_maps`` on the device; a GPU computes them as other frozen features (features.py)."""
+    if compute.device.type != "cuda":
+        return pooled_maps(net, images.to(compute.device), protocol, layers)
+    with compute.autocast():
+        return pooled_maps(net, layout.arranged(images, net, compute.device), protocol, layers)
 
 
 def pooled_maps(net: Any, images: Tensor, protocol: Protocol, layers: list[str]) -> dict[str, Tensor]:
