@@ -23,3 +23,16 @@ def configure(options: RunOptions, device: torch.device) -> None:
     torch.use_deterministic_algorithms(options.deterministic)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+
+
+def settings(options: RunOptions, device: torch.device, features: str) -> dict[str, bool | str]:
+    """What a GPU is told, for the provenance of a number: what ``configure`` makes of the options, and the precision of ``features`` of
+    frozen networks. Empty on another device, which is told nothing."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "cudnn_benchmark": options.cudnn_benchmark and not options.deterministic,
+        "tf32": options.tf32,
+        "deterministic": options.deterministic,
+        "features": features,
+    }

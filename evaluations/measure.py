@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import checkpoint, dist, provenance
+from engine import backends, checkpoint, dist, provenance
 from engine.options import RunOptions
 from engine.progress import duration, peak_memory
 from results import record as records
@@ -116,6 +116,7 @@ class Settings:
         """Joins the processes that torchrun started, if any."""
         world = dist.init(self.options.device)
         device = world.device
+        backends.configure(self.options, device)
         precision, _, folded = self.precision.partition("-")
         if precision == "bfloat16" and world.is_main and fastest(str(device)) != precision:
             print("precision=bfloat16: float32 is faster on this machine", file=sys.stderr)
@@ -313,7 +314,7 @@ def record_of(measurement: Measurement, result: Result, seconds: float) -> recor
         data_fingerprint=measurement.fingerprint,
         weights_sha256=model.weights_sha256,
         predictions_sha256=keep_predictions(result, measurement.out / "predictions"),
-        provenance=_provenance(seconds, measurement.compute.device),
+        provenance=_provenance(seconds, measurement.compute),
         overrides=measurement.settings.recorded,
         evaluation_seed=measurement.settings.seed,
         input=model.assumed_input,
@@ -358,12 +359,18 @@ def summary(metrics: Mapping[str, records.Metric]) -> str:
     return ", ".join(f"{n} {m.value:.1f}" + (f" ± {m.sd:.1f}" if m.sd is not None else "") for n, m in shown)
 
 
-def _provenance(seconds: float, device: torch.device) -> records.Provenance:
-    found = _collected()
+def _provenance(seconds: float, compute: Compute) -> records.Provenance:
+    found, device = _collected(), compute.device
+    told = " ".join(f"{k}={v}" for k, v in backends.settings(compute.options, device, compute.passes).items())
     return records.Provenance(
         git=records.Git(found["git"]["commit"], bool(found["git"]["dirty"])),
         libraries=found["versions"],
-        hardware={**found["hardware"], "platform": found["platform"], "device": device.type},
+        hardware={
+            **found["hardware"],
+            "platform": found["platform"],
+            "device": device.type,
+            **({"told": told} if told else {}),
+        },
         threads=torch.get_num_threads(),
         seconds=round(seconds, 3),
         peak_memory=peak_memory(device),

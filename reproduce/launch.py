@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import zoo
-from engine import dist, loop, provenance, rng
+from engine import backends, dist, loop, provenance, rng
 from engine.options import RunOptions
 from reproduce import curves, limits, methods, monitor, own_images
 from reproduce.from_folder import scaled
@@ -139,20 +139,6 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
         print(f"{work.id}: JPEG files are decoded by {images.decoder()}", file=sys.stderr)
     if watch is not None and world.is_main and not quiet:
         print(f"{work.id}: {watch.text}", file=sys.stderr)
-    origin = {
-        **provenance.collect(),
-        "id": work.id,
-        "recipe_hash": recipe.hash(),
-        "processes": world.size,
-        "data": {
-            "name": recipe.dataset,
-            "split": recipe.split,
-            "images": len(source),
-            "classes": len(source.classes),
-            "fingerprint": source.fingerprint,
-            **({"decoder": images.decoder()} if files else {}),
-        },
-    }
     with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
         return loop.fit(
             method,
@@ -162,12 +148,33 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             folder=work.folder,
             options=work.options,
             world=world,
-            provenance=origin,
+            provenance=origin(work, world, source),
             warnings=meeting.warnings,
             notes=work.derived,
             monitor=watch,
             expected=curve.at if (curve := curves.of(work.folder)) is not None else None,
         )
+
+
+def origin(work: Job, world: dist.World, source: Any) -> dict[str, Any]:
+    """The provenance of a run: code and machine (engine/provenance.py), recipe, device and what it was told, processes, data."""
+    recipe = work.recipe
+    features = precision.of_features(str(world.device), work.options.half_features)
+    return {
+        **provenance.collect(),
+        "id": work.id,
+        "recipe_hash": recipe.hash(),
+        "processes": world.size,
+        "device": {"type": world.device.type, **backends.settings(work.options, world.device, features)},
+        "data": {
+            "name": recipe.dataset,
+            "split": recipe.split,
+            "images": len(source),
+            "classes": len(source.classes),
+            "fingerprint": source.fingerprint,
+            **({"decoder": images.decoder()} if source.array is None else {}),
+        },
+    }
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine import dist, loop, optim, provenance, rng
+from engine import backends, dist, loop, optim, provenance, rng
 from engine.progress import counter
 from zoo.errors import UserError
 
@@ -141,7 +141,8 @@ def fit(learner: Learner, stream: Stream, recipe: Mapping[str, Any], folder: Pat
 
 
 def _provenance(compute: Compute) -> dict[str, Any]:
-    return {**provenance.collect(), "device": str(compute.device)}
+    told = backends.settings(compute.options, compute.device, compute.passes)
+    return {**provenance.collect(), "device": {"type": compute.device.type, **told}}
 
 
 def autocast(compute: Compute) -> AbstractContextManager[Any]:

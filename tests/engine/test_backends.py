@@ -11,6 +11,12 @@ from torch import nn
 
 from engine import backends, batchnorm, dist
 from engine.options import RunOptions
+from evaluations import measure
+from evaluations.detection import train as detection
+from evaluations.inputs.features import Compute
+from evaluations.measure import Settings
+from reproduce import launch
+from zoo import data, precision
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -44,6 +50,34 @@ def test_torch_is_told_what_the_options_say_without_a_warning(options, expected)
         backends.configure(RunOptions(**options), CUDA)
     assert told() == expected
     assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None) == (":4096:8" if options.get("deterministic") else None)
+
+
+@pytest.mark.parametrize("options", [{}, {"tf32": True, "cudnn_benchmark": False}, {"deterministic": True}])
+def test_what_a_gpu_was_told_is_in_the_provenance_of_runs_detectors_and_records(options, monkeypatch):
+    """Compared with what torch itself says after it was told."""
+    chosen = RunOptions(**options)
+    monkeypatch.setattr(dist, "init", lambda device: dist.World(device=CUDA))
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device=None: True)
+    monkeypatch.setattr(measure, "peak_memory", lambda device: 0)
+    compute = Settings.of(options).compute
+    benchmark, tf32, products, deterministic = told()
+    wanted = {"cudnn_benchmark": benchmark, "tf32": tf32, "deterministic": deterministic, "features": "bfloat16"}
+    assert tf32 == products and compute.device == CUDA
+    work = launch.job("simsiam_digits", options)
+    assert launch.origin(work, dist.World(device=CUDA), data.open_source("digits", "fit"))["device"] == {
+        "type": "cuda",
+        **wanted,
+    }
+    assert detection._provenance(compute)["device"] == {"type": "cuda", **wanted}
+    (said,) = {measure._provenance(1.0, compute).hardware["told"]}
+    assert said == " ".join(f"{name}={value}" for name, value in wanted.items())
+    assert (
+        "features=float32"
+        in measure._provenance(1.0, Compute(CUDA, options=RunOptions(half_features=False))).hardware["told"]
+    )
+    assert (
+        backends.settings(chosen, CPU, "float32") == {} and "told" not in measure._provenance(1.0, Compute()).hardware
+    )
 
 
 def test_a_cpu_is_told_nothing():
