@@ -262,6 +262,7 @@ class _Run:
         self._require_finite(self.method.state_dict())
         if self.world.is_main:
             state = {"recipe": self.recipe, "step": self.step, "prepared": self.prepared, "loss": self.loss}
+            state["processes"] = self.world.size
             checkpoint.save(self.path, {**state, "extra": extra, **update, "seconds": self._elapsed()})
         self.checkpointed, self.saved = self.step, time.perf_counter()
         self.saving = self.saved - began
@@ -333,7 +334,17 @@ class _Run:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{self.path} does not fit this version: {reason}; use resume=false") from error
         self.checkpointed = self.step
+        self.before = state.get("processes", self.world.size)
         return self.step
+
+    def _other_processes(self, before: int) -> str:
+        """What a run says that goes on by another number of processes. Images, views and losses do not depend on it; what else does,
+        the method says (``of_each_process``)."""
+        said = f"{before} process{'es' * (before > 1)} before, {self.world.size} now"
+        alone: list[str] = getattr(self.method, "of_each_process", lambda recipe: [])(self.recipe)
+        if not alone:
+            return f"{said}: the same mathematics, sums in another order"
+        return f"warning: {said}, and {', '.join(alone)}: this trains otherwise from here on; start {before} to train as before"
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.began
@@ -367,6 +378,10 @@ class _Run:
                 log.event("fallback", self.step, message=self.fallback)
                 self.progress.note(f"warning: {self.fallback}")
             self.progress.note(f"{self.progress.name}: resumed at step {self.step} of {self.stream.total_steps}")
+            if self.before != self.world.size:
+                message = self._other_processes(self.before)
+                log.event("other_processes", self.step, message=message)
+                self.progress.note(f"{self.progress.name}: {message}")
         return log
 
     def _report(self, epoch: int, logs: Mapping[str, float | Tensor]) -> None:

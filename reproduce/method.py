@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reproduce.limits import Limit, Run
 from zoo.backbones.base import Backbone
@@ -107,6 +108,17 @@ class Method(nn.Module):
     def groups(self) -> list[str]:
         """How processes share the method's own work, for a plan: a line for each kind of group."""
         return []
+
+    def of_each_process(self, recipe: Mapping[str, Any]) -> list[str]:
+        """What is computed from the images of one process (or of a few) alone, so that a run which goes on by another number of processes
+        trains otherwise: said by such a run. Everything else must be the same for any number."""
+        share = "batch statistics are those of"
+        if not any(isinstance(module, _BatchNorm) for module in self.modules()):
+            return []
+        if not recipe["sync_bn"]:
+            return [f"{share} each process's own images (sync_bn=false)"]
+        group = recipe.get("sync_bn_group")
+        return [] if group is None else [f"{share} {group} processes (sync_bn_group)"]
 
     @property
     def extracted(self) -> int:

@@ -164,7 +164,7 @@ def trained(kind: Kind, split: str, cell: Mapping[str, float], seed: int, name: 
             "head": head.model_dump(mode="json"),
             "cell": dict(cell),
         }
-        share = {"batch": head.batch, "group": kind.group, "groups_at_once": dist.world_size()}
+        share = {"batch": head.batch, "group": kind.group, "processes": dist.world_size()}
         train.fit(
             learner, stream, {"seed": seed, **own, **share, **settings}, features.workspace / name, features.compute
         )

@@ -171,6 +171,12 @@ class MoCo(Method):
                 "set sync_bn=false or params.splits=1"
             )
 
+    def of_each_process(self, recipe: Mapping[str, Any]) -> list[str]:
+        parts = (
+            [f"each process's batch is normalised in {self.splits} parts (params.splits)"] if self.splits > 1 else []
+        )
+        return super().of_each_process(recipe) + parts
+
     # -- one step ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def before_step(self, step: int, ctx: Any = None) -> None:

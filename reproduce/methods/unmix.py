@@ -285,6 +285,9 @@ class Unmix(Method):
     def param_groups(self) -> list[dict[str, Any]]:
         return self.base.param_groups()
 
+    def of_each_process(self, recipe: Mapping[str, Any]) -> list[str]:
+        return self.base.of_each_process(recipe)
+
     def extra_state(self) -> dict[str, Any]:
         return self.base.extra_state()
 

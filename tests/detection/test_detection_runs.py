@@ -153,6 +153,18 @@ def test_half_precision_trains_and_scores(name, world, tmp_path):
         Measurement.of("knn_digits", str(world[1]), Settings.of({"precision": "float16"}, str(tmp_path)))
 
 
+def stopped_in_a_process(rank, name, world, out):
+    with pytest.raises(UserError, match="stopped after 2 of 4 steps"):
+        evaluate(name, world, out, stop_after=2)
+
+
+def test_another_number_of_processes_is_refused_with_the_reason_and_goes_on_by_the_first(world, tmp_path):
+    processes.together(stopped_in_a_process, "detect_scenes", world, tmp_path)
+    with pytest.raises(UserError, match=r"processes is 2 there and 1 here\. Use another folder, or resume=false"):
+        evaluate("detect_scenes", world, tmp_path)
+    assert processes.together(in_a_process, "detect_scenes", world, tmp_path)[0]
+
+
 def test_a_stopped_run_says_so_and_goes_on(world, tmp_path):
     with pytest.raises(UserError, match=r"stopped after 2 of 4 steps; the same command without stop_after= goes on"):
         evaluate("detect_scenes", world, tmp_path, stop_after=2)
