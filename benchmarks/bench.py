@@ -34,6 +34,7 @@ from benchmarks import demo, select_recipes
 ROOT = Path(__file__).parents[1]
 FILE = Path(__file__).with_name("candidates.yaml")
 REFERENCES = ("pixels", "random")  # nothing is trained, so there is nothing to choose
+KEPT = {"": "finished candidates, runs and records are"}  # after Ctrl-C
 MINUTES = {"digits": 0.4, "fashion_mnist": 10.0}  # of one run on one core, where no selection file knows better
 
 
@@ -311,4 +312,4 @@ def _now(call: Callable[..., Any], *args: Any) -> Any:
 if __name__ == "__main__":
     from zoo.errors import guard
 
-    sys.exit(guard(main))
+    sys.exit(guard(main, kept=KEPT))

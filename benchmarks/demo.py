@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 METHODS = ("pixels", "random", "supervised", "rotnet", "swav", "simclr")
 PROTOCOLS = "linear_{0} knn_{0} fewlabel_{0} cluster_{0}"
+KEPT = {"": "finished records, and the checkpoints of the runs that ran, are"}  # after Ctrl-C
 QUICK = {
     "pixels": 0,
     "random": 1,
@@ -132,4 +133,4 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from zoo.errors import guard
 
-    sys.exit(guard(main))
+    sys.exit(guard(main, kept=KEPT))

@@ -12,6 +12,8 @@ from zoo import settings
 from zoo.errors import Parser, guard
 
 MODEL = "registry id, run folder or weight file"
+RECORDS = "finished records, features and trained heads are"
+KEPT = dict.fromkeys(("run", "suite", "pair", "rank"), RECORDS) | {"cluster": "the features, once computed, are"}
 PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, decoded=, pretrain_seed=, seed=, max_bad=; of a weight file backbone=, prefix=, path=, mean=, std="
 
 
@@ -163,4 +165,4 @@ def _cluster(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, lambda: who(os.environ)))
+    sys.exit(guard(main, lambda: who(os.environ), KEPT))

@@ -12,6 +12,9 @@ from engine.place import same_for_all, who
 from zoo import settings
 from zoo.errors import Parser, guard
 
+# What goes on after Ctrl-C: any pre-training, from its last checkpoint.
+KEPT = {"": "what was saved up to the last checkpoint is", "labels": "", "runs": "", "slurm": ""}
+
 # Words are parsed before torch is imported, so that --help and a misspelt option answer at once.
 
 
@@ -113,4 +116,4 @@ def _runs(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, lambda: who(os.environ)))
+    sys.exit(guard(main, lambda: who(os.environ), KEPT))

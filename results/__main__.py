@@ -10,6 +10,7 @@ from zoo.errors import Parser, guard
 
 from .record import COMMITTED
 
+KEPT = {"fill": "finished runs and records, and the checkpoint of the one that ran, are"}
 EXTRA = "more records, for example runs/measured; they take the place of committed ones of the same model and protocol"
 
 
@@ -163,4 +164,4 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main))
+    sys.exit(guard(main, kept=KEPT))

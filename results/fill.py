@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -190,4 +191,16 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(words: Sequence[str]) -> int:
-    return subprocess.run([sys.executable, *words[1:]], check=False).returncode
+    """Ctrl-C at the terminal reaches the command too: it finishes its step and saves, and is waited for."""
+    process = subprocess.Popen([sys.executable, *words[1:]])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            process.send_signal(
+                signal.SIGINT
+            )  # where only this process was told; a second notice within a second is the same
+            process.wait()
+        raise

@@ -10,6 +10,12 @@ from pathlib import Path
 
 from .errors import Parser, guard
 
+# What goes on after Ctrl-C; everything else begins anew.
+KEPT = {
+    "fetch": "finished files, and what has come of a file whose server can send the rest, are",
+    "data prepare": "images that are sorted already are",
+}
+
 # Commands that other modules add, imported only when asked for, so that `list` stays quick.
 ELSEWHERE = {
     "fetch": (".fetch", "download released files and check them"),
@@ -107,4 +113,4 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main))
+    sys.exit(guard(main, kept=KEPT))

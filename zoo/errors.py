@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -47,10 +49,27 @@ def writing(place: os.PathLike[str] | str) -> Iterator[None]:
         raise UserError(f"{place}: cannot be made there; name another place") from None
 
 
-def guard(main: Callable[[], int | None], who: Callable[[], str] = str) -> int:
+def interrupted(kept: Mapping[str, str]) -> str:
+    """What a command that was stopped says last: what is kept and the command that goes on; of one that does not go on only the command.
+
+    kept  what is kept by each command that goes on where it stopped, by the longest of its first words that are listed ("": any
+          other). A command that is not there, or has an empty text, does not go on.
+    """
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "").removesuffix(".__main__")
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    known = [" ".join(words[:n]) for n in (2, 1)] + [""]
+    what = next((kept[name] for name in known if name in kept), "")
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and "SLURM_STEP_NUM_TASKS" not in os.environ
+    # Of several processes the launcher's words are not known here.
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]]) if module and alone else "the same command"
+    return f"interrupted; {what} kept. Go on: {command}" if what else f"interrupted. Once more: {command}"
+
+
+def guard(main: Callable[[], int | None], who: Callable[[], str] = str, kept: Mapping[str, str] | None = None) -> int:
     """Run ``main`` and return its exit status: 2 after a user's error, 130 after Ctrl-C, 141 when the reader has gone.
 
-    who  says which of several processes this is, before its errors; errors marked ``agreed`` are told by the first one ("") alone.
+    who   says which of several processes this is, before its errors; errors marked ``agreed`` are told by the first one ("") alone.
+    kept  see ``interrupted``, which the first process says after Ctrl-C or a scheduler's SIGTERM.
 
     Errors of other packages count as the user's when their class has a true ``user_error``, and the system's when a named
     place may not be used or is full; anything else is a bug and keeps its traceback.
@@ -60,8 +79,13 @@ def guard(main: Callable[[], int | None], who: Callable[[], str] = str) -> int:
     try:
         return int(main() or 0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not who():
+            print(f"\n{interrupted(kept or {})}", file=sys.stderr)
         return 130
+    except SystemExit as stop:  # a training that saved after a signal (engine/signals.py)
+        if stop.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) and not who():
+            print(interrupted(kept or {}), file=sys.stderr)
+        raise
     except BrokenPipeError:
         # `zoo list | head`: leave quietly, and keep the interpreter from flushing into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
