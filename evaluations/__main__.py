@@ -13,7 +13,9 @@ from zoo.errors import Parser, guard
 
 MODEL = "registry id, run folder or weight file"
 RECORDS = "finished records, features and trained heads are"
-KEPT = dict.fromkeys(("run", "suite", "pair", "rank"), RECORDS) | {"cluster": "the features, once computed, are"}
+KEPT = dict.fromkeys(("run", "suite", "pair", "rank"), RECORDS) | dict.fromkeys(
+    ("cluster", "pictures"), "the features, once computed, are"
+)
 PATHS = "path=value of the protocol, or data=, out=, device=, workers=, precision=, decoded=, pretrain_seed=, seed=, max_bad=; of a weight file backbone=, prefix=, path=, mean=, std="
 
 
@@ -71,6 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("folder", help="a folder of images")
     own.add_argument("paths", nargs="*", metavar="path=value", help="clusters=, out=, device=, workers=, seed=")
     own.set_defaults(func=_cluster)
+
+    own = commands.add_parser(
+        "pictures",
+        help="neighbours, confusion, PCA, montages of clusters and accuracy by layer, as PNG files",
+        example="python -m evaluations pictures swav_digits digits",
+    )
+    own.add_argument("model", help=MODEL)
+    own.add_argument(
+        "data", help="a data set with a cluster protocol (digits, fashion_mnist, …), or a folder of a folder per class"
+    )
+    own.add_argument(
+        "paths",
+        nargs="*",
+        metavar="path=value",
+        help="kinds=[pca,…], clusters=, out=, device=, workers=, seed=, pretrain_seed=",
+    )
+    own.set_defaults(func=_pictures)
 
     own = commands.add_parser(
         "rank",
@@ -153,6 +172,14 @@ def _rank(options: argparse.Namespace) -> int:
     patterns += [options.models] if options.models else []
     given |= {"models": patterns[-1]} if patterns else {}
     print(rank(options.folder, given))
+    return 0
+
+
+def _pictures(options: argparse.Namespace) -> int:
+    from .pictures import pictures
+
+    for path in pictures(options.model, options.data, settings.parse(options.paths)):
+        print(path)
     return 0
 
 

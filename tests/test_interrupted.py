@@ -30,6 +30,7 @@ GOES_ON = {
     "evaluations pair a b knn_digits": True,
     "evaluations rank 'my photos'": True,
     "evaluations cluster swav_digits 'my photos' clusters=20": True,
+    "evaluations pictures swav_digits digits": True,
     "evaluations list": False,
     "results fill digits": True,
     "results --help fill": True,
