@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     own = commands.add_parser(
         "pictures",
-        help="neighbours, confusion, PCA, montages of clusters and accuracy by layer, as PNG files",
+        help="neighbours, confusion, PCA, montages of clusters, accuracy by layer and epoch, as PNG files",
         example="python -m evaluations pictures swav_digits digits",
     )
     own.add_argument("model", help=MODEL)

@@ -174,16 +174,30 @@ def scatter(shown: Shown) -> Figure:
 def layers(model: str, found: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:
     """Accuracy of a probe on each layer, one line per protocol; whiskers: one standard deviation over the records."""
     names = list(dict.fromkeys(layer for points in found.values() for layer, _, _ in points))
+    at = {name: [(float(names.index(layer)), v, s) for layer, v, s in points] for name, points in found.items()}
+    figure = _lines(f"Accuracy by layer: {model}", at, "layer, input to output")
+    figure.axes[0].set_xticks(range(len(names)), names)
+    return figure
+
+
+def epochs(model: str, found: Mapping[str, Sequence[tuple[int, float, float]]], images: int | None) -> Figure:
+    """Accuracy against pre-training, by the epochs whose weights were kept and measured. images: in an epoch, where known."""
+    return _lines(
+        f"Accuracy while pre-training: {model}", found, "epochs" + (f" (of {images:,} images)" if images else "")
+    )
+
+
+def _lines(title: str, found: Mapping[str, Sequence[tuple[float, float, float]]], along: str) -> Figure:
+    """One line per protocol through its points (place, accuracy, standard deviation)."""
     with matplotlib.rc_context(STYLE):
         figure = _figure(6.4, 4)
         axes = figure.subplots()
-        for number, (protocol, points) in enumerate(found.items()):
-            at = [names.index(layer) for layer, _, _ in points]
-            axes.errorbar(at, [v for _, v, _ in points], yerr=[s for _, _, s in points], color=colour(number),
-                          marker=MARKS[number % 10], linestyle=("-", "--", ":", "-.")[number % 4], label=protocol)  # fmt: skip
-        axes.set_xticks(range(len(names)), names)
-        axes.set(xlabel="layer, input to output", ylabel="probe, test accuracy in percent")
-        axes.set_title(f"Accuracy by layer: {model}")
+        for number, (name, points) in enumerate(found.items()):
+            at, values, spread = zip(*points, strict=True)
+            axes.errorbar(at, values, yerr=spread, color=colour(number), marker=MARKS[number % 10],
+                          linestyle=("-", "--", ":", "-.")[number % 4], label=name)  # fmt: skip
+        axes.set(xlabel=along, ylabel="test accuracy in percent")
+        axes.set_title(title)
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

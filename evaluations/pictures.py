@@ -1,4 +1,4 @@
-"""Pictures of a model's features on labelled images: neighbours, confusion, PCA, montages of clusters, accuracy by layer.
+"""Pictures of a model's features on labelled images: neighbours, confusion, PCA, montages of clusters, accuracy by layer and epoch.
 
     python -m evaluations pictures swav_digits digits
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .inputs.features import FeatureRequest
 from .kinds import clustering
 from .measure import Measurement, Settings
 
-KINDS = ("neighbours", "confusion", "pca", "montage_purity", "montage_random", "layers")
+KINDS = ("neighbours", "confusion", "pca", "montage_purity", "montage_random", "layers", "epochs")
 ASKED, NEAREST = 8, 8  # images whose neighbours are shown, and how many of each
 CLUSTERS, TILES = 10, 10  # rows and columns of a montage
 POINTS = 3000  # of the plane
@@ -81,6 +82,21 @@ def by_layer(found: Sequence[records.Record], layers: Sequence[str]) -> dict[str
             if layer in of
         ]
         for name, of in sorted(values.items())
+    }
+
+
+def by_epoch(found: Sequence[records.Record], model: str) -> dict[str, list[tuple[int, float, float]]]:
+    """{protocol: (epoch, mean accuracy, standard deviation over records)} of the snapshots of a run, ``<model>-epoch<N>``, in order;
+    protocols with one epoch only are left out."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for record in found:
+        epoch = record.model.removeprefix(f"{model}-epoch")
+        if epoch.isdigit() and epoch != record.model and "top1" in record.metrics:
+            values.setdefault(record.protocol, {}).setdefault(int(epoch), []).append(record.metrics["top1"].value)
+    return {
+        name: [(n, float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0) for n, v in sorted(of.items())]
+        for name, of in sorted(values.items())
+        if len(of) > 1
     }
 
 
@@ -170,11 +186,14 @@ def pictures(model: str, data: str, given: Mapping[str, Any]) -> list[Path]:
     for kind in KINDS:
         if kind not in asked:
             continue
-        if kind == "layers":
-            layers = by_layer(kept(measurement), measurement.model.layers)
-            if not layers:  # nothing of several layers was measured, so there is nothing to draw
+        own, trained_on = measurement.model.name, getattr(measurement.model.recipe, "dataset", None)
+        in_epoch = len(shown.keys) if trained_on == measurement.protocol.dataset else None
+        if kind in ("layers", "epochs"):
+            layers = by_layer(kept(measurement, own), measurement.model.layers) if kind == "layers" else {}
+            epochs = by_epoch(kept(measurement, f"{own}-epoch*"), own) if kind == "epochs" else {}
+            if not (layers or epochs):  # nothing of several layers or epochs was measured, so there is nothing to draw
                 continue
-            figure = drawing.layers(measurement.model.name, layers)
+            figure = drawing.layers(own, layers) if layers else drawing.epochs(own, epochs, in_epoch)
         else:
             figure = draw[kind]()
         path = target / f"{kind}.png"
@@ -183,15 +202,15 @@ def pictures(model: str, data: str, given: Mapping[str, Any]) -> list[Path]:
     return written
 
 
-def kept(measurement: Measurement) -> list[records.Record]:
-    """Records of the model, the user's own before the committed ones of the same protocol."""
-    found: dict[str, list[records.Record]] = {}
+def kept(measurement: Measurement, pattern: str) -> list[records.Record]:
+    """Records of the models of a pattern, the user's own before the committed ones of the same protocol."""
+    found: dict[tuple[str, str], list[records.Record]] = {}
     for root in (records.COMMITTED, measurement.out / "measured"):
-        here: dict[str, list[records.Record]] = {}
+        here: dict[tuple[str, str], list[records.Record]] = {}
         for path in records.files(root):
-            if path.parent.name == measurement.model.name:
+            if fnmatchcase(path.parent.name, pattern):
                 one = records.read(path)
-                here.setdefault(one.protocol, []).append(one)
+                here.setdefault((one.model, one.protocol), []).append(one)
         found |= here
     return [one for group in found.values() for one in group]
 

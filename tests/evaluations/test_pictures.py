@@ -182,6 +182,25 @@ def test_accuracy_by_layer_is_the_mean_of_records_in_the_networks_order():
     assert pictures.by_layer([record(2, top1=9.0)], ["stem"]) == {}
 
 
+def test_accuracy_by_epoch_is_of_the_snapshots_of_this_run_in_their_order():
+    def record(model, value, **fields):
+        return sample(model=model, metrics={"top1": Metric(value=value, n=540)}, **fields)
+
+    found = [record("m-epoch10", 80.0), record("m-epoch2", 60.0), record("m-epoch2", 64.0, pretrain_seed=1)]
+    others = [
+        record("m", 1.0),
+        record("mm-epoch3", 2.0),
+        record("m-epoch2-b", 3.0),
+        record("m-epoch4", 9.0, protocol="knn_digits"),
+    ]
+    epochs = pictures.by_epoch(found + others, "m")
+    assert list(epochs) == [found[0].protocol], "one epoch of kNN is no curve"
+    assert np.allclose(epochs[found[0].protocol], [(2, 62, 8**0.5), (10, 80, 0)])
+    axes = drawing.epochs("m", epochs, 1257).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [2, 10] and axes.lines[0].get_ydata().tolist() == [62, 80]
+    assert axes.get_xlabel() == "epochs (of 1,257 images)"
+
+
 def test_the_command_draws_what_the_evaluation_measures(tmp_path, capsys):
     """Digits by their pixels: the confusion's purity is the one of the cluster protocol's first seed."""
     out = f"out={tmp_path}"
