@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from . import pictures
 from .pictures import POINTS, SHOWN_CLASSES, TILES, Shown
@@ -182,9 +183,10 @@ def layers(model: str, found: Mapping[str, Sequence[tuple[str, float, float]]]) 
 
 def epochs(model: str, found: Mapping[str, Sequence[tuple[int, float, float]]], images: int | None) -> Figure:
     """Accuracy against pre-training, by the epochs whose weights were kept and measured. images: in an epoch, where known."""
-    return _lines(
-        f"Accuracy while pre-training: {model}", found, "epochs" + (f" (of {images:,} images)" if images else "")
-    )
+    along = f"epochs (of {images:,} images)" if images else "epochs"
+    figure = _lines(f"Accuracy while pre-training: {model}", found, along)
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def _lines(title: str, found: Mapping[str, Sequence[tuple[float, float, float]]], along: str) -> Figure:

@@ -199,6 +199,7 @@ def test_accuracy_by_epoch_is_of_the_snapshots_of_this_run_in_their_order():
     axes = drawing.epochs("m", epochs, 1257).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [2, 10] and axes.lines[0].get_ydata().tolist() == [62, 80]
     assert axes.get_xlabel() == "epochs (of 1,257 images)"
+    assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 def test_the_command_draws_what_the_evaluation_measures(tmp_path, capsys):
