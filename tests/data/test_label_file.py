@@ -10,7 +10,7 @@ from results.record import read
 from zoo import labels
 from zoo.__main__ import main as zoo_main
 from zoo.data import open_source
-from zoo.errors import UserError
+from zoo.errors import UserError, guard
 
 
 def flat(folder, count=24):
@@ -100,3 +100,18 @@ def test_every_command_takes_the_labels(tmp_path, capsys, monkeypatch):
         "red and blue are told apart, so that labels went to the right images"
     )
     assert reproduce(["supervised", f"data={photos}", "--plan"]) == 0
+
+
+def test_the_check_counts_the_file_of_labels_among_what_is_read_and_names_other_tables(tmp_path, capsys):
+    folder = flat(tmp_path)
+    (folder / "labels.csv").write_text("file,label\n" + "".join(f"{i:02}.png,{'ab'[i % 2]}\n" for i in range(24)))
+    assert guard(lambda: zoo_main(["data", "check", "folder", str(folder)])) == 0
+    said = capsys.readouterr().out
+    assert "2 classes" in said and "not read" not in said
+    (folder / "other.csv").write_text("file,label\n")
+    assert guard(lambda: zoo_main(["data", "check", "folder", str(folder)])) == 0
+    assert "1 other files are not read: .csv 1" in capsys.readouterr().out
+    (folder / "other.csv").unlink()
+    (folder / "labels.csv").rename(folder / "labels.csv.txt")  # as an editor saves it: read by nobody
+    assert guard(lambda: zoo_main(["data", "check", "folder", str(folder)])) == 0
+    assert "1 other files are not read: .txt 1" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from .bad_images import in_order
 from .classes import Classes
 from .classes import numbers as match
 from .coco import CocoSource
+from .folders import label_file, subfolders
 from .images import is_image_name
 from .looks import FORMATS, Looks
 from .open import read_part
@@ -164,11 +165,13 @@ def _left_out(spec: DatasetSpec, source: Source, part: str) -> list[str]:
     if not isinstance(source, FileSource) or spec.reader != "folders":
         return []
     if isinstance(source.store, FolderStore):
+        root = Path(source.store.root)
+        labels = label_file(root) if source.labelled and not subfolders(root) else None
         text = looks.unread(
             name
-            for _, _, files in os.walk(source.store.root, followlinks=True)
+            for at, _, files in os.walk(root, followlinks=True)
             for name in files
-            if not is_image_name(name)
+            if not is_image_name(name) and Path(at, name) != labels
         )
         return [f"{part}: {text}"] if text else []
     if isinstance(source.store, PackStore) and len(source.store.files) == 1 and source.store.files[0].endswith(".zip"):
