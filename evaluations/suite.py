@@ -19,12 +19,16 @@ import torch
 from engine import layout
 from engine.progress import duration
 from results import record as records
+from zoo import data
 from zoo.data.locate import DataMissing
 from zoo.errors import UserError
 
 from .inputs.features import FeatureRequest, embedded, forward, layers_of, transform_of
+from .inputs.views import Views, stacked
 from .measure import Measurement, Settings, evaluate, summary
 from .protocol import head_of, load, module_of, names
+
+LOOKED = 16  # images whose size a plan looks at, where only the images say it
 
 
 def choose(model: str, given: Mapping[str, Any], download: bool = False) -> list[str]:
@@ -204,12 +208,21 @@ def timed(measurement: Measurement, requests: list[FeatureRequest]) -> tuple[flo
 
 
 def blank(measurement: Measurement, count: int) -> torch.Tensor:
-    """(count, C, H, W) zeros of the size that the protocol gives this network: the first image's where it cuts to none."""
+    """(count, C, H, W) zeros of the size that the protocol gives this network.
+
+    Where neither the preprocessing nor the data set's description fixes a size, some images that the protocol learns from are
+    read for it. Raises UserError, as a run would, where they have several.
+    """
     t = transform_of(measurement.model, measurement.protocol.transform)
-    side = t["crop"] or t["resize"]
+    side, name = t["crop"], measurement.protocol.dataset
     if side:
         return torch.zeros(count, t["channels"], side, side)
-    splits = measurement.protocol.splits
-    first = next(split for split in (splits.test, splits.train) if split)
-    width, height = measurement.open(first).image(0).size
-    return torch.zeros(count, t["channels"], height + 2 * t["pad"], width + 2 * t["pad"])
+    size = data.describe(name).size if name in data.names() else None
+    if size and (t["resize"] is None or size[0] == size[1]):
+        height, width = (t["resize"] or n + 2 * t["pad"] for n in size)
+        return torch.zeros(count, t["channels"], height, width)
+    splits, views = measurement.protocol.splits, Views(t)
+    source = measurement.open(str(splits.train or splits.test))
+    looked = sorted({i * len(source) // LOOKED for i in range(LOOKED)})
+    seen = stacked([views.pixels(source.image(i), i) for i in looked])
+    return torch.zeros(count, t["channels"], *seen.shape[2:4])

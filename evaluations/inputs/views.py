@@ -194,7 +194,7 @@ def stream(
         _Items(source, views),
         batch_sampler=[rows.tolist() for rows in missing if len(rows)],
         num_workers=workers,
-        collate_fn=_stack,
+        collate_fn=stacked,
         worker_init_fn=signals.left_to_main,
     )
     batches = iter(loader) if any(map(len, missing)) else iter(())
@@ -230,10 +230,11 @@ class _Items(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.views.pixels(self.source.image(index), index)
 
 
-def _stack(items: list[Tensor]) -> Tensor:
+def stacked(items: list[Tensor]) -> Tensor:
+    """(B, ...) of items of one shape. Raises UserError with their sizes where there are several."""
     shapes = {tuple(i.shape) for i in items}
     if len(shapes) > 1:
-        least, most = ([side(s[k] for s in shapes) for k in (-3, -2)] for side in (min, max))
+        least, most = ([side(s[k] for s in shapes) for k in (-3, -2)] for side in (min, max))  # (V, H, W, C)
         raise UserError(
             f"images of {len(shapes)} sizes in one batch ({least[0]} to {most[0]} pixels high, {least[1]} to {most[1]} wide): "
             "give the protocol transform.resize and transform.crop, for example transform.resize=256 transform.crop=224"

@@ -120,7 +120,7 @@ def test_many_sizes_are_told_in_one_short_line():
         UserError,
         match=r"images of 40 sizes in one batch \(10 to 49 pixels high, 20 to 98 wide\): give .*transform.resize",
     ) as told:
-        views._stack(items)
+        views.stacked(items)
     assert len(str(told.value)) < 200
 
 

@@ -10,9 +10,11 @@ import pytest
 from evaluation_fakes import finished_run, protocol
 from PIL import Image
 
+import zoo
 from evaluations import suite
 from evaluations.__main__ import main
 from evaluations.kinds import multilabel
+from evaluations.measure import Measurement, Settings
 from evaluations.probes import sgd
 from evaluations.protocol import load
 from results import record as records
@@ -39,6 +41,47 @@ def test_the_plan_names_passes_images_and_disk_and_the_suite_ends_with_every_num
     assert all(str(p) in said for p in paths) and f"top1 {records.read(paths[1]).metrics['top1'].value:.1f}" in said
     guard(lambda: main(["suite", "random_digits", "--plan", *given]))  # wherever the flag stands
     assert "2 measured already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["pixels_digits", "random_digits"])
+def test_a_plan_on_own_images_has_the_size_that_a_run_would_have_and_refuses_what_it_would_refuse(
+    model, tmp_path, capsys
+):
+    """Neither the laptop models' preprocessing nor a folder says a size: the images do."""
+    finished_run(model, tmp_path)
+    for name, sides in (("even", [8]), ("odd", [8, 9, 11])):
+        for k in range(12):
+            place = tmp_path / name / f"class{k % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            side = sides[k // 2 % len(sides)]
+            Image.new("L", (side, side), 20 * k).save(place / f"{k}.png")
+    words = ["run", "knn_folder", model, f"out={tmp_path}", "grid.k=[1]"]
+    assert guard(lambda: main([*words, f"data={tmp_path / 'even'}", "--plan"])) == 0
+    assert "10 images, 64 numbers each" in capsys.readouterr().out
+    last = []
+    for flag in (["--plan"], []):
+        capsys.readouterr()
+        assert guard(lambda: main([*words, f"data={tmp_path / 'odd'}", *flag])) == 2  # noqa: B023
+        last.append(capsys.readouterr().err.splitlines()[-1])
+    assert last[0] == last[1] and last[0].startswith("error: images of 3 sizes in one batch ("), last
+    pad = int(zoo.resolve(model).input.pad)
+    assert f"({8 + 2 * pad} to {11 + 2 * pad} pixels high, {8 + 2 * pad} to {11 + 2 * pad} wide)" in last[0]
+
+
+def test_blank_images_have_the_form_that_the_preprocessing_gives_real_ones(tmp_path):
+    """A shorter side without a crop keeps the shape of the images; padding counts."""
+    for k in range(8):
+        place = tmp_path / "wide" / f"class{k % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), (30 * k, 0, 0)).save(place / f"{k}.png")
+    finished_run("random_digits", tmp_path)
+    for given, form in (
+        ({"transform.resize": 10, "transform.pad": 0}, (10, 20)),
+        ({"transform.pad": 2}, (24, 44)),
+        ({"transform.resize": 12, "transform.crop": 9}, (9, 9)),
+    ):
+        settings = Settings.of({"data": str(tmp_path / "wide"), "grid.k": [1], **given}, str(tmp_path))
+        assert suite.blank(Measurement.of("knn_folder", "random_digits", settings), 2).shape == (2, 1, *form)
 
 
 def test_a_protocol_that_cannot_run_is_reported_and_the_others_go_on(out, capsys, monkeypatch):
