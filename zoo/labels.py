@@ -50,6 +50,14 @@ class Labels(NamedTuple):
 # ---------------------------------------------------------------- whose label is whose
 
 
+def without(found: Labels, names: Sequence[str]) -> Labels:
+    """Labels less the rows of the images ``names``: of a part of the same set that is not asked for."""
+    if found.images is None or not (left := set(names) & set(found.images)):
+        return found
+    kept = [i for i, name in enumerate(found.images) if name not in left]
+    return Labels(images=[found.images[i] for i in kept], labels=found.labels[:, kept], fingerprint=None)
+
+
 def by_name(found: Labels, names: Sequence[str], what: str, fingerprint: str | None = None) -> Tensor:
     """(H, N) labels of the images ``names``, in their order.
 

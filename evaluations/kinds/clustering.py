@@ -125,19 +125,25 @@ def run(protocol: Protocol, features: Features, seed: int) -> Result:
 def run_own(protocol: Protocol, features: Features, head: Head) -> Result:
     """The method's own labels of the training images, one assignment per head; images without a label are left out."""
     source, truth = features.source(protocol.splits.train), features.labels(protocol.splits.train)
-    own = own_labels(features.model, head, source)  # (heads, N)
     features.finish_selection(None)
+    own = own_labels(features.model, head, source, lambda: features.source(protocol.splits.test))  # (heads, N)
     kept = (own >= 0).all(0)
     if not kept.any():
         raise UserError(f"{features.model.name}: no image of {protocol.dataset}/{protocol.splits.train} has a label")
     return Result(scored(truth[kept], list(own[:, kept])), own[0])
 
 
-def own_labels(model: Model, head: Head, source: Any) -> np.ndarray:
-    """(heads, N) int64 in the source's order, -1 where an image has none; files are joined with the images by name."""
+def own_labels(model: Model, head: Head, source: Any, held_out: Callable[[], Any] | None = None) -> np.ndarray:
+    """(heads, N) int64 in the source's order, -1 where an image has none; files are joined with the images by name.
+
+    held_out  opens the images that are held out: a file may have rows of them too, as one of a whole folder has
+    """
     place = _own_place(model, head)
     found = zoo.pseudolabels(model.place) if place is None else labels.read(place)
     names = [source.name(i) for i in range(len(source))]
+    if held_out is not None and found.images is not None and len(found.images) > len(names):
+        others = held_out()
+        found = labels.without(found, [others.name(i) for i in range(len(others))])
     return labels.by_name(found, names, str(place or model.name), getattr(source, "fingerprint", None)).numpy()
 
 

@@ -175,7 +175,8 @@ def test_an_unlabelled_folder_is_clustered_with_a_montage(out, tmp_path):
 class Named(FakeFeatures):
     def source(self, split):
         labels = self._open(split)[1]
-        return type("Source", (), {"name": lambda s, i: f"image{i}", "__len__": lambda s: len(labels)})()
+        word = "image" if split == "train" else "held-out"
+        return type("Source", (), {"name": lambda s, i: f"{word}{i}", "__len__": lambda s: len(labels)})()
 
 
 def test_a_methods_own_labels_are_scored_head_by_head(tmp_path):
@@ -202,6 +203,23 @@ def test_a_methods_own_labels_are_scored_head_by_head(tmp_path):
             [["image", "head0", "head1"], *([n, *row] for n, row in zip(names, labels, strict=True))]
         )
     assert clustering.run(wanted, f, 0).metrics == metrics
+
+
+def test_rows_of_held_out_images_may_stand_in_the_file_and_foreign_ones_may_not(tmp_path):
+    truth = np.arange(60) % 3
+    f = Named({"train": (None, truth), "test": (None, truth[:6])}, 3)
+    f.model.place = str(tmp_path)
+    wanted = protocol("cluster_digits", head__assignments="own")
+    rows = [[f"held-out{i}", 0] for i in range(6)] + [[f"image{i}", truth[i]] for i in range(60)]
+    for more in ([], [["stranger", 1]]):
+        with (tmp_path / "labels.csv").open("w") as file:
+            csv.writer(file).writerows([["file", "label"], *rows, *more])
+        if more:
+            with pytest.raises(UserError, match="1 rows name images that are not in the data .stranger"):
+                clustering.run(wanted, f, 0)
+        else:
+            metrics = clustering.run(wanted, f, 0).metrics
+            assert metrics["hungarian"].value == 100 and metrics["hungarian"].n == 60
 
 
 def test_random_labels_score_as_chance_does():
