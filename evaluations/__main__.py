@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "paths",
         nargs="*",
         metavar="path=value",
-        help="models=PATTERN, files=[FILE], by=knn|ridge (what ranks them), out=, device=, workers=",
+        help="models=PATTERN[,PATTERN], files=[FILE], by=knn|ridge (what ranks them), out=, device=, workers=",
     )
     own.add_argument("--models", metavar="PATTERN", help="ids of the zoo and of runs below out= (*)")
     own.set_defaults(func=_rank)

@@ -138,13 +138,14 @@ def key(source: Any, places: Sequence[str], by: str) -> str:
 
 
 def at_hand(pattern: str, out: str) -> list[str]:
-    """Ids whose released weights are on this machine, and folders of finished runs below ``out``, by the pattern of their ids."""
-    found = []
-    for name in zoo.models(pattern):
+    """Ids whose released weights are on this machine, and folders of finished runs below ``out``, by the pattern of their ids, or
+    several with commas between them."""
+    patterns, found = pattern.split(","), []
+    for name in dict.fromkeys(name for one in patterns for name in zoo.models(one)):
         if zoo.entry(name).weights is not None and models.resolve(name, fetch=False).here:
             found.append(name)
     runs = sorted(p.parent for p in Path(out).glob("*/*/done.json") if (p.parent / "weights.pth").is_file())
-    return found + [str(run) for run in runs if fnmatchcase(run.parent.name, pattern)]
+    return found + [str(run) for run in runs if any(fnmatchcase(run.parent.name, p) for p in patterns)]
 
 
 def measure(

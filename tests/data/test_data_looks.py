@@ -52,6 +52,12 @@ def test_parts_that_look_alike_get_facts_and_no_note(check, tmp_path):
     )
 
 
+def test_images_of_one_class_are_told_what_they_are_good_for(check, tmp_path):
+    draw(tmp_path / "train", 4, classes="a")
+    status, out = check()
+    assert status == 0 and [n for n in notes(out) if "of one class ('a')" in n and "no evaluation of classes" in n]
+
+
 def deep(folder: Path, brightest: int, *, suffix="png", info=None) -> None:
     values = np.random.default_rng(0).integers(0, brightest + 1, (40, 40), dtype=np.uint16)
     values[0, 0] = brightest

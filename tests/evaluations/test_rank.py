@@ -67,7 +67,7 @@ def command(capsys, *words):
 
 
 def test_the_better_model_is_first_and_its_line_loads_it(place, capsys):
-    words = (place / "photos", f"out={place / 'runs'}", "models=[sb]*")
+    words = (place / "photos", f"out={place / 'runs'}", "models=s*,blind")
     status, out, err = command(capsys, *words)
     lines = out.splitlines()
     assert (

@@ -88,11 +88,21 @@ def _part(
         )
         report.problems.append(f"{part}: {len(source):,} images of {expected:,}: {what}")
     report.facts.append(f"  {part}: {_counts(source)}")
-    report.notes += _left_out(spec, source, part)
+    report.notes += _left_out(spec, source, part) + _alone(source, part)
     _images(source, part, report, seen, looked)
     if isinstance(source, DetectionSource):
         _objects(source, part, report)
     return source
+
+
+def _alone(source: Source, part: str) -> list[str]:
+    """What a part has too little of to be judged on."""
+    shown = [str(source.classes[k]) for k in np.flatnonzero(source.shown)] if source.labelled else []
+    if len(shown) != 1:
+        return []
+    return [
+        f"{part}: all images are of one class ({shown[0]!r}): they can be pre-trained on and clustered, no evaluation of classes runs on them"
+    ]
 
 
 def _compare(spec: DatasetSpec, found: dict[str, Source], looked: dict[str, Looks], report: Report) -> None:
