@@ -64,12 +64,13 @@ def measure(names: list[str], minutes: float) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m benchmarks kmeans svm --minutes 3",
+    )  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: every program that measures rows")
     parser.add_argument("--minutes", type=float, default=10, help="for all of them, about (default %(default)s)")
-    parser.add_argument("--page", action="store_true")
-    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--list", action="store_true", help="what else there is to measure")
     args = parser.parse_args(argv)
     if args.list:
         for command, what, report in programs():

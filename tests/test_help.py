@@ -53,7 +53,7 @@ def answers():
         commands = re.findall(r"^    ([a-z]+) ", text, re.M)
         assert len(commands) > 4, text
         below += [f"{line} {command}" for command in commands if f"{line} {command}" not in top]
-    return top | helped([*below, *(f"reproduce {command}".strip() for command in REPRODUCE)])
+    return top | helped([*below, *(f"reproduce {command}".strip() for command in REPRODUCE), "benchmarks"])
 
 
 def test_every_help_shows_an_example_of_its_own_command(answers):

@@ -70,7 +70,7 @@ DEVIATIONS = (
         "sela-iterations",
         "Sinkhorn-Knopp",
         "plain iterations",
-        "over-relaxed: the same labels in a third of the iterations",
+        "over-relaxed: the same labels in fewer iterations (31 for 51 at 100,000 images and 1,000 labels)",
         "params.relaxation=1.0",
     ),
     Deviation(
