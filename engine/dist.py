@@ -186,6 +186,18 @@ def together(what: Callable[[], T]) -> T:
     return cast(T, found)
 
 
+def require_same(what: Callable[[], T], told: Callable[[T, T], str]) -> None:
+    """Raise UserError on every process where ``what()`` of one is not the first one's; told(the first's, its own) says what differs."""
+    value = together(what)
+    first = broadcast_object(value)
+
+    def compared() -> None:
+        if value != first:
+            raise UserError(told(first, value))
+
+    together(compared)
+
+
 def barrier() -> None:
     """Wait for every process."""
     if world_size() > 1:

@@ -273,8 +273,12 @@ def evaluate(
     tell = _silent if quiet or not dist.is_main() else say
     datasets.forget()
     measurement = Measurement.of(protocol_id, model, settings)
-    root = records.COMMITTED if record else measurement.out / "measured"
     title = f"{measurement.protocol.name} on {measurement.model.name}"
+    dist.require_same(
+        lambda: measurement.record_key,
+        lambda *_: f"{title}: other images or weights here than on process 0; bring the same files to every machine",
+    )
+    root = records.COMMITTED if record else measurement.out / "measured"
     found = measurement.measured(root)
     if found is not None:
         tell(f"{title}: measured before, nothing to do: {found}")

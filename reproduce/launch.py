@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             file=sys.stderr,
         )
     source, meeting, method, stream, watch = dist.together(lambda: _opened(work, world))
+    dist.require_same(lambda: (len(source), source.fingerprint), partial(_other_images, recipe))
     files = source.array is None
     if files and world.is_main and not quiet:
         print(f"{work.id}: JPEG files are decoded by {images.decoder()}", file=sys.stderr)
@@ -154,6 +156,14 @@ def run(work: Job, *, quiet: bool = False) -> loop.FitResult:
             monitor=watch,
             expected=curve.at if (curve := curves.of(work.folder)) is not None else None,
         )
+
+
+def _other_images(recipe: Any, first: tuple[int, str], own: tuple[int, str]) -> str:
+    """Of a process that found another set than the first one: each would train on its share of what it sees."""
+    return (
+        f"{recipe.dataset}/{recipe.split}: {own[0]:,} images with fingerprint {own[1][:10]} here, {first[0]:,} with {first[1][:10]} on process 0; "
+        "bring the same files to every machine (python -m zoo data check tells the fingerprint)"
+    )
 
 
 def origin(work: Job, world: dist.World, source: Any) -> dict[str, Any]:

@@ -295,6 +295,19 @@ def test_what_fails_on_one_process_is_told_by_the_first_and_ends_all(tmp_path):
     assert said[0].startswith("error: process 1 of 2: ") and "/no/such/folder" in said[0] and said[0].count("\n") == 1
 
 
+def test_processes_that_see_other_images_are_told_at_once(tmp_path):
+    """As where a machine's copy of a folder is incomplete, or has another picture under a name."""
+    whole, other = painted(tmp_path / "whole"), painted(tmp_path / "other")
+    Image.new("L", (10, 10)).save(other / "train" / "a" / "0.png")
+    statuses, said = processes(tmp_path, "swav_digits", "dataset=folder", data=(f"data={whole}", f"data={other}"))
+    assert statuses == [2, 2] and said[1] == ""
+    assert (
+        said[0].startswith("error: process 1 of 2: folder/train: 160 images with fingerprint ")
+        and said[0].count("\n") == 1
+    )
+    assert not list((tmp_path / "runs").rglob("checkpoint.pt"))
+
+
 def painted(folder):
     """160 pictures of 10 x 10 in two folders."""
     for number in range(160):
