@@ -45,7 +45,7 @@ test-kernels: $(READY) ## the tests that train, by the kernels of a CPU that has
 lint: $(READY) ## ruff (rules and format) and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check -q .
-	$(VENV)/bin/mypy zoo engine reproduce evaluations results hubconf.py
+	$(VENV)/bin/mypy zoo engine reproduce evaluations results benchmarks hubconf.py
 
 reproduce: $(READY) ## pre-train MODEL=id on this machine's GPUS=n, or NODES=n GPUS=n SLURM=1 PARTITION=… TIME=… (ARGS="path=value … --plan", or --sbatch)
 	@test -n "$(MODEL)" || { echo "error: make reproduce MODEL=<id>; ids: $(PY) -m zoo list" >&2; exit 2; }

@@ -50,7 +50,7 @@ def measure(model: str, seed: int, kernels: str, out: Path) -> dict[tuple[str, s
     if not measured(model, seed, place):
         clean = {k: v for k, v in os.environ.items() if k not in KERNELS["avx2"]}
         environment = clean | KERNELS[kernels] | {"OMP_NUM_THREADS": "1"}
-        commands = [("reproduce", model, f"seed={seed}")]
+        commands: list[tuple[str, ...]] = [("reproduce", model, f"seed={seed}")]
         commands += [("evaluations", "run", p, model, f"pretrain_seed={seed}") for p in PROTOCOLS]
         for words in commands:
             subprocess.run(

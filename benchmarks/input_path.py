@@ -97,7 +97,7 @@ def views_of(model: str) -> dict[str, float]:
         on_device = "device" in known
         where: dict[str, Any] = {"device": META} if on_device else {}
         where |= {"schedule": {"epochs": 2}} if "schedule" in known else {"epochs": 2}
-        left_out = dict.fromkeys(("colour", "finish") if on_device else (), lambda view, *rest: view)
+        left_out: dict[str, Any] = dict.fromkeys(("colour", "finish") if on_device else (), lambda view, *rest: view)
         for workers in (0, 1):
             augment = Augment.of(recipe["views"], recipe["input"])
             stream = Stream(source, augment, batch=BATCH, workers=workers, **where)
@@ -138,13 +138,13 @@ def loop_of(model: str) -> dict[str, float]:
         method.loss(first, 0)[0].backward()  # memories and queues come into being
         method.after_backward(0)
         method.zero_grad(set_to_none=True)
-        there = method.to(META)
+        there: Any = method.to(META)
         for owner in there.modules():
             for key, value in list(vars(owner).items()):
                 if isinstance(value, torch.Tensor) and key not in ("labels", "recent"):
                     setattr(owner, key, value.to(META))
         if hasattr(there, "_events"):
-            there._events = [0]
+            there._events = [0]  # a step between two labellings, which are work on all images
         labels = None if first.labels is None else first.labels.to(META)
         batch = Batch(first.index, [view.to(META) for view in first.views], labels, first.epoch)
         optimizer = optim.build(recipe.dump()["optimizer"], there.param_groups())

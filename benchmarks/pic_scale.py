@@ -37,8 +37,8 @@ def measure(classes: int, negatives: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    backbone = nn.Flatten()
-    backbone.dim = DIM  # type: ignore[assignment]
+    backbone: Any = nn.Flatten()
+    backbone.dim = DIM
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     method = PIC(
         backbone,

@@ -186,16 +186,17 @@ def sd(values: list[float]) -> float:
 
 def contrast(found: dict[Variant, list[dict[str, float]]], first: Variant, second: Variant) -> str:
     """What the second does beside the first: scores apart by more than 2 sqrt(s1^2 + s2^2), the others, costs."""
-    moved, same = [], []
+    moved: list[str] = []
+    same: list[str] = []
     for name in METRICS:
         a, b = ([row[name] for row in found[v]] for v in (first, second))
         change = statistics.fmean(b) - statistics.fmean(a)
         allowed = 2 * math.sqrt(sd(a) ** 2 + sd(b) ** 2)
         text = f"{HEADINGS[name]} {change:+.1f} (allowed {allowed:.1f})"
         (moved if abs(change) > allowed and min(len(a), len(b)) > 1 else same).append(text)
-    a, b = ({name: statistics.fmean(row[name] for row in found[v]) for name in COSTS} for v in (first, second))
+    of_a, of_b = ({name: statistics.fmean(row[name] for row in found[v]) for name in COSTS} for v in (first, second))
     shown = {"class_ms": "ms on classes", "step_ms": "ms a step", "peak_mib": "MiB peak", "visited": "images visited"}
-    costs = ", ".join(f"{a[name]:,.0f} → {b[name]:,.0f} {unit}" for name, unit in shown.items())
+    costs = ", ".join(f"{of_a[name]:,.0f} → {of_b[name]:,.0f} {unit}" for name, unit in shown.items())
     return f"{', '.join(moved) or 'no score'} beyond the spread; within it: {', '.join(same) or 'none'}; {costs}."
 
 
@@ -302,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
 
     variants = dict.fromkeys(variant for variant, _ in plan)
     found = {variant: [numbers[variant, seed] for seed in range(args.seeds)] for variant in variants}
-    images = recipe.schedule.images or recipe.schedule.epochs * len(source)
+    images = recipe.schedule.images or (recipe.schedule.epochs or 0) * len(source)
     origin = provenance.collect()
     told = {
         "--seeds": args.seeds,

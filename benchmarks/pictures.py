@@ -148,7 +148,7 @@ def rows(options: _frame.Options) -> Iterator[_frame.Row]:
     with tempfile.TemporaryDirectory() as home:
         pictures(Path(home), 4 if options.small else 48)
         files = sorted(Path(home).rglob("*.jpg"))
-        source = open_source("folder", "train", Path(home))
+        source: Any = open_source("folder", "train", Path(home))
         by_source = [Path(source.where(i)) for i in range(len(source))]
         assert sorted(by_source) == files
         yield multicrop(by_source, source, options.share(0.5))

@@ -12,7 +12,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def rounds(cases: dict[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
+def rounds(cases: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
     """Each case once per round, after a round that does not count."""
     found: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(count + 1):
@@ -102,12 +103,13 @@ def loop_cost(model: str, size: int, steps: int, count: int) -> str:
 
 def precision_gain(model: str, size: int, steps: int, count: int) -> list[str]:
     recipe, make, batch = setting(model, size)
-    plain, cases = recipe.dump(), {}
+    plain = recipe.dump()
+    cases: dict[str, Callable[[], Any]] = {}
     for precision in ("float32", "bfloat16"):
         for last in (False, True):
             changed = {**plain, "precision": precision, "channels_last": last}
             name = f"{precision} {'NHWC' if last else 'NCHW'}"
-            cases[name] = lambda changed=changed: bare(make(), batch, changed, steps)
+            cases[name] = partial(lambda changed: bare(make(), batch, changed, steps), changed)
     found = rounds(cases, count)
     first = next(iter(cases))
     return [
