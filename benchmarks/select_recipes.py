@@ -120,4 +120,4 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from zoo.errors import guard
 
-    sys.exit(guard(main))
+    sys.exit(guard(main, kept={"": "the scores of finished candidates are"}))  # after Ctrl-C
