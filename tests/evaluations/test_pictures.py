@@ -230,3 +230,25 @@ def test_the_command_draws_what_the_evaluation_measures(tmp_path, capsys):
 def test_a_misspelt_word_is_told(tmp_path, capsys, words, said):
     assert guard(lambda: main(["pictures", *words, f"out={tmp_path}"])) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.rglob("*.png"))
+
+
+def test_a_folder_of_ones_own_is_drawn_too(tmp_path, capsys):
+    """Two classes of 8 x 8 images that k-means tells apart: nearly every image of the part held out lies in a cluster of its class."""
+    draw = np.random.default_rng(0)
+    for label in range(2):
+        for i in range(30):
+            image = draw.integers(0, 40, (8, 8), dtype=np.uint8)
+            image[3 * label : 3 * label + 3] += 180
+            place = tmp_path / "photos" / "ab"[label] / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place)
+    words = ["pictures", "pixels_digits", str(tmp_path / "photos"), f"out={tmp_path}", "device=cpu"]
+    assert guard(lambda: main([*words, "kinds=[confusion, neighbours]"])) == 0
+    made = [line for line in capsys.readouterr().out.splitlines() if line.endswith(".png")]
+    assert [re.sub(r".*/", "", p) for p in made] == ["neighbours.png", "confusion.png"]
+
+    from evaluations.measure import Measurement, Settings
+
+    given = {"out": str(tmp_path), "device": "cpu", "data": str(tmp_path / "photos")}
+    table = pictures.seen(Measurement.of("cluster_folder", "pixels_digits", Settings.of(given))).table
+    assert table.sum() == 12 and sorted(table.max(1)) == [6, 6] and sorted(table.min(1)) == [0, 0]
