@@ -18,6 +18,18 @@ WAITS = {
 }
 
 
+def moved(method: Any) -> Any:
+    """The method with everything that it keeps on the device on `meta`, between two labellings; tables of labels stay in main memory."""
+    there = method.to("meta")
+    for owner in there.modules():  # what is kept beside parameters and buffers
+        for key, value in list(vars(owner).items()):
+            if isinstance(value, torch.Tensor) and key not in ("labels", "recent"):
+                setattr(owner, key, value.to("meta"))
+    if hasattr(there, "_events"):
+        there._events = [0]  # labelling is work on all images, not of a step
+    return there
+
+
 class Watched(TorchDispatchMode):
     """Within it: operations that run on the device (by name), bytes copied to it, and operations that make the host wait for it.
 

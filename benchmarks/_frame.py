@@ -175,6 +175,7 @@ def machine() -> dict[str, Any]:
         "flags": _flags(),
         "versions": made["versions"],
         "commit": made["git"]["commit"],
+        "changed": made["git"]["dirty"],  # whether that commit is not quite the code that ran
         "load": round(os.getloadavg()[0], 1),
         "limits": {name: round(value, 1) for name, value in limits.items()},
     }

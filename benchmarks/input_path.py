@@ -5,10 +5,10 @@
 JPEG files of 500 x 375 pixels are made up; the recipe's views are drawn by the stream of pre-training. The device is torch's
 `meta`, on which nothing is computed. For the times of views, what runs on the device is left out altogether: it costs the host a launch
 for each operation, and those are counted, as are those of the loop (loss, backward, optimiser, the method's own work): the time of a
-launch is the driver's, and was not measured. Steps between two labellings; the numbers of clusters and of remembered images are cut
-down, which changes no count of operations. CHECKOUT is an earlier version of this repository
-to compare the views with, measured in turn with this one, each time in a fresh process; a version without a device in its stream
-finishes batches on the host and copies float32. Figures are kept in input_path.json, and input_path.md is made from them.
+launch is the driver's, and was not measured. Steps are those between two labellings, in float32 without synchronised batch norm, which
+the device lacks; mixed precision adds its casts. The numbers of clusters and of remembered images are cut down. CHECKOUT is an earlier
+version of this repository to compare the views with, measured in turn with this one, each time in a fresh process; a version without a
+device in its stream finishes batches on the host and copies float32. Figures are kept in input_path.json, and input_path.md is made from them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ import torch
 from PIL import Image
 
 try:
-    from benchmarks._counting import Watched
+    from benchmarks._counting import Watched, moved
 except ImportError:  # an earlier checkout's benchmarks come first
-    from _counting import Watched  # type: ignore[no-redef]
+    from _counting import Watched, moved  # type: ignore[no-redef]
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "input_path.json"
@@ -81,7 +81,8 @@ def pictures(folder: Path, count: int) -> None:
 
 
 def views_of(model: str) -> dict[str, float]:
-    """CPU ms an image, all in one process and of the training process beside a worker; KiB copied and operations on the device, an image."""
+    """CPU ms an image, all in one process and of the training process beside a worker; KiB copied an image, operations
+    on the device a batch."""
     import zoo
     from reproduce import views
     from reproduce.stream import Stream
@@ -138,13 +139,7 @@ def loop_of(model: str) -> dict[str, float]:
         method.loss(first, 0)[0].backward()  # memories and queues come into being
         method.after_backward(0)
         method.zero_grad(set_to_none=True)
-        there: Any = method.to(META)
-        for owner in there.modules():
-            for key, value in list(vars(owner).items()):
-                if isinstance(value, torch.Tensor) and key not in ("labels", "recent"):
-                    setattr(owner, key, value.to(META))
-        if hasattr(there, "_events"):
-            there._events = [0]  # a step between two labellings, which are work on all images
+        there = moved(method)
         labels = None if first.labels is None else first.labels.to(META)
         batch = Batch(first.index, [view.to(META) for view in first.views], labels, first.epoch)
         optimizer = optim.build(recipe.dump()["optimizer"], there.param_groups())
@@ -213,7 +208,7 @@ def page(kept: dict[str, Any]) -> str:
         )
     lines += ["", f"Before: commit {kept['before']}." if kept.get("before") else ""]
     lines += [
-        "A step of the loop is the same for any batch. What waits is counted as tests/contracts/test_synchronisations.py does."
+        "Operations of a step do not depend on the batch; they are those of float32 without synchronised batch norm, and mixed precision adds casts. What waits is counted as tests/contracts/test_synchronisations.py does."
     ]
     return "\n".join(lines) + "\n"
 

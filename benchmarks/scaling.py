@@ -199,7 +199,7 @@ def alone(call: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
 def _single(call: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> dict[str, Any]:
     torch.set_num_threads(1)
     machine = _frame.machine()
-    told = {name: machine[name] for name in ("cpu", "kernels", "flags", "versions", "commit")}
+    told = {name: machine[name] for name in ("cpu", "kernels", "flags", "versions", "commit", "changed")}
     return {**call(*args), "machine": {**told, "limits": machine["limits"]}}
 
 
@@ -259,7 +259,8 @@ def plot(kept: dict[str, list[dict[str, Any]]]) -> str:
         figure = Figure(figsize=(11, 2.6 * math.ceil(len(works) / 3) + 0.4), layout="constrained")
         for place, work in enumerate(works):
             axes = figure.add_subplot(math.ceil(len(works) / 3), 3, place + 1)
-            for s, (colour, marker, line) in zip([s for s in kept["sweeps"] if s["work"] == work], looks, strict=False):
+            own = [s for s in kept["sweeps"] if s["work"] == work]
+            for s, (colour, marker, line) in zip(own, looks[: len(own)], strict=True):
                 growth = [n / s["sizes"][0] for n in s["sizes"]]
                 axes.plot(
                     growth, s["seconds"], line, color=colour, marker=marker, markersize=4,

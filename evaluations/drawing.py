@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from engine import rng
+
 from . import pictures
 from .pictures import POINTS, SHOWN_CLASSES, TILES, Shown
 
@@ -140,7 +142,7 @@ def scatter(shown: Shown) -> Figure:
     """Features on their first two principal components: a colour and a mark for each class."""
     points, share = pictures.plane(shown.x)
     common = np.sort(np.argsort(-np.bincount(shown.truth, minlength=len(shown.classes)), kind="stable")[:SHOWN_CLASSES])
-    chosen = pictures.rng.permutation(shown.seed, "plane", 0, len(points))[:POINTS]
+    chosen = rng.permutation(shown.seed, "plane", 0, len(points))[:POINTS]
     with matplotlib.rc_context(STYLE):
         figure = _figure(7.2, 5.4)
         axes = figure.subplots()

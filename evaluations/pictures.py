@@ -30,7 +30,7 @@ from zoo.errors import UserError, choices
 
 from . import protocol as protocols
 from .inputs import datasets
-from .inputs.features import FeatureRequest
+from .inputs.features import FeatureRequest, layers_of, pool_of
 from .kinds import clustering
 from .measure import Measurement, Settings
 
@@ -156,7 +156,8 @@ def pictures(model: str, data: str, given: Mapping[str, Any]) -> list[Path]:
     """
     rest = dict(given)
     asked = rest.pop("kinds", None) or list(KINDS)
-    for kind in asked if isinstance(asked, list) else [asked]:
+    asked = asked if isinstance(asked, list) else [asked]
+    for kind in asked:
         if kind not in KINDS:
             raise UserError(f"kinds={kind}: no such picture{choices(str(kind), KINDS)}")
     if "clusters" in rest:
@@ -175,6 +176,10 @@ def pictures(model: str, data: str, given: Mapping[str, Any]) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     from . import drawing
 
+    own, trained_on = measurement.model.name, getattr(measurement.model.recipe, "dataset", None)
+    in_epoch = len(shown.keys) if trained_on == measurement.protocol.dataset else None
+    by_depth = by_layer(kept(measurement, own), measurement.model.layers)
+    over_time = by_epoch(kept(measurement, f"{own}-epoch*"), own)
     draw: dict[str, Callable[[], Any]] = {
         "neighbours": lambda: drawing.neighbours(shown),
         "confusion": lambda: drawing.confusion(shown),
@@ -182,20 +187,13 @@ def pictures(model: str, data: str, given: Mapping[str, Any]) -> list[Path]:
         "montage_purity": lambda: drawing.montage(shown, "purity"),
         "montage_random": lambda: drawing.montage(shown, "random"),
     }
+    if by_depth:  # of several layers or epochs something was measured
+        draw["layers"] = lambda: drawing.layers(own, by_depth)
+    if over_time:
+        draw["epochs"] = lambda: drawing.epochs(own, over_time, in_epoch)
     written = []
-    for kind in KINDS:
-        if kind not in asked:
-            continue
-        own, trained_on = measurement.model.name, getattr(measurement.model.recipe, "dataset", None)
-        in_epoch = len(shown.keys) if trained_on == measurement.protocol.dataset else None
-        if kind in ("layers", "epochs"):
-            layers = by_layer(kept(measurement, own), measurement.model.layers) if kind == "layers" else {}
-            epochs = by_epoch(kept(measurement, f"{own}-epoch*"), own) if kind == "epochs" else {}
-            if not (layers or epochs):  # nothing of several layers or epochs was measured, so there is nothing to draw
-                continue
-            figure = drawing.layers(own, layers) if layers else drawing.epochs(own, epochs, in_epoch)
-        else:
-            figure = draw[kind]()
+    for kind in (k for k in KINDS if k in asked and k in draw):
+        figure = draw[kind]()
         path = target / f"{kind}.png"
         checkpoint.write_atomic(path, lambda f, figure=figure: figure.savefig(f, format="png", dpi=130))  # type: ignore[misc]
         written.append(path)
@@ -218,10 +216,10 @@ def kept(measurement: Measurement, pattern: str) -> list[records.Record]:
 def seen(measurement: Measurement) -> Shown:
     """Features, clusters and classes, as the cluster protocol makes them with its first seed."""
     protocol, settings = measurement.protocol, measurement.settings
-    head, train, test = clustering.head_of(protocol), protocol.splits.train, protocol.splits.test
+    head, train, test = protocols.head_of(protocol), protocol.splits.train, protocol.splits.test
     measurement.begin(lambda: None, measurement.plan, print)
-    layer = clustering.layers_of(protocol, measurement.model)[0]
-    pool = clustering.pool_of(protocol, layer)
+    layer = layers_of(protocol, measurement.model)[0]
+    pool = pool_of(protocol, layer)
     bank, x = (measurement.get(FeatureRequest(split, layer, pool)) for split in (train, test))
     keys, images = measurement.source(train), measurement.source(test)
     prepare, device = clustering.preparation(bank, head.preprocess), measurement.compute.device

@@ -19,7 +19,6 @@ import torch
 from engine import layout
 from engine.progress import duration
 from results import record as records
-from zoo import data
 from zoo.data.locate import DataMissing
 from zoo.errors import UserError
 
@@ -210,17 +209,12 @@ def timed(measurement: Measurement, requests: list[FeatureRequest]) -> tuple[flo
 def blank(measurement: Measurement, count: int) -> torch.Tensor:
     """(count, C, H, W) zeros of the size that the protocol gives this network.
 
-    Where neither the preprocessing nor the data set's description fixes a size, some images that the protocol learns from are
-    read for it. Raises UserError, as a run would, where they have several.
+    Without a crop the images say it: some that the protocol learns from are read. Raises UserError, as a run would, where they have
+    several sizes.
     """
     t = transform_of(measurement.model, measurement.protocol.transform)
-    side, name = t["crop"], measurement.protocol.dataset
-    if side:
+    if side := t["crop"]:
         return torch.zeros(count, t["channels"], side, side)
-    size = data.describe(name).size if name in data.names() else None
-    if size and (t["resize"] is None or size[0] == size[1]):
-        height, width = (t["resize"] or n + 2 * t["pad"] for n in size)
-        return torch.zeros(count, t["channels"], height, width)
     splits, views = measurement.protocol.splits, Views(t)
     source = measurement.open(str(splits.train or splits.test))
     looked = sorted({i * len(source) // LOOKED for i in range(LOOKED)})

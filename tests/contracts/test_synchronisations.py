@@ -12,7 +12,7 @@ import contract_tools as tools
 import pytest
 import torch
 
-from benchmarks._counting import Watched
+from benchmarks._counting import Watched, moved
 from engine import optim
 from engine.batch import Batch
 from engine.maths import rows as maths_rows
@@ -49,13 +49,7 @@ def test_a_step_reads_nothing_back_from_the_device(name):
     method.loss(first, 0)[0].backward()  # memories and queues come into being
     method.after_backward(0)
     method.zero_grad(set_to_none=True)
-    there = method.to("meta")
-    for owner in there.modules():  # what methods keep on the device beside parameters and buffers
-        for key, value in list(vars(owner).items()):
-            if isinstance(value, torch.Tensor) and key not in ("labels", "recent"):
-                setattr(owner, key, value.to("meta"))
-    if hasattr(there, "_events"):
-        there._events = [0]  # a step between two labellings, which are work on all images
+    there = moved(method)
     batch = Batch(
         second.index,
         [view.to("meta") for view in second.views],

@@ -249,17 +249,3 @@ def test_the_plan_tells_the_time_of_what_trains_on_images(out, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"trains on [\d,]+ views and scores [\d,]+, about \d", printed)
     assert re.search(r"about \S+ for the features and \S+ for what trains on images", printed)
-
-
-@pytest.mark.parametrize("model", ["pixels_fashion_mnist", "random_fashion_mnist"])
-def test_a_plan_without_a_size_is_made_with_images_of_the_folders_size(model, tmp_path, capsys):
-    """Networks of 28 x 28 images, whose protocols cut nothing, judged on a folder of such images."""
-    run = finished_run(model, tmp_path)
-    for i in range(12):
-        where = tmp_path / "photos" / ("bags", "coats")[i % 2]
-        where.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((28, 28), 20 * i, np.uint8)).save(where / f"{i}.png")
-    given = [str(run), f"data={tmp_path / 'photos'}", f"out={tmp_path}"]
-    assert guard(lambda: main(["run", "knn_folder", *given, "grid.k=[1]", "--plan"])) == 0
-    plan = capsys.readouterr().out
-    assert f"{784 if model.startswith('pixels') else 192} numbers each" in plan
