@@ -39,7 +39,8 @@ def test_a_sweep_times_the_work_and_not_its_making():
 
 @pytest.mark.parametrize("sweep", scaling.SWEEPS, ids=lambda s: f"{s.work}-{s.axis}")
 def test_every_sweep_runs_at_a_small_size(sweep):
-    assert sweep._replace(make=sweep.make).make(sweep.sizes[0])() is not None
+    small = 6 if sweep.axis == "heads" else 50
+    assert sweep.make(small)() is not None
 
 
 def test_large_sizes_say_what_they_did():
