@@ -136,15 +136,15 @@ def _first(work: Callable[[], Any]) -> tuple[Any, float, float | None]:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0) if hasattr(ctypes.CDLL(None), "malloc_trim") else None
-    before = _memory(reset=True)
+    before = memory(reset=True)
     start = cpu_seconds()
     result = work()
     spent = cpu_seconds() - start
-    after = _memory()
+    after = memory()
     return result, spent, None if before is None or after is None else max(after["VmHWM"] - before["VmRSS"], 0.0)
 
 
-def _memory(reset: bool = False) -> dict[str, float] | None:
+def memory(reset: bool = False) -> dict[str, float] | None:
     """MiB resident now (VmRSS) and at most since the last reset (VmHWM); None where the system does not tell."""
     try:
         if reset:

@@ -11,60 +11,13 @@ from contextlib import nullcontext
 import contract_tools as tools
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks._counting import Watched
 from engine import optim
 from engine.batch import Batch
 from engine.maths import rows as maths_rows
 from engine.maths import sela, sinkhorn
 from engine.maths.rows import Rows
-
-WAITS = {
-    "aten::_local_scalar_dense",
-    "aten::is_nonzero",
-    "aten::nonzero",
-    "aten::masked_select",
-    "aten::_unique2",
-    "aten::equal",
-    "aten::item",
-}
-
-
-class Watched(TorchDispatchMode):
-    """Operations that ran, and those that made the host wait for the device."""
-
-    def __init__(self, device: str = "meta") -> None:
-        super().__init__()
-        self.device, self.launches, self.waits = device, {}, []
-
-    @property
-    def count(self) -> int:
-        return sum(self.launches.values())
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
-        there = [t for t in tensors if t.device.type == self.device]
-        name = function._schema.name
-        inside = torch.device((kwargs or {}).get("device") or "cpu").type == self.device
-        waiting = (
-            name == "aten::_to_copy"
-            and inside
-            and not there
-            and tensors[0].numel()
-            and not (kwargs or {}).get("non_blocking")
-        )
-        elsewhere = there and name.startswith("aten::index") and any(t.device.type != self.device for t in tensors)
-        masked = name.startswith("aten::index") and any(t.dtype == torch.bool for t in there if t is not args[0])
-        leaves = (
-            name == "aten::_to_copy"
-            and there
-            and (kwargs or {}).get("device", torch.device(self.device)).type != self.device
-        )
-        if waiting or elsewhere or (there and (name in WAITS or masked or leaves)):
-            self.waits.append(name)
-        if not function.is_view and name != "aten::squeeze_":
-            self.launches[name] = self.launches.get(name, 0) + 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
